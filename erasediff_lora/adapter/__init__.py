@@ -1,0 +1,1 @@
+"""The adapter: targets, injection, files."""

@@ -1,0 +1,222 @@
+"""The command line: `erasediff-lora VERB RECIPE [--section.field VALUE …]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from erasediff_lora import __version__
+from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.recipe import Recipe, flags
+
+VERBS = {
+    "demo": "erase a concept from the embedded model, and show before and after",
+    "prepare": "draw or read the forget and retain sets and encode them into the cache",
+    "train": "train an erasure adapter, then evaluate it",
+    "evaluate": "evaluate the adapter of a finished run again",
+}
+DEMO_RECIPE = Path(__file__).parent / "demo" / "recipe.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit status: 0, 2 for bad input, 128 + n when stopped by signal n."""
+    _quiet_libraries()
+    parsed, rest = _parser().parse_known_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("erasediff_lora").setLevel(logging.INFO)
+    try:
+        recipe = _recipe(parsed, rest)
+        _RUN[parsed.verb](recipe, parsed)
+    except UserError as error:
+        count = len(error.problems)
+        print(f"erasediff-lora {parsed.verb}: {count} problem{'s' * (count > 1)}:\n{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped before the first step; nothing was trained", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from erasediff_lora.train import Interrupted
+
+        if isinstance(error, Interrupted):
+            print(error, file=sys.stderr)
+            return 128 + error.signum
+        raise
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="erasediff-lora", description=__doc__.split(":")[0])
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, summary in VERBS.items():
+        sub = verbs.add_parser(
+            verb,
+            help=summary,
+            description=summary,
+            epilog="recipe fields, settable as --NAME VALUE (values are YAML):\n" + _field_help(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if verb == "demo":
+            sub.add_argument("--concept", default="cat", help="what to erase: a concept or a style of the demo model")
+        else:
+            sub.add_argument("recipe", type=Path, help="recipe file, or the folder of a run")
+        if verb in {"demo", "train"}:
+            sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output")
+            sub.add_argument("--overwrite", action="store_true", help="replace a run in the output folder")
+    return parser
+
+
+def _field_help() -> str:
+    return "\n".join(f"  --{name:34} {description} [{default}]" for name, description, default in flags())
+
+
+def _recipe(parsed: argparse.Namespace, rest: Sequence[str]) -> Recipe:
+    overrides, problems = _overrides(rest)
+    try:
+        if parsed.verb == "demo":
+            recipe = Recipe.load(DEMO_RECIPE, demo_overrides(parsed.concept) | overrides)
+        elif parsed.recipe.is_dir():
+            recipe = Recipe.load(parsed.recipe / "recipe.yaml", {"output": str(parsed.recipe)} | overrides)
+        else:
+            recipe = Recipe.load(parsed.recipe, overrides)
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from None
+    if problems:
+        raise UserError(*problems)
+    return recipe
+
+
+def _overrides(rest: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """The values of `--a.b VALUE` and `--a.b=VALUE`, and what is wrong with the rest."""
+    known = [name for name, _, _ in flags()]
+    sections = {name.rpartition(".")[0] for name in known} - {""}
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    words = list(rest)
+    while words:
+        word = words.pop(0)
+        name, separator, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            problems.append(Problem("argument", word, "is not expected here.", "Flags are --section.field VALUE."))
+            continue
+        is_open_table = any(name.startswith(table + ".") for table in ("forget.placeholders", "retain.placeholders"))
+        if name not in known and name not in sections and not is_open_table:
+            problems.append(Problem("argument", f"--{name}", "is no field of the recipe.", nearest(name, known)))
+            if not separator and words and not words[0].startswith("--"):
+                words.pop(0)
+            continue
+        if not separator:
+            if not words:
+                problems.append(Problem("argument", f"--{name}", "has no value.", f"Write --{name} VALUE."))
+                continue
+            text = words.pop(0)
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            problems.append(Problem("argument", f"--{name}", f"has an unreadable value {text!r}.", "Quote it as YAML."))
+    return values, problems
+
+
+def demo_overrides(concept: str) -> dict[str, Any]:
+    """The demo recipe turned to another concept or style.
+
+    Raises:
+        UserError: If the demo model does not know it.
+    """
+    from erasediff_lora import demo
+
+    if concept in demo.CONCEPTS:
+        mine, others, name = demo.CONCEPTS, demo.STYLES, "style"
+        template = demo.TEMPLATE
+    elif concept in demo.STYLES:
+        mine, others, name = demo.STYLES, demo.CONCEPTS, "object"
+        template = demo.TEMPLATE.format(style="{concept}", concept="{object}")
+    else:
+        raise UserError(
+            Problem(
+                "--concept", concept, "the demo model does not know it.", nearest(concept, demo.CONCEPTS + demo.STYLES)
+            )
+        )
+    data = {"templates": [template], "placeholders": {name: others}}
+    overrides: dict[str, Any] = {f"forget.{key}": value for key, value in data.items()}
+    overrides |= {f"retain.{key}": value for key, value in data.items()}
+    return overrides | {
+        "forget.concepts": [concept],
+        "retain.concepts": [other for other in mine if other != concept],
+        "output": f"runs/demo-{concept}",
+    }
+
+
+def _demo(recipe: Recipe, parsed: argparse.Namespace) -> None:
+    _train(recipe, parsed)
+
+
+def _prepare(recipe: Recipe, parsed: argparse.Namespace) -> None:
+    from erasediff_lora import denoisers
+    from erasediff_lora.data import sets
+
+    denoiser = denoisers.load(recipe.model)
+    for kind in ("forget", "retain"):
+        sheet = recipe.output / f"{kind}_set.png"
+        encoded = sets.prepare(recipe, denoiser, kind, sheet=sheet)
+        print(f"{kind} set: {len(encoded.latents)} pictures, {len(encoded.prompts)} prompts; see {sheet}")
+
+
+def _train(recipe: Recipe, parsed: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
+    from erasediff_lora.train import train
+
+    began = time.perf_counter()
+    folder = train(recipe, resume=parsed.resume, overwrite=parsed.overwrite)
+    if PartialState().is_main_process:
+        print(f"erasing took {time.perf_counter() - began:.0f} s")
+        _evaluate_folder(recipe, folder)
+
+
+def _evaluate(recipe: Recipe, parsed: argparse.Namespace) -> None:
+    _evaluate_folder(recipe, recipe.output)
+
+
+def _evaluate_folder(recipe: Recipe, folder: Path) -> None:
+    from erasediff_lora.adapter.lora import DIFFUSERS_FILE
+    from erasediff_lora.evaluation.quick import GRID_FILE, evaluate
+
+    result = evaluate(recipe, folder)
+    adapter = folder / DIFFUSERS_FILE
+    print(f"adapter    {adapter} ({adapter.stat().st_size / 1024:.0f} KiB)")
+    if recipe.evaluation.judge:
+        print(
+            f"forgotten  {', '.join(result['concepts'])}: not recognised in {result['unlearning_accuracy']:.1%} of"
+            f" {result['forget_samples']} pictures (base: {result['unlearning_accuracy_base']:.1%})"
+        )
+        print(
+            f"retained   recognised in {result['retain_accuracy']:.1%} of {result['retain_samples']} pictures"
+            f" (base: {result['retain_accuracy_base']:.1%})"
+        )
+    print(f"pictures   {folder / GRID_FILE}")
+    print(f"numbers    {folder / 'evaluation.json'}")
+
+
+_RUN = {"demo": _demo, "prepare": _prepare, "train": _train, "evaluate": _evaluate}
+
+
+def _quiet_libraries() -> None:
+    """Keep off the user's screen what libraries say about their own loading and packages that we don't use."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_MININTERVAL", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

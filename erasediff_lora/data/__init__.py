@@ -1,0 +1,1 @@
+"""Forget and retain sets: prompts, pictures from disk, pictures that the base draws, the encoded cache."""

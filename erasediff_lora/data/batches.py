@@ -1,0 +1,110 @@
+"""Noised batches. Everything random in a step comes from (seed, step) alone, so that a resumed run repeats it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erasediff_lora.data.sets import EncodedSet
+from erasediff_lora.objectives import Batch
+
+FORGET, RETAIN = 0, 1
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """Draws the micro-batches of a step.
+
+    The joint batch of all processes is drawn on each, and every process takes its own share: one process and
+    several see the same data.
+    """
+
+    forget: EncodedSet
+    retain: EncodedSet
+    noise_scheduler: Any
+    batch_size: int
+    micro_batches: int
+    empty_prompt_share: float
+    min_snr_gamma: float | None
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world: int = 1
+
+    def draw(self, step: int) -> tuple[list[Batch], list[Batch]]:
+        """The forget and the retain micro-batches of a step."""
+        return self._draw(self.forget, step, FORGET), self._draw(self.retain, step, RETAIN)
+
+    def _draw(self, data: EncodedSet, step: int, kind: int) -> list[Batch]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + kind)
+        count = self.batch_size
+        chosen = _balanced_choice(len(data.latents), count, generator)
+        latents = data.latents[chosen]
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (count,), generator=generator)
+        captions = data.captions[chosen]
+        is_empty = torch.rand(count, generator=generator) < self.empty_prompt_share
+        anchor_draw = torch.rand(count, generator=generator)
+        uniform = torch.rand(latents.shape, generator=generator)
+
+        if kind == RETAIN:
+            captions = torch.where(is_empty, torch.zeros_like(captions), captions)
+        anchors: Tensor | None = None
+        if data.anchors.shape[1] > 0:
+            columns = (anchor_draw * data.anchors.shape[1]).long()
+            anchors = data.anchors[chosen, columns]
+        noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
+        target = self._target(latents, noise, timesteps)
+        weights = self._min_snr_weights(timesteps) if kind == RETAIN and self.min_snr_gamma else None
+
+        def batch(rows: Tensor) -> Batch:
+            def embed(indices: Tensor) -> Tensor:
+                return data.embeddings[indices].to(self.device, self.dtype)
+
+            return Batch(
+                noisy=noisy[rows].to(self.device, self.dtype),
+                timesteps=timesteps[rows].to(self.device),
+                prompts=embed(captions[rows]),
+                target=target[rows].to(self.device),
+                anchors=None if anchors is None else embed(anchors[rows]),
+                empty=embed(torch.zeros_like(captions[rows])) if kind == FORGET else None,
+                uniform=uniform[rows].to(self.device) if kind == FORGET else None,
+                weights=None if weights is None else weights[rows].to(self.device),
+            )
+
+        mine = torch.arange(count).chunk(self.world)[self.rank]
+        return [batch(rows) for rows in mine.chunk(self.micro_batches)]
+
+    def _target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        match self.noise_scheduler.config.prediction_type:
+            case "epsilon":
+                return noise
+            case "v_prediction":
+                return self.noise_scheduler.get_velocity(latents, noise, timesteps)
+            case "sample":
+                return latents
+            case other:
+                raise ValueError(f"unsupported prediction type {other!r}")
+
+    def _min_snr_weights(self, timesteps: Tensor) -> Tensor:
+        """min(SNR, γ) in units of the x₀ loss, carried over to the prediction type (Hang et al., 2023)."""
+        alphas = self.noise_scheduler.alphas_cumprod[timesteps]
+        snr = alphas / (1 - alphas)
+        clipped = snr.clamp_max(self.min_snr_gamma)
+        match self.noise_scheduler.config.prediction_type:
+            case "epsilon":
+                return clipped / snr
+            case "v_prediction":
+                return clipped / (snr + 1)
+            case _:
+                return clipped
+
+
+def _balanced_choice(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` indices, without repetition as far as `total` goes."""
+    passes = [torch.randperm(total, generator=generator) for _ in range(-(-count // total))]
+    return torch.cat(passes)[:count]

@@ -1,0 +1,237 @@
+"""The forget and the retain set, encoded once and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from erasediff_lora.data import images as disk
+from erasediff_lora.data.prompts import Prompt, balanced, expand, substitute
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.files import save_safetensors, sha256
+from erasediff_lora.imaging import contact_sheet, to_unit_tensor
+from erasediff_lora.recipe import ForgetSet, Recipe, RetainSet
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """Latents and prompt embeddings of one set, on the CPU.
+
+    Attributes:
+        latents: (N, C, h, w), scaled as the network takes them.
+        embeddings: (P, L, D), one a distinct prompt; row 0 is the empty prompt.
+        captions: (N,) rows of `embeddings`.
+        anchors: (N, A) rows of `embeddings`: what may take the caption's place. A = 0 in a retain set.
+        prompts: The P distinct prompts.
+    """
+
+    latents: Tensor
+    embeddings: Tensor
+    captions: Tensor
+    anchors: Tensor
+    prompts: list[str]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a set, before it is encoded."""
+
+    caption: str
+    anchors: list[str]
+    image: Image.Image | None = None
+
+
+Kind = Literal["forget", "retain"]
+
+
+def prepare(recipe: Recipe, denoiser: Denoiser, kind: Kind, *, sheet: Path | None = None) -> EncodedSet:
+    """Load the set from the cache, or draw or read its pictures and encode them.
+
+    Args:
+        recipe: The recipe.
+        denoiser: The base model; its encoders are used on a cache miss only.
+        kind: 'forget' or 'retain'.
+        sheet: Where to write a contact sheet of the set, if it had to be made.
+
+    Raises:
+        UserError: For unusable pictures, or when the cache cannot be written.
+    """
+    samples = _samples(recipe, kind)
+    file = recipe.cache.expanduser() / f"{kind}-{_key(recipe, denoiser, kind, samples)[:32]}.safetensors"
+    if (cached := _read(file)) is not None:
+        log.info("%s set: %d pictures from the cache %s", kind, len(cached.latents), file)
+        return cached
+
+    prompts = list(dict.fromkeys([""] + [text for s in samples for text in (s.caption, *s.anchors)]))
+    row = {prompt: index for index, prompt in enumerate(prompts)}
+    _check_disk(file, len(samples), len(prompts))
+    encoded = EncodedSet(
+        latents=_latents(recipe, denoiser, kind, samples).float().cpu().contiguous(),
+        embeddings=denoiser.encode_prompts(prompts).to(denoiser.dtype).cpu().contiguous(),
+        captions=torch.tensor([row[s.caption] for s in samples]),
+        anchors=torch.tensor([[row[a] for a in s.anchors] for s in samples]).reshape(len(samples), -1).long(),
+        prompts=prompts,
+    )
+    _write(file, encoded)
+    if sheet is not None:
+        _write_sheet(sheet, denoiser, encoded)
+    return encoded
+
+
+def _samples(recipe: Recipe, kind: Kind) -> list[Sample]:
+    if kind == "forget":
+        return _forget_samples(recipe)
+    data = recipe.retain
+    if data.images:
+        return [Sample(p.caption, [], p.image) for p in disk.read(kind, data.images, [], data.templates)]
+    prompts = balanced(expand(data.templates, data.concepts, data.placeholders), data.count, recipe.sampling.seed)
+    return [Sample(prompt.text, []) for prompt in prompts]
+
+
+def _forget_samples(recipe: Recipe) -> list[Sample]:
+    data = recipe.forget
+    names = [concept.name for concept in data.concepts]
+    fixed = {concept.name: concept.anchor for concept in data.concepts}
+
+    def anchors(caption: str, concept: str) -> list[str]:
+        match recipe.objective.target:
+            case "anchor":
+                chosen = [fixed[concept] or ""]
+            case "random_anchor":
+                chosen = [fixed[concept]] if fixed[concept] else list(recipe.retain.concepts)  # type: ignore[list-item]
+            case _:
+                return []
+        return [substitute(caption, concept, anchor) for anchor in chosen]
+
+    if data.images:
+        pictures = disk.read("forget", data.images, names, data.templates)
+        return [Sample(p.caption, anchors(p.caption, p.concept or names[0]), p.image) for p in pictures]
+    prompts: list[Prompt] = balanced(expand(data.templates, names, data.placeholders), data.count, recipe.sampling.seed)
+    return [Sample(prompt.text, anchors(prompt.text, prompt.concept or names[0])) for prompt in prompts]
+
+
+def _latents(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> Tensor:
+    size = recipe.sampling.batch_size
+    # Forget and retain pictures come from disjoint seeds.
+    first_seed = recipe.sampling.seed + (0 if kind == "forget" else 500_000)
+    side = recipe.sampling.resolution or denoiser.resolution
+    chunks = []
+    for start in tqdm(range(0, len(samples), size), desc=f"{kind} set", unit="batch", leave=False):
+        batch = samples[start : start + size]
+        if batch[0].image is not None:
+            pixels = torch.stack([to_unit_tensor(sample.image, side) for sample in batch if sample.image])
+            chunks.append(denoiser.encode_images(pixels))
+        else:
+            seeds = range(first_seed + start, first_seed + start + len(batch))
+            captions = [sample.caption for sample in batch]
+            chunks.append(denoiser.draw(captions, list(seeds), recipe.sampling, output="latent"))
+    return torch.cat(chunks)
+
+
+def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> str:
+    """SHA-256 of all that the encoded set depends on."""
+    depends: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": kind,
+        "base": denoiser.fingerprint(),
+        "dtype": str(denoiser.dtype),
+        "device": denoiser.device.type,
+        "resolution": recipe.sampling.resolution,
+        "samples": [
+            [s.caption, s.anchors, None if s.image is None else sha256(repr(s.image.size).encode() + s.image.tobytes())]
+            for s in samples
+        ],
+    }
+    data: ForgetSet | RetainSet = getattr(recipe, kind)
+    if data.images is None:
+        depends["sampling"] = recipe.sampling.model_dump(mode="json")
+    return sha256(json.dumps(depends, sort_keys=True).encode())
+
+
+def _read(file: Path) -> EncodedSet | None:
+    """The cached set, or None if there is none or it does not match its own hash."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as stored:
+            header = stored.metadata()
+            tensors = {name: stored.get_tensor(name) for name in stored}
+        if header["content"] != _content_hash(tensors):
+            raise ValueError("content does not match its hash")
+        return EncodedSet(prompts=json.loads(header["prompts"]), **tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("the cache entry %s is damaged (%s) and is made anew", file, error)
+        return None
+
+
+def _write(file: Path, encoded: EncodedSet) -> None:
+    tensors = {name: getattr(encoded, name) for name in ("latents", "embeddings", "captions", "anchors")}
+    metadata = {"prompts": json.dumps(encoded.prompts), "content": _content_hash(tensors)}
+    try:
+        save_safetensors(tensors, file, metadata)
+    except OSError as error:
+        raise UserError(
+            Problem(
+                "cache",
+                str(file.parent),
+                f"cannot be written: {error.strerror or error}",
+                "Free space there, or set cache to another folder.",
+            )
+        ) from error
+
+
+def _content_hash(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_disk(file: Path, samples: int, prompts: int) -> None:
+    """Refuse before the long part, not after it: SD-sized entries are about 64 KiB a picture, 240 KiB a prompt."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(file.parent).free
+    except OSError as error:
+        raise UserError(
+            Problem(
+                "cache", str(file.parent), f"cannot be used: {error.strerror or error}", "Set cache to another folder."
+            )
+        ) from error
+    needed = MEGABYTE + samples * 64 * 1024 + prompts * 240 * 1024
+    if free < needed:
+        raise UserError(
+            Problem(
+                "cache",
+                str(file.parent),
+                f"has {free // MEGABYTE} MiB free, the set takes up to {needed // MEGABYTE + 1}.",
+                "Free space there, or set cache to another folder.",
+            )
+        )
+
+
+def _write_sheet(path: Path, denoiser: Denoiser, encoded: EncodedSet) -> None:
+    """Decode up to eight pictures of every caption, so that a person can check the set."""
+    rows = []
+    for row in encoded.captions.unique().tolist()[:40]:
+        chosen = (encoded.captions == row).nonzero().flatten()[:8]
+        rows.append((encoded.prompts[row], denoiser.decode(encoded.latents[chosen])))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(rows, label_width=240).save(path)

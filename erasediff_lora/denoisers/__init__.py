@@ -1,0 +1,17 @@
+"""Model families. A new one is a file here and a line in DENOISERS."""
+
+from __future__ import annotations
+
+from erasediff_lora.denoisers.base import Denoiser
+from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
+from erasediff_lora.recipe import Model
+
+DENOISERS = {"stable_diffusion": StableDiffusion}
+
+
+def load(model: Model) -> Denoiser:
+    """Locate the base model that the recipe names; weights are read on first use."""
+    return DENOISERS[model.family](model)
+
+
+__all__ = ["DENOISERS", "Denoiser", "load"]

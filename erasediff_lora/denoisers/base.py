@@ -1,0 +1,73 @@
+"""What the rest of the package asks of a model family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from erasediff_lora.recipe import Sampling
+
+
+class Denoiser(Protocol):
+    """A frozen base model of one family. One file each, registered in `erasediff_lora.denoisers`."""
+
+    component: str
+    """Name of the adapted network in the pipeline, and prefix of its keys in diffusers' LoRA files."""
+
+    target_presets: ClassVar[dict[str, list[str]]]
+    """Preset name -> regexes of the full paths of the modules that it adapts."""
+
+    source: Path
+    """Folder or file that the weights come from."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def resolution(self) -> int:
+        """Side of the base's own pictures in pixels."""
+        ...
+
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline around `network`, loaded on first use."""
+        ...
+
+    @property
+    def network(self) -> Any:
+        """The `nn.Module` that predicts, loaded on first use."""
+        ...
+
+    @property
+    def noise_scheduler(self) -> Any:
+        """A DDPMScheduler with the base's betas and prediction type."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the base's weights and configuration."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompt embeddings, (N, L, D)."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Scaled latents (N, C, H/f, W/f) of pictures (N, 3, H, W) in [-1, 1]."""
+        ...
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of scaled latents."""
+        ...
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, *, output: str) -> Any:
+        """Draw one picture a prompt, each from its own seed; `output` is 'pil' or 'latent'."""
+        ...
+
+    def release_encoders(self) -> None:
+        """Drop all but the network from memory."""
+        ...

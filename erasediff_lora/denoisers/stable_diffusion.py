@@ -1,0 +1,250 @@
+"""Stable Diffusion 1.x and 2.x, epsilon and v prediction."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from erasediff_lora import demo
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.recipe import PICKLE_SUFFIXES, Model, Sampling
+
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+
+_ATTENTION = r"(to_q|to_k|to_v|to_out\.0)"
+_CROSS = rf".*\battn2\.{_ATTENTION}"
+_SELF = rf".*\battn1\.{_ATTENTION}"
+_FEED_FORWARD = r".*\bff\.net\.(0\.proj|2)"
+_CONVOLUTIONS = r".*\b(resnets\.\d+\.(conv1|conv2|conv_shortcut)|proj_in|proj_out|(down|up)samplers\.0\.conv)"
+
+
+class StableDiffusion:
+    """A Stable Diffusion base: diffusers folder, hub id, single file, or the embedded demo model."""
+
+    component = "unet"
+    target_presets: ClassVar[dict[str, list[str]]] = {
+        "cross_attention": [_CROSS],
+        "self_attention": [_SELF],
+        "attention": [_CROSS, _SELF],
+        "attention_feed_forward": [_CROSS, _SELF, _FEED_FORWARD],
+        "attention_feed_forward_convolutions": [_CROSS, _SELF, _FEED_FORWARD, _CONVOLUTIONS],
+    }
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.device = _device(model)
+        self.dtype = _dtype(model, self.device)
+        self.source = _locate(model)
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The whole pipeline, quiet, frozen, without safety checker."""
+        options: dict[str, Any] = {
+            "dtype": self.dtype,
+            "safety_checker": None,
+            "requires_safety_checker": False,
+        }
+        if "network" in self.__dict__:
+            options["unet"] = self.network
+        with _readable(self.model):
+            if self.source.is_file():
+                pipeline = StableDiffusionPipeline.from_single_file(
+                    str(self.source),
+                    config=None if self.model.config is None else str(self.model.config),
+                    local_files_only=self.model.config is not None,
+                    **options,
+                )
+            else:
+                pipeline = StableDiffusionPipeline.from_pretrained(
+                    self.source,
+                    use_safetensors=None if self.model.allow_pickle else True,
+                    variant=self.model.variant,
+                    **options,
+                )
+        pipeline.set_progress_bar_config(disable=True)
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            part.requires_grad_(False)
+        return pipeline.to(self.device)
+
+    @cached_property
+    def network(self) -> Any:
+        """The UNet. Loaded alone where the weights lie in a folder and the encoders are not in use."""
+        if self.source.is_file() or "pipeline" in self.__dict__:
+            return self.pipeline.unet
+        with _readable(self.model):
+            unet = UNet2DConditionModel.from_pretrained(
+                self.source,
+                subfolder="unet",
+                dtype=self.dtype,
+                use_safetensors=None if self.model.allow_pickle else True,
+                variant=self.model.variant,
+            )
+        return unet.requires_grad_(False).to(self.device)
+
+    @cached_property
+    def noise_scheduler(self) -> DDPMScheduler:
+        if self.source.is_file():
+            return DDPMScheduler.from_config(self.pipeline.scheduler.config)
+        with _readable(self.model):
+            return DDPMScheduler.from_pretrained(self.source, subfolder="scheduler")
+
+    @property
+    def resolution(self) -> int:
+        """Pixels of the base's own pictures: latent side times the VAE's factor."""
+        return int(self.network.config.sample_size) * int(self.pipeline.vae_scale_factor)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the base's weight and configuration files, names included."""
+        digest = hashlib.sha256()
+        root = self.source if self.source.is_dir() else self.source.parent
+        files = sorted(self.source.rglob("*")) if self.source.is_dir() else [self.source]
+        for file in files:
+            if file.is_file() and file.suffix in {".json", ".txt", ".safetensors", *PICKLE_SUFFIXES}:
+                digest.update(str(file.relative_to(root)).encode())
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        chunks = [
+            self.pipeline.encode_prompt(list(prompts[start : start + 32]), self.device, 1, False)[0]
+            for start in range(0, len(prompts), 32)
+        ]
+        return torch.cat(chunks)
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        latents = vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode()
+        return latents * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        vae = self.pipeline.vae
+        pixels = vae.decode(latents.to(self.device, self.dtype) / vae.config.scaling_factor).sample
+        return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, *, output: str = "pil") -> Any:
+        side = sampling.resolution or self.resolution
+        return self.pipeline(
+            prompt=list(prompts),
+            height=side,
+            width=side,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type=output,
+        ).images
+
+    def release_encoders(self) -> None:
+        """Keep the UNet and the schedule, give the memory of VAE and text encoder back."""
+        _ = self.network, self.noise_scheduler
+        self.__dict__.pop("pipeline", None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        elif hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)  # glibc keeps freed pages otherwise
+
+
+@contextmanager
+def _readable(model: Model) -> Iterator[None]:
+    """Turn whatever a loader raises into an error that names the base."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        remedy = "Check that the folder or file is complete"
+        if not model.allow_pickle:
+            remedy += "; pickled weights (.bin, .ckpt) are opened with model.allow_pickle: true only"
+        raise UserError(
+            Problem("model.base", model.base, f"cannot be loaded: {type(error).__name__}: {reason}", remedy + ".")
+        ) from error
+
+
+def _locate(model: Model) -> Path:
+    """The local folder or file of the base; hub models are downloaded."""
+    if model.base == "demo":
+        return demo.MODEL_DIR
+    path = Path(model.base).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise UserError(
+                Problem(
+                    "model.base",
+                    model.base,
+                    "is not a diffusers folder: it has no model_index.json.",
+                    "Give the folder that save_pretrained wrote, or a single-file checkpoint.",
+                )
+            )
+        return path
+    if (
+        path.is_absolute()
+        or path.suffix in {".safetensors", *PICKLE_SUFFIXES}
+        or len(path.parts) != 2
+        or model.base[0] in ".~"
+    ):
+        raise UserError(
+            Problem(
+                "model.base",
+                model.base,
+                "there is no such folder or file.",
+                "Give 'demo', a diffusers folder, a hub id such as owner/name, or a checkpoint file.",
+            )
+        )
+    try:
+        return Path(
+            StableDiffusionPipeline.download(
+                model.base,
+                revision=model.revision,
+                variant=model.variant,
+                use_safetensors=None if model.allow_pickle else True,
+            )
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            Problem(
+                "model.base",
+                model.base,
+                f"is neither a local path nor a hub model within reach: {reason}",
+                "Check the name, the connection and the access rights.",
+            )
+        ) from error
+
+
+def _device(model: Model) -> torch.device:
+    if model.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(Problem("model.device", "cuda", "this machine has no usable GPU.", "Set it to cpu or auto."))
+    name = model.device if model.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _dtype(model: Model, device: torch.device) -> torch.dtype:
+    if model.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if model.dtype == "float16" and device.type == "cpu":
+        raise UserError(
+            Problem("model.dtype", "float16", "is a hundred times slower than bfloat16 on a CPU.", "Use bfloat16.")
+        )
+    return getattr(torch, model.dtype)

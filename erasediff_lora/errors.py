@@ -1,0 +1,38 @@
+"""What a user sees when something they gave cannot be used."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One complaint: the field, its value, what is wrong and what to do about it."""
+
+    field: str
+    value: object
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        shown = repr(self.value)
+        if len(shown) > 120:
+            shown = shown[:117] + "..."
+        return f"{self.field} = {shown}: {self.what}" + (f" {self.remedy}" if self.remedy else "")
+
+
+class UserError(Exception):
+    """Bad input. The command line prints it without a traceback and exits with status 2."""
+
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+        super().__init__("\n".join(f"  - {problem}" for problem in problems))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A remedy that names the closest known word, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else f"Choose one of: {', '.join(names)}."

@@ -1,0 +1,1 @@
+"""How well the concept is gone, and the rest still there."""

@@ -1,0 +1,161 @@
+"""The quick evaluation: is the concept gone, is the rest still there, what does it look like."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from erasediff_lora import __version__, denoisers
+from erasediff_lora.adapter import lora
+from erasediff_lora.data.prompts import Prompt, balanced
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.evaluation.judges import JUDGES, PictureJudge
+from erasediff_lora.evaluation.pictures import Drawn, draw, forget_prompts, retain_prompts, save_sheet
+from erasediff_lora.files import write_text
+from erasediff_lora.recipe import Recipe
+
+EVALUATION_FILE = "evaluation.json"
+GRID_FILE = "before_after.png"
+
+
+def evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Draw with and without the adapter in `folder`, judge, and write evaluation.json and before_after.png there.
+
+    The adapter is loaded from its file with plain diffusers, as a user of the adapter would.
+
+    Returns:
+        The content of evaluation.json. Accuracies are shares of pictures in [0, 1].
+
+    Raises:
+        UserError: If the folder holds no adapter.
+    """
+    if not (folder / lora.DIFFUSERS_FILE).is_file():
+        raise UserError(
+            Problem("run", str(folder), f"holds no {lora.DIFFUSERS_FILE}.", "Train first: erasediff-lora train RECIPE.")
+        )
+    if recipe.training.threads:
+        torch.set_num_threads(recipe.training.threads)
+    began = time.perf_counter()
+    denoiser = denoisers.load(recipe.model)
+    options = recipe.evaluation
+    to_forget = balanced(forget_prompts(recipe), options.forget_samples, options.seed)
+    to_retain = balanced(retain_prompts(recipe), options.retain_samples, options.seed)
+    forget_seed, retain_seed = options.seed, options.seed + options.forget_samples
+
+    forget_before = draw(denoiser, recipe, to_forget, forget_seed, "forget, base")
+    retain_before = draw(denoiser, recipe, to_retain, retain_seed, "retain, base")
+    load_adapter(denoiser, folder)
+    forget_after = draw(denoiser, recipe, to_forget, forget_seed, "forget, erased")
+    retain_after = draw(denoiser, recipe, to_retain, retain_seed, "retain, erased")
+
+    save_grid(folder / GRID_FILE, forget_before, forget_after, retain_before, retain_after)
+    result: dict[str, Any] = {
+        "version": __version__,
+        "base": recipe.model.base,
+        "concepts": [concept.name for concept in recipe.forget.concepts],
+        "forget_samples": len(to_forget),
+        "retain_samples": len(to_retain),
+        "seeds": {"forget": [forget_seed, retain_seed - 1], "retain": [retain_seed, retain_seed + len(to_retain) - 1]},
+        "sampling": recipe.sampling.model_dump(mode="json"),
+        "judge": options.judge,
+    }
+    if options.judge is not None:
+        judge = JUDGES[options.judge]()
+        result |= judge_pictures(judge, forget_before, forget_after, retain_before, retain_after)
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    write_text(folder / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def load_adapter(denoiser: Denoiser, folder: Path) -> None:
+    """Load the adapter file with diffusers' own loader."""
+    denoiser.pipeline.load_lora_weights(folder, weight_name=lora.DIFFUSERS_FILE)
+
+
+def judge_pictures(
+    judge: PictureJudge,
+    forget_before: Sequence[Drawn],
+    forget_after: Sequence[Drawn],
+    retain_before: Sequence[Drawn],
+    retain_after: Sequence[Drawn],
+) -> dict[str, Any]:
+    """Unlearning and retain accuracy, overall and by concept."""
+    forgotten_before = _recognised(judge, forget_before, _concept_seen)
+    forgotten_after = _recognised(judge, forget_after, _concept_seen)
+    kept_before = _recognised(judge, retain_before, _all_seen)
+    kept_after = _recognised(judge, retain_after, _all_seen)
+    others_after = _recognised(judge, forget_after, _attributes_seen)
+    per_concept: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(str(item.prompt.concept) for item in forget_after):
+        rows = [i for i, item in enumerate(forget_after) if item.prompt.concept == name]
+        per_concept[name] = {
+            "unlearning_accuracy": 1 - _share([forgotten_after[i] for i in rows]),
+            "unlearning_accuracy_base": 1 - _share([forgotten_before[i] for i in rows]),
+        }
+    for name in dict.fromkeys(str(item.prompt.concept) for item in retain_after):
+        rows = [i for i, item in enumerate(retain_after) if str(item.prompt.concept) == name]
+        per_concept[name] = {
+            "retain_accuracy": _share([kept_after[i] for i in rows]),
+            "retain_accuracy_base": _share([kept_before[i] for i in rows]),
+        }
+    return {
+        "unlearning_accuracy": 1 - _share(forgotten_after),
+        "unlearning_accuracy_base": 1 - _share(forgotten_before),
+        "retain_accuracy": _share(kept_after),
+        "retain_accuracy_base": _share(kept_before),
+        "forget_prompt_attributes_accuracy": _share(others_after),
+        "per_concept": per_concept,
+    }
+
+
+def _concept_seen(prompt: Prompt, seen: set[str], labels: set[str]) -> bool:
+    return prompt.concept in seen
+
+
+def _attributes_seen(prompt: Prompt, seen: set[str], labels: set[str]) -> bool:
+    return all(value in seen for value in prompt.attributes.values() if value in labels)
+
+
+def _all_seen(prompt: Prompt, seen: set[str], labels: set[str]) -> bool:
+    return (prompt.concept is None or prompt.concept in seen) and _attributes_seen(prompt, seen, labels)
+
+
+def _recognised(judge: PictureJudge, drawn: Sequence[Drawn], test: Any) -> list[bool]:
+    seen = judge.recognise([item.image for item in drawn])
+    return [test(item.prompt, names, judge.labels) for item, names in zip(drawn, seen, strict=True)]
+
+
+def _share(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits) if hits else 0.0
+
+
+def save_grid(
+    path: Path,
+    forget_before: Sequence[Drawn],
+    forget_after: Sequence[Drawn],
+    retain_before: Sequence[Drawn],
+    retain_after: Sequence[Drawn],
+    *,
+    columns: int = 10,
+    prompts: int = 9,
+) -> None:
+    """Same seeds, without and with the adapter, one pair of rows a concept."""
+    rows: list[tuple[str, list[Image.Image]]] = []
+    for title, before, after in (
+        ("FORGET", forget_before, forget_after),
+        ("RETAIN", retain_before, retain_after),
+    ):
+        rows.append((title, []))
+        names = list(dict.fromkeys(item.prompt.concept or item.prompt.text for item in before))
+        for name in names[:prompts]:
+            chosen = [i for i, item in enumerate(before) if (item.prompt.concept or item.prompt.text) == name]
+            for label, drawn in (("base", before), ("erased", after)):
+                rows.append((f"{name}, {label}", [drawn[i].image for i in chosen[:columns]]))
+    save_sheet(rows, path)

@@ -1,0 +1,184 @@
+"""EraseDiff: retain, subject to the parameters being a minimiser of the forget loss.
+
+Wu, Le, Hayat, Harandi: Erasing Undesirable Influence in Diffusion Models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from erasediff_lora.objectives.base import (
+    Batch,
+    Direction,
+    Network,
+    flatten,
+    loss_and_gradient,
+    mean_squared_error,
+    unflatten,
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # Uniform targets and the barrier on the gradient norm: the paper's first form.
+    "paper": {"target": "uniform", "barrier": "grad_norm", "eta": 1.0, "gradient": "detached", "inner_steps": 2},
+}
+
+
+class EraseDiffSettings(BaseModel):
+    """Options of the objective."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Literal["erasediff"] = Field("erasediff", description="the method")
+    preset: Literal["default", "paper"] = Field("default", description="starting point of the fields below")
+    target: Literal["anchor", "random_anchor", "uniform", "uncond"] = Field(
+        "random_anchor", description="what the prediction on forgotten data is pulled to"
+    )
+    target_from: Literal["base", "current"] = Field(
+        "base", description="network that predicts the target: adapter off, or on (public code)"
+    )
+    inner_steps: int = Field(1, ge=1, description="K, steps of the inner problem")
+    inner_learning_rate: float = Field(0.1, gt=0, description="zeta, of the inner SGD")
+    barrier: Literal["grad_norm", "gap", "fixed"] = Field(
+        "grad_norm", description="a: eta * |grad g|^2, eta * max(g, 0), or a fixed lambda"
+    )
+    eta: float = Field(1.0, gt=0, description="scale of the barrier")
+    multiplier: float = Field(1.0, ge=0, description="lambda of `barrier: fixed`")
+    gradient: Literal["detached", "first_order"] = Field(
+        "detached", description="grad g: grad L_f(theta), or minus grad L_f(phi^K) as well"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            return PRESETS.get(values.get("preset", "default"), {}) | values
+        return values
+
+    @property
+    def inner_steps_are_inert(self) -> bool:
+        """Whether φ^K enters the update nowhere: it is a constant, and no barrier reads ĝ."""
+        return self.gradient == "detached" and self.barrier != "gap"
+
+
+class EraseDiff:
+    """Update direction δ = ∇L_r + λ∇ĝ, with ĝ(θ) = L_f(θ) − L_f(φ^K)."""
+
+    def __init__(self, settings: EraseDiffSettings, network: Network) -> None:
+        self.settings = settings
+        self.network = network
+
+    @property
+    def notes(self) -> list[str]:
+        if not self.settings.inner_steps_are_inert:
+            return []
+        return [
+            f"The {self.settings.inner_steps} inner step(s) are skipped: with objective.gradient: detached and "
+            f"objective.barrier: {self.settings.barrier} they cannot change the update."
+        ]
+
+    def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
+        """One EraseDiff direction: ∇L_r, the inner problem from φ⁰ = θ, ∇ĝ, λ, δ."""
+        settings = self.settings
+        forget = [replace(batch, target=self.forget_target(batch)) for batch in forget]
+
+        retain_loss, retain_gradient = loss_and_gradient(self.network, retain, self._loss)
+        forget_loss, forget_gradient = loss_and_gradient(self.network, forget, self._loss)
+
+        gap: Tensor | None = None
+        constraint_gradient = forget_gradient
+        if not settings.inner_steps_are_inert:
+            inner_loss, inner_gradient = self._solve_inner_problem(forget, forget_gradient)
+            gap = forget_loss - inner_loss
+            if inner_gradient is not None:
+                constraint_gradient = forget_gradient - inner_gradient
+
+        squared_norm = constraint_gradient.square().sum()
+        inner_product = retain_gradient @ constraint_gradient
+        if settings.barrier == "fixed":
+            multiplier = torch.as_tensor(settings.multiplier)
+        else:
+            barrier = settings.eta * (squared_norm if settings.barrier == "grad_norm" else _required(gap).clamp_min(0))
+            multiplier = constraint_multiplier(barrier, inner_product, squared_norm)
+        direction = retain_gradient + multiplier * constraint_gradient
+
+        retain_norm, constraint_norm = retain_gradient.norm(), squared_norm.sqrt()
+        metrics = {
+            "retain_loss": retain_loss,
+            "forget_loss": forget_loss,
+            "gap": gap,
+            "lambda": multiplier,
+            "retain_gradient_norm": retain_norm,
+            "constraint_gradient_norm": constraint_norm,
+            "gradient_cosine": inner_product / (retain_norm * constraint_norm).clamp_min(1e-30),
+            "direction_norm": direction.norm(),
+        }
+        return Direction(direction, {name: None if v is None else float(v) for name, v in metrics.items()})
+
+    def forget_target(self, batch: Batch) -> Tensor:
+        """y_f, a constant: no gradient flows into it."""
+        if self.settings.target == "uniform":
+            return _required(batch.uniform)
+        condition = batch.empty if self.settings.target == "uncond" else batch.anchors
+        predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
+        with torch.no_grad():
+            return predict(batch.noisy, batch.timesteps, _required(condition)).detach()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        prediction = self.network.predict(batch.noisy, batch.timesteps, batch.prompts)
+        return mean_squared_error(prediction, batch.target, batch.weights)
+
+    def _solve_inner_problem(self, forget: Sequence[Batch], first_gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        """φ^{k+1} = φ^k − ζ∇L_f(φ^k) from φ⁰ = θ; θ itself is put back before returning.
+
+        Args:
+            forget: The very micro-batches of L_f(θ), with timesteps, noise and targets.
+            first_gradient: ∇L_f(θ), the gradient of the first inner step.
+
+        Returns:
+            L_f(φ^K) and, for first_order, ∇L_f(φ^K).
+        """
+        parameters = self.network.parameters
+        theta = [parameter.detach().clone() for parameter in parameters]
+        phi, gradient = flatten(theta), first_gradient
+        try:
+            for step in range(self.settings.inner_steps):
+                if step > 0:
+                    _, gradient = loss_and_gradient(self.network, forget, self._loss)
+                phi = phi - self.settings.inner_learning_rate * gradient
+                _assign(parameters, unflatten(phi, parameters))
+            if self.settings.gradient == "first_order":
+                return loss_and_gradient(self.network, forget, self._loss)
+            with torch.no_grad():
+                loss = torch.stack([self._loss(batch) for batch in forget]).mean()
+            return self.network.mean(loss), None
+        finally:
+            _assign(parameters, theta)
+
+
+def constraint_multiplier(barrier: Tensor, inner_product: Tensor, squared_norm: Tensor) -> Tensor:
+    """λ = max(0, (a − ⟨∇L_r, ∇ĝ⟩) / ‖∇ĝ‖²).
+
+    It makes δ = ∇L_r + λ∇ĝ the minimiser of ½‖∇L_r − δ‖² subject to ⟨∇ĝ, δ⟩ ≥ a. Where ∇ĝ vanishes there is
+    nothing to ascend: λ is 0.
+    """
+    if squared_norm <= torch.finfo(squared_norm.dtype).tiny:
+        return torch.zeros_like(squared_norm)
+    return ((barrier - inner_product) / squared_norm).clamp_min(0)
+
+
+def _assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def _required(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "the batch lacks what this target needs"
+    return tensor

@@ -1,0 +1,44 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.recipe import Training
+
+BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw8bit": "PagedAdamW8bit", "lion8bit": "Lion8bit"}
+
+
+def create_optimizer(training: Training, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Torch's AdamW, or an 8-bit optimizer of bitsandbytes.
+
+    Raises:
+        UserError: If bitsandbytes is not installed.
+    """
+    options: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **options)
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise UserError(
+            Problem(
+                "training.optimizer",
+                training.optimizer,
+                "needs bitsandbytes.",
+                "pip install 'erasediff-lora[8bit]', or set it to adamw.",
+            )
+        ) from None
+    return getattr(bitsandbytes.optim, BITSANDBYTES[training.optimizer])(parameters, **options)
+
+
+def create_schedule(training: Training, optimizer: torch.optim.Optimizer) -> LambdaLR:
+    """Linear warm-up, then constant, linear or cosine."""
+    name = "constant_with_warmup" if training.lr_schedule == "constant" else training.lr_schedule
+    return get_scheduler(name, optimizer, num_warmup_steps=training.warmup_steps, num_training_steps=training.steps)

@@ -1,0 +1,427 @@
+"""The recipe: one typed schema that is the YAML file, the command-line flags and the Python API."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from erasediff_lora import demo
+from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.objectives import ObjectiveSettings
+
+PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
+
+
+class Section(BaseModel):
+    """Base of every recipe section: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Model(Section):
+    """The base model, which stays frozen."""
+
+    base: str = Field("demo", description="'demo', a diffusers folder, a hub id, or a single-file checkpoint")
+    family: Literal["stable_diffusion"] = Field("stable_diffusion", description="model family")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the frozen weights; auto: bfloat16 on a GPU, float32 on a CPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
+    revision: str | None = Field(None, description="hub revision")
+    variant: str | None = Field(None, description="hub weight variant, such as fp16")
+    allow_pickle: bool = Field(False, description="open pickled weights; they can run code: only if you trust them")
+
+
+class Images(Section):
+    """Pictures from disk. Exactly one of `folder` and `dataset`."""
+
+    folder: Path | None = Field(
+        None, description="imagefolder: pictures with metadata.jsonl, or one folder a concept, or one caption for all"
+    )
+    dataset: str | None = Field(None, description="`datasets` name or folder written by save_to_disk")
+    split: str = Field("train", description="split of the dataset")
+    image_column: str = Field("image", description="dataset column with the pictures")
+    caption_column: str = Field("text", description="dataset column or metadata.jsonl key with the captions")
+    concept_column: str = Field("concept", description="column or key that names the concept of a picture")
+    caption: str | None = Field(None, description="one prompt for every picture; may contain {concept}")
+    on_error: Literal["fail", "skip"] = Field("fail", description="what an unreadable picture does")
+
+
+class Concept(Section):
+    """A concept to forget, and what to draw instead."""
+
+    name: str = Field(min_length=1, description="the concept, as prompts name it")
+    anchor: str | None = Field(None, description="anchor concept that takes its place (objective.target: anchor)")
+
+
+def _as_concept(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Placeholders = dict[str, list[str]]
+Templates = Annotated[list[str], Field(min_length=1, description="prompts; {concept} is filled in")]
+
+
+class ForgetSet(Section):
+    """D_f: what the model must no longer draw."""
+
+    concepts: list[Annotated[Concept, BeforeValidator(_as_concept)]] = Field(
+        min_length=1, description="names, or {name, anchor}"
+    )
+    templates: Templates
+    placeholders: Placeholders = Field(default_factory=dict, description="values of further {names} in templates")
+    images: Images | None = Field(None, description="pictures from disk; omit to let the base draw them")
+    count: int = Field(64, ge=1, description="pictures that the base draws")
+
+
+class RetainSet(Section):
+    """D_r: what the model must go on drawing."""
+
+    concepts: list[str] = Field(default_factory=list, description="concepts that fill the templates")
+    templates: Templates
+    placeholders: Placeholders = Field(default_factory=dict, description="values of further {names} in templates")
+    images: Images | None = Field(None, description="pictures from disk; omit to let the base draw them")
+    count: int = Field(160, ge=1, description="pictures that the base draws")
+    empty_prompt_share: float = Field(
+        0.1, ge=0, lt=1, description="share trained under the empty prompt, as the base was for guidance"
+    )
+
+
+class Sampling(Section):
+    """How the base draws pictures, for the data sets and the evaluation alike."""
+
+    resolution: int | None = Field(None, ge=8, multiple_of=8, description="pixels; omit for the model's own")
+    steps: int = Field(20, ge=1, description="denoising steps")
+    guidance: float = Field(4.0, ge=0, description="classifier-free guidance scale")
+    batch_size: int = Field(32, ge=1, description="pictures drawn at once")
+    seed: int = Field(0, ge=0, description="seed of the first picture")
+
+
+class Adapter(Section):
+    """The LoRA adapter: the only thing that is trained."""
+
+    rank: int = Field(4, ge=1, description="rank r")
+    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; omit for alpha = rank")
+    targets: str | list[str] = Field("attention", description="preset of the model family, or regexes of module paths")
+    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
+    dora: bool = Field(False, description="weight-decomposed LoRA")
+
+
+class Training(Section):
+    """The outer optimisation."""
+
+    steps: int = Field(250, ge=1, description="outer steps")
+    batch_size: int = Field(16, ge=1, description="samples of each set a step, over all processes")
+    gradient_accumulation: int = Field(1, ge=1, description="micro-batches that a batch is cut into")
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "lion8bit"] = Field(
+        "adamw", description="torch AdamW, or bitsandbytes 8-bit"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up steps")
+    max_grad_norm: float = Field(1.0, gt=0, description="clip of the direction, as one vector")
+    min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting of the retain loss")
+    gradient_checkpointing: bool = Field(False, description="trade time for activation memory")
+    seed: int = Field(0, ge=0, description="seed of the adapter, the batches, the noise")
+    threads: int | None = Field(None, ge=1, description="CPU threads; small models are fastest with 1")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+    sample_every: int | None = Field(None, ge=1, description="steps between sample pictures")
+    log_with: list[Literal["tensorboard", "wandb"]] = Field(
+        default_factory=list, description="trackers beside the JSONL log"
+    )
+
+
+class Evaluation(Section):
+    """The quick evaluation after training."""
+
+    judge: Literal["demo"] | None = Field(None, description="classifier that names what is seen; none: pictures only")
+    forget_samples: int = Field(200, ge=1, description="pictures for forget prompts")
+    retain_samples: int = Field(200, ge=1, description="pictures for retain prompts, drawn with and without adapter")
+    seed: int = Field(1_000_000, ge=0, description="seed of the first picture")
+
+
+class Recipe(Section):
+    """Everything a run depends on."""
+
+    model: Model = Field(default_factory=Model)
+    forget: ForgetSet
+    retain: RetainSet
+    sampling: Sampling = Field(default_factory=Sampling)
+    adapter: Adapter = Field(default_factory=Adapter)
+    objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings)
+    training: Training = Field(default_factory=Training)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    output: Path = Field(Path("runs/erasure"), description="folder of the run")
+    cache: Path = Field(Path("~/.cache/erasediff-lora"), description="folder of encoded data sets")
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Recipe:
+        """Validate a nested mapping.
+
+        Raises:
+            UserError: With every problem found, in the fields and between them.
+        """
+        sections: dict[str, Any] = {}
+        problems: list[Problem] = []
+        for name in values.keys() - cls.model_fields.keys():
+            problems.append(Problem(name, values[name], "is unknown.", nearest(name, cls.model_fields)))
+        for name, field in cls.model_fields.items():
+            if name in values or field.is_required():
+                adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
+                try:
+                    sections[name] = adapter.validate_python(
+                        values.get(name) or {} if name in cls._tables() else values[name]
+                    )
+                except ValidationError as error:
+                    problems += [_problem(name, field.annotation, e) for e in error.errors()]
+            else:
+                sections[name] = field.get_default(call_default_factory=True)
+        problems += _cross_check(sections)
+        if problems:
+            raise UserError(*problems)
+        return cls.model_construct(**sections)
+
+    @classmethod
+    def _tables(cls) -> set[str]:
+        return {name for name, _ in section_types(cls)}
+
+    @classmethod
+    def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """Read a YAML file and lay dotted overrides (`{"training.steps": 200}`) over it.
+
+        Raises:
+            UserError: If the file is not readable as a recipe, or holds bad values.
+        """
+        return cls.parse(overlay(read_yaml(path), overrides or {}))
+
+    def to_yaml(self) -> str:
+        """The recipe in full, as `load` reads it."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: If there is no such file, or it is not a YAML mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(Problem("recipe", str(path), "there is no such file.", "Check the path.")) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(Problem("recipe", str(path), f"is not readable as YAML: {reason}")) from None
+    if not isinstance(values, dict):
+        raise UserError(Problem("recipe", str(path), "is not a mapping.", "Start from one of the files in recipes/."))
+    return values
+
+
+def overlay(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Set dotted keys in a nested mapping."""
+    for dotted, value in overrides.items():
+        *parents, last = dotted.split(".")
+        table = values
+        for parent in parents:
+            if not isinstance(table.get(parent), dict):
+                table[parent] = {}
+            table = table[parent]
+        table[last] = value
+    return values
+
+
+def section_types(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the fields of a recipe model that are tables themselves, with their types."""
+    for name, field in model.model_fields.items():
+        options = getattr(field.annotation, "__args__", (field.annotation,))
+        for option in options:
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                yield name, option
+
+
+def flags(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield (dotted name, description, default) of every field of the schema."""
+    tables = dict(section_types(model))
+    for name, field in model.model_fields.items():
+        if name in tables:
+            yield from flags(tables[name], f"{prefix}{name}.")
+        else:
+            default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+            yield prefix + name, field.description or "", default
+
+
+def _problem(section: str, annotation: Any, error: Any) -> Problem:
+    """Restate one pydantic error in our words."""
+    location = [section, *(str(part) for part in error["loc"])]
+    field, value, context = ".".join(location), error["input"], error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            known = _fields_at(annotation, error["loc"][:-1])
+            return Problem(field, value, "is unknown.", nearest(str(error["loc"][-1]), known))
+        case "missing":
+            return Problem(field, None, "is required.", "Add it to the recipe.")
+        case "literal_error":
+            choices = re.findall(r"'([^']*)'", context["expected"])
+            return Problem(field, value, f"must be {context['expected']}.", nearest(str(value), choices))
+        case "value_error":
+            return Problem(field, value, str(context["error"]))
+        case _:
+            return Problem(field, value, error["msg"].replace("Input should", "must") + ".", "Correct the value.")
+
+
+def _fields_at(annotation: Any, location: tuple[Any, ...]) -> list[str]:
+    """The field names of the table that an error's location points into."""
+    model: Any = annotation
+    for part in location:
+        if isinstance(part, int):
+            continue
+        tables = dict(section_types(model)) if hasattr(model, "model_fields") else {}
+        model = tables.get(part, Concept if part == "concepts" else model)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _cross_check(sections: dict[str, Any]) -> list[Problem]:
+    """Problems between fields, for the sections that are valid by themselves."""
+    problems: list[Problem] = []
+    model: Model | None = sections.get("model")
+    forget: ForgetSet | None = sections.get("forget")
+    retain: RetainSet | None = sections.get("retain")
+    objective: ObjectiveSettings | None = sections.get("objective")
+    training: Training | None = sections.get("training")
+
+    if model and Path(model.base).suffix in PICKLE_SUFFIXES and not model.allow_pickle:
+        problems.append(
+            Problem(
+                "model.base",
+                model.base,
+                "is a pickle, which can run code when opened.",
+                "Convert it to safetensors, or set model.allow_pickle: true if you trust it.",
+            )
+        )
+    for name, data in (("forget", forget), ("retain", retain)):
+        if data:
+            problems += _check_set(name, data)
+    if forget:
+        problems += _check_concepts(forget, retain, objective, is_demo=bool(model and model.base == "demo"))
+    if training and training.batch_size % training.gradient_accumulation:
+        problems.append(
+            Problem(
+                "training.gradient_accumulation",
+                training.gradient_accumulation,
+                f"does not divide training.batch_size ({training.batch_size}).",
+                "Choose a divisor.",
+            )
+        )
+    adapter: Adapter | None = sections.get("adapter")
+    for pattern in adapter.targets if adapter and isinstance(adapter.targets, list) else []:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            problems.append(Problem("adapter.targets", pattern, f"is not a regular expression: {error}."))
+    return problems
+
+
+def _check_set(name: str, data: ForgetSet | RetainSet) -> list[Problem]:
+    problems = []
+    for template in data.templates:
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        except ValueError as error:
+            problems.append(Problem(f"{name}.templates", template, f"is not a template: {error}."))
+            continue
+        for field in set(fields) - {"concept"} - data.placeholders.keys():
+            problems.append(
+                Problem(
+                    f"{name}.templates",
+                    template,
+                    f"{{{field}}} has no values.",
+                    f"List them under {name}.placeholders.{field}.",
+                )
+            )
+        if "concept" not in fields and name == "forget":
+            problems.append(
+                Problem(f"{name}.templates", template, "does not name the concept.", "Put {concept} into it.")
+            )
+        if "concept" in fields and not data.concepts:
+            problems.append(
+                Problem(f"{name}.concepts", [], "nothing fills {concept}.", f"List concepts under {name}.concepts.")
+            )
+    for key, values in data.placeholders.items():
+        if not values:
+            problems.append(Problem(f"{name}.placeholders.{key}", values, "is empty.", "List at least one value."))
+    images = data.images
+    if images and (images.folder is None) == (images.dataset is None):
+        problems.append(
+            Problem(
+                f"{name}.images",
+                {"folder": images.folder, "dataset": images.dataset},
+                "needs exactly one of folder and dataset.",
+                "Set one of them.",
+            )
+        )
+    if images and images.folder and not images.folder.is_dir():
+        problems.append(
+            Problem(f"{name}.images.folder", str(images.folder), "there is no such folder.", "Check the path.")
+        )
+    return problems
+
+
+def _check_concepts(
+    forget: ForgetSet, retain: RetainSet | None, objective: ObjectiveSettings | None, *, is_demo: bool
+) -> list[Problem]:
+    problems = []
+    names = [concept.name for concept in forget.concepts]
+    known = demo.CONCEPTS + demo.STYLES
+    for index, concept in enumerate(forget.concepts):
+        field = f"forget.concepts.{index}"
+        if concept.anchor is not None and concept.anchor.strip().lower() == concept.name.strip().lower():
+            problems.append(
+                Problem(f"{field}.anchor", concept.anchor, "is the concept itself.", "Name another concept.")
+            )
+        if objective and objective.target == "anchor" and concept.anchor is None:
+            problems.append(
+                Problem(
+                    f"{field}.anchor",
+                    None,
+                    f"{concept.name!r} has no anchor, and objective.target is 'anchor'.",
+                    "Name an anchor, or set objective.target: random_anchor.",
+                )
+            )
+        if is_demo and concept.name not in known:
+            problems.append(
+                Problem(f"{field}.name", concept.name, "the demo model does not know it.", nearest(concept.name, known))
+            )
+        if is_demo and concept.anchor is not None and concept.anchor not in known:
+            problems.append(
+                Problem(
+                    f"{field}.anchor",
+                    concept.anchor,
+                    "the demo model does not know it.",
+                    nearest(concept.anchor, known),
+                )
+            )
+    for index, name in enumerate(retain.concepts if retain else []):
+        if name in names:
+            problems.append(
+                Problem(f"retain.concepts.{index}", name, "is to be forgotten as well.", "Take it out of one set.")
+            )
+    if objective and retain and objective.target == "random_anchor" and not retain.concepts:
+        problems.append(
+            Problem(
+                "retain.concepts",
+                [],
+                "objective.target: random_anchor draws its anchors from it.",
+                "List concepts, or choose another target.",
+            )
+        )
+    return problems

@@ -1,0 +1,340 @@
+"""The training program: set up, loop, save."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from erasediff_lora import denoisers, objectives
+from erasediff_lora.adapter import lora, targets
+from erasediff_lora.data import sets
+from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.evaluation.pictures import draw_prompts, prompt_sheet
+from erasediff_lora.files import write_text
+from erasediff_lora.objectives import Network, Objective
+from erasediff_lora.objectives.base import unflatten
+from erasediff_lora.optimizers import create_optimizer, create_schedule
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.run_folder import LOG_FILE, RECIPE_FILE, JsonLog, claim, newest_checkpoint, save_checkpoint
+
+log = logging.getLogger(__name__)
+FP16_LOSS_SCALE = 1024.0
+RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "training"}
+FREE_ON_RESUME = {
+    ("training", name)
+    for name in ("steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every", "log_with")
+}
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM: a checkpoint has been saved."""
+
+    def __init__(self, signum: int, folder: Path, step: int) -> None:
+        self.signum = signum
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} after step {step}; a checkpoint is saved. "
+            f"Run the same command with --resume to go on (output: {folder})."
+        )
+
+
+@dataclass
+class Run:
+    """All that the loop needs."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    denoiser: Denoiser
+    lora_config: Any
+    parameters: list[torch.nn.Parameter]
+    sampler: BatchSampler
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    log: JsonLog
+    start: int
+
+
+def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Train an erasure adapter and write it to `recipe.output`.
+
+    Args:
+        recipe: What to erase, from what, how.
+        resume: Go on from the newest checkpoint in the output folder.
+        overwrite: Replace a run in the output folder.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        UserError: If something in the recipe cannot be used, or a loss is not finite.
+        Interrupted: On SIGINT or SIGTERM, after saving a checkpoint.
+    """
+    accelerator = _accelerator(recipe)
+    folder = recipe.output
+    with _main_claims(accelerator, folder, resume=resume, overwrite=overwrite):
+        run = set_up(recipe, accelerator, resume=resume)
+        with StopSignal() as stop:
+            erase(run, stop)
+        save(run)
+    return folder
+
+
+def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
+    """Load the base, encode the sets, add the adapter, restore the checkpoint."""
+    if recipe.training.threads:
+        torch.set_num_threads(recipe.training.threads)
+    saved = None
+    if resume:
+        check_same_run(recipe)
+        saved = newest_checkpoint(recipe.output)
+    denoiser = denoisers.load(recipe.model)
+    if recipe.model.device == "auto":
+        denoiser.device = accelerator.device
+    modules = targets.resolve(recipe.adapter.targets, denoiser.target_presets, denoiser.network)
+
+    with accelerator.main_process_first():
+        forget = sets.prepare(recipe, denoiser, "forget", sheet=recipe.output / "forget_set.png")
+        retain = sets.prepare(recipe, denoiser, "retain", sheet=recipe.output / "retain_set.png")
+    denoiser.release_encoders()
+
+    network = denoiser.network
+    lora_config = lora.inject(network, recipe.adapter, modules, recipe.training.seed)
+    network.train()  # for gradient checkpointing and LoRA dropout; diffusion UNets have no dropout of their own
+    if recipe.training.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    parameters = lora.parameters(network)
+    optimizer = create_optimizer(recipe.training, parameters)
+    schedule = create_schedule(recipe.training, optimizer)
+    start = 0
+    if saved is not None:
+        adapter, trainer = saved
+        lora.load_state(network, adapter)
+        optimizer.load_state_dict(trainer["optimizer"])
+        schedule.load_state_dict(trainer["schedule"])
+        start = trainer["step"]
+
+    def predict(noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+        return network(noisy, timesteps, encoder_hidden_states=prompts).sample
+
+    def predict_base(noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+        with lora.disabled(network):
+            return predict(noisy, timesteps, prompts)
+
+    objective = objectives.create(
+        recipe.objective,
+        Network(
+            parameters,
+            predict,
+            predict_base,
+            mean=lambda tensor: accelerator.reduce(tensor, reduction="mean"),
+            loss_scale=FP16_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0,
+        ),
+    )
+    sampler = BatchSampler(
+        forget,
+        retain,
+        denoiser.noise_scheduler,
+        batch_size=recipe.training.batch_size,
+        micro_batches=recipe.training.gradient_accumulation,
+        empty_prompt_share=recipe.retain.empty_prompt_share,
+        min_snr_gamma=recipe.training.min_snr_gamma,
+        seed=recipe.training.seed,
+        device=denoiser.device,
+        dtype=denoiser.dtype,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    for note in objective.notes:
+        log.info(note)
+    size = sum(parameter.numel() for parameter in parameters)
+    log.info("adapter: rank %d on %d modules, %s parameters", recipe.adapter.rank, len(modules), f"{size:,}")
+    if accelerator.is_main_process:
+        write_text(recipe.output / RECIPE_FILE, recipe.to_yaml())
+    json_log = JsonLog(recipe.output / LOG_FILE, start)
+    accelerator.init_trackers("erasediff-lora", config={"recipe": recipe.to_yaml()})
+    return Run(
+        recipe, accelerator, denoiser, lora_config, parameters, sampler, objective, optimizer, schedule, json_log, start
+    )
+
+
+def erase(run: Run, stop: StopSignal) -> None:
+    """The loop: draw, find the direction, step."""
+    training = run.recipe.training
+    bar = tqdm(
+        range(run.start, training.steps),
+        initial=run.start,
+        total=training.steps,
+        desc="erase",
+        disable=not run.accelerator.is_main_process,
+    )
+    for step in bar:
+        began = time.perf_counter()
+        forget, retain = run.sampler.draw(step)
+        direction = run.objective.direction(forget, retain)
+        _require_finite(run, step, direction)
+        for parameter, gradient in zip(run.parameters, unflatten(direction.vector, run.parameters), strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(run.parameters, training.max_grad_norm)
+        run.optimizer.step()
+        run.schedule.step()
+
+        _report(run, bar, step + 1, direction, time.perf_counter() - began)
+        done = step + 1
+        if stop.signum is not None:
+            _checkpoint(run, done)
+            raise Interrupted(stop.signum, run.recipe.output, done)
+        if done % training.checkpoint_every == 0 and done < training.steps:
+            _checkpoint(run, done)
+        if training.sample_every and done % training.sample_every == 0:
+            _sample(run, done)
+
+
+def save(run: Run) -> None:
+    """Write the adapter in its formats, and the last checkpoint."""
+    _checkpoint(run, run.recipe.training.steps)
+    if run.accelerator.is_main_process:
+        lora.save(
+            run.recipe.output,
+            run.denoiser.component,
+            lora.state(run.denoiser.network),
+            run.lora_config,
+            base=run.recipe.model.base,
+        )
+    run.log.close()
+    run.accelerator.end_training()
+
+
+def check_same_run(recipe: Recipe) -> None:
+    """A run is resumed with the recipe that it was started with.
+
+    Raises:
+        UserError: Naming each field that differs and changes the result.
+    """
+    file = recipe.output / RECIPE_FILE
+    if not file.exists():
+        return
+    before = Recipe.load(file).model_dump(mode="json")
+    problems = []
+    for section, now in recipe.model_dump(mode="json", include=RESULT_SECTIONS).items():
+        for name, value in now.items():
+            if value != before[section][name] and (section, name) not in FREE_ON_RESUME:
+                problems.append(
+                    Problem(
+                        f"{section}.{name}",
+                        value,
+                        f"was {before[section][name]!r} when the run was started.",
+                        "Put it back, or start a new run in another --output.",
+                    )
+                )
+    if problems:
+        raise UserError(*problems)
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    return Accelerator(
+        cpu=recipe.model.device == "cpu" or not torch.cuda.is_available(),
+        log_with=list(recipe.training.log_with) or None,
+        project_dir=str(recipe.output),
+    )
+
+
+@contextmanager
+def _main_claims(accelerator: Accelerator, folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    if accelerator.is_main_process:
+        with claim(folder, resume=resume, overwrite=overwrite):
+            accelerator.wait_for_everyone()
+            yield
+    else:
+        accelerator.wait_for_everyone()
+        yield
+
+
+def _require_finite(run: Run, step: int, direction: objectives.Direction) -> None:
+    """Stop before a NaN or Inf reaches the adapter."""
+    losses = [direction.metrics.get("retain_loss") or 0.0, direction.metrics.get("forget_loss") or 0.0]
+    if bool(torch.isfinite(direction.vector).all()) and bool(torch.isfinite(torch.tensor(losses)).all()):
+        return
+    kept = _checkpoint(run, step) if step > 0 else None
+    raise UserError(
+        Problem(
+            "loss",
+            {name: direction.metrics.get(name) for name in ("retain_loss", "forget_loss", "direction_norm")},
+            f"is not finite at step {step + 1}; the step was not taken.",
+            ("The adapter before it is in " + str(kept) + ". " if kept else "")
+            + "Lower training.learning_rate or objective.inner_learning_rate, or use model.dtype: float32.",
+        )
+    )
+
+
+def _report(run: Run, bar: Any, step: int, direction: objectives.Direction, seconds: float) -> None:
+    values = direction.metrics | {
+        "learning_rate": run.optimizer.param_groups[0]["lr"],
+        "samples_per_second": 2 * run.recipe.training.batch_size / seconds,
+        "peak_memory_bytes": _peak_memory(),
+    }
+    if run.accelerator.is_main_process:
+        run.log.write({"step": step} | values)
+    run.accelerator.log({name: value for name, value in values.items() if value is not None}, step=step)
+    shown = {"L_r": "retain_loss", "L_f": "forget_loss", "lambda": "lambda"}
+    bar.set_postfix({label: f"{values[name]:.3f}" for label, name in shown.items() if values.get(name) is not None})
+
+
+def _peak_memory() -> int:
+    """Bytes: the most that the GPU allocator, or without a GPU this process, ever held."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _checkpoint(run: Run, step: int) -> Path | None:
+    if not run.accelerator.is_main_process:
+        return None
+    trainer = {"optimizer": run.optimizer.state_dict(), "schedule": run.schedule.state_dict()}
+    return save_checkpoint(
+        run.recipe.output, step, lora.state(run.denoiser.network), trainer, run.recipe.training.keep_checkpoints
+    )
+
+
+def _sample(run: Run, step: int) -> None:
+    """Draw forget and retain prompts with the adapter as it is."""
+    if run.accelerator.is_main_process:
+        run.denoiser.network.eval()
+        prompt_sheet(draw_prompts(run.denoiser, run.recipe), run.recipe.output / "samples" / f"step-{step:06d}.png")
+        run.denoiser.release_encoders()
+        run.denoiser.network.train()
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into a flag that the loop reads between two steps; a second one kills."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def __enter__(self) -> StopSignal:
+        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, signum: int, frame: object) -> None:
+        self.signum = signum
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

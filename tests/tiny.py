@@ -1,0 +1,91 @@
+"""A Stable Diffusion pipeline of the real architecture, tiny and with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+
+def tiny_pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+    """32 px pictures, 4x4 latents, 32-dimensional prompts."""
+    torch.manual_seed(0)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=[], model_max_length=32)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(pieces),
+            hidden_size=32,
+            intermediate_size=32,
+            projection_dim=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def tiny_values(base: Path, root: Path, **sections: Any) -> dict[str, Any]:
+    """Recipe values for a run of a few steps on a tiny base."""
+    values: dict[str, Any] = {
+        "model": {"base": str(base)},
+        "forget": {"concepts": ["cat"], "templates": ["a photo of a {concept}"], "count": 4},
+        "retain": {"concepts": ["dog", "car"], "templates": ["a photo of a {concept}"], "count": 4},
+        "sampling": {"steps": 2, "guidance": 2.0, "batch_size": 4},
+        "adapter": {"rank": 2, "targets": "attention"},
+        "training": {"steps": 4, "batch_size": 2, "threads": 1, "checkpoint_every": 2},
+        "evaluation": {"forget_samples": 2, "retain_samples": 2},
+        "output": str(root / "run"),
+        "cache": str(root / "cache"),
+    }
+    for section, changes in sections.items():
+        values[section] = values.get(section, {}) | changes if isinstance(changes, dict) else changes
+    return values
