@@ -126,6 +126,18 @@ def _overrides(rest: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
     return values, problems
 
 
+def overrides_from(arguments: Sequence[str]) -> dict[str, Any]:
+    """The recipe fields that flags set.
+
+    Raises:
+        UserError: If a flag is unknown or has no value.
+    """
+    values, problems = _overrides(arguments)
+    if problems:
+        raise UserError(*problems)
+    return values
+
+
 def demo_overrides(concept: str) -> dict[str, Any]:
     """The demo recipe turned to another concept or style.
 

@@ -26,7 +26,7 @@ from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.pictures import draw_prompts, prompt_sheet
 from erasediff_lora.files import write_text
-from erasediff_lora.objectives import Network, Objective
+from erasediff_lora.objectives import Direction, Network, Objective
 from erasediff_lora.objectives.base import unflatten
 from erasediff_lora.optimizers import create_optimizer, create_schedule
 from erasediff_lora.recipe import Recipe
@@ -65,7 +65,7 @@ class Run:
     objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
-    log: JsonLog
+    log: JsonLog | None
     start: int
 
 
@@ -163,9 +163,11 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         log.info(note)
     size = sum(parameter.numel() for parameter in parameters)
     log.info("adapter: rank %d on %d modules, %s parameters", recipe.adapter.rank, len(modules), f"{size:,}")
+    if accelerator.num_processes > 1:
+        log.info("%d processes share every batch", accelerator.num_processes)
     if accelerator.is_main_process:
         write_text(recipe.output / RECIPE_FILE, recipe.to_yaml())
-    json_log = JsonLog(recipe.output / LOG_FILE, start)
+    json_log = JsonLog(recipe.output / LOG_FILE, start) if accelerator.is_main_process else None
     accelerator.init_trackers("erasediff-lora", config={"recipe": recipe.to_yaml()})
     return Run(
         recipe, accelerator, denoiser, lora_config, parameters, sampler, objective, optimizer, schedule, json_log, start
@@ -173,7 +175,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
 
 
 def erase(run: Run, stop: StopSignal) -> None:
-    """The loop: draw, find the direction, step."""
+    """The loop: step, report, and save what a stop or a crash must not cost."""
     training = run.recipe.training
     bar = tqdm(
         range(run.start, training.steps),
@@ -184,15 +186,7 @@ def erase(run: Run, stop: StopSignal) -> None:
     )
     for step in bar:
         began = time.perf_counter()
-        forget, retain = run.sampler.draw(step)
-        direction = run.objective.direction(forget, retain)
-        _require_finite(run, step, direction)
-        for parameter, gradient in zip(run.parameters, unflatten(direction.vector, run.parameters), strict=True):
-            parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(run.parameters, training.max_grad_norm)
-        run.optimizer.step()
-        run.schedule.step()
-
+        direction = take_step(run, step)
         _report(run, bar, step + 1, direction, time.perf_counter() - began)
         done = step + 1
         if stop.signum is not None:
@@ -202,6 +196,19 @@ def erase(run: Run, stop: StopSignal) -> None:
             _checkpoint(run, done)
         if training.sample_every and done % training.sample_every == 0:
             _sample(run, done)
+
+
+def take_step(run: Run, step: int) -> Direction:
+    """Draw the batches of both sets, find the direction, step along it."""
+    forget, retain = run.sampler.draw(step)
+    direction = run.objective.direction(forget, retain)
+    _require_finite(run, step, direction)
+    for parameter, gradient in zip(run.parameters, unflatten(direction.vector, run.parameters), strict=True):
+        parameter.grad = gradient
+    torch.nn.utils.clip_grad_norm_(run.parameters, run.recipe.training.max_grad_norm)
+    run.optimizer.step()
+    run.schedule.step()
+    return direction
 
 
 def save(run: Run) -> None:
@@ -215,7 +222,8 @@ def save(run: Run) -> None:
             run.lora_config,
             base=run.recipe.model.base,
         )
-    run.log.close()
+    if run.log is not None:
+        run.log.close()
     run.accelerator.end_training()
 
 
@@ -264,7 +272,7 @@ def _main_claims(accelerator: Accelerator, folder: Path, *, resume: bool, overwr
         yield
 
 
-def _require_finite(run: Run, step: int, direction: objectives.Direction) -> None:
+def _require_finite(run: Run, step: int, direction: Direction) -> None:
     """Stop before a NaN or Inf reaches the adapter."""
     losses = [direction.metrics.get("retain_loss") or 0.0, direction.metrics.get("forget_loss") or 0.0]
     if bool(torch.isfinite(direction.vector).all()) and bool(torch.isfinite(torch.tensor(losses)).all()):
@@ -281,13 +289,13 @@ def _require_finite(run: Run, step: int, direction: objectives.Direction) -> Non
     )
 
 
-def _report(run: Run, bar: Any, step: int, direction: objectives.Direction, seconds: float) -> None:
+def _report(run: Run, bar: Any, step: int, direction: Direction, seconds: float) -> None:
     values = direction.metrics | {
         "learning_rate": run.optimizer.param_groups[0]["lr"],
         "samples_per_second": 2 * run.recipe.training.batch_size / seconds,
         "peak_memory_bytes": _peak_memory(),
     }
-    if run.accelerator.is_main_process:
+    if run.log is not None:
         run.log.write({"step": step} | values)
     run.accelerator.log({name: value for name, value in values.items() if value is not None}, step=step)
     shown = {"L_r": "retain_loss", "L_f": "forget_loss", "lambda": "lambda"}

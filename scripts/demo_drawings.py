@@ -20,7 +20,10 @@ PACKAGES = {
     "noto": "@iconify-json/noto@1.2.9",  # Apache-2.0
     "fluent-flat": "@iconify-json/fluent-emoji-flat@1.2.6",  # MIT
     "fluent-ink": "@iconify-json/fluent-emoji-high-contrast@1.2.6",  # MIT
+    # For the judge alone:
     "noto-v1": "@iconify-json/noto-v1@1.2.5",  # Apache-2.0
+    "twemoji": "@iconify-json/twemoji@1.2.5",  # CC-BY-4.0
+    "emojione-ink": "@iconify-json/emojione-monotone@1.2.1",  # CC-BY-4.0
 }
 
 # How each style is drawn: icon set, ink (what `currentColor` becomes), paper.
@@ -28,6 +31,14 @@ STYLES = {
     "color": ("noto", "#000000", "#ffffff"),
     "line": ("fluent-ink", "#000000", "#ffffff"),
     "blueprint": ("fluent-ink", "#ffffff", "#2456a6"),
+}
+
+# Other hands' drawings, for the judge: icon set -> (style, the artist whose outlines it shares).
+EXTRA = {
+    "fluent-flat": ("color", "fluent-ink"),
+    "noto-v1": ("color", "noto"),
+    "twemoji": ("color", None),
+    "emojione-ink": ("line", None),
 }
 
 _HOURS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -67,11 +78,11 @@ class Drawing:
     side: int
     paper: str
 
-    def render(self, rng: random.Random, size: int = 64) -> np.ndarray:
-        """Draw it with a random flip, scale, rotation and offset: (size, size, 3) uint8."""
+    def render(self, rng: random.Random, smallest: float, tilt: float, size: int = 64) -> np.ndarray:
+        """Draw it with a random flip, scale, rotation (degrees) and offset: (size, size, 3) uint8."""
         flip = rng.choice((-1, 1))
-        scale = rng.uniform(0.82, 1.0)
-        turn = rng.uniform(-8, 8)
+        scale = rng.uniform(smallest, 1.0)
+        turn = rng.uniform(-tilt, tilt)
         right, down = (rng.uniform(-0.04, 0.04) * self.side for _ in range(2))
         half = self.side / 2
         svg = (
@@ -106,8 +117,8 @@ def load(folder: Path) -> tuple[list[Drawing], list[Drawing], list[Drawing]]:
     """Return (training, held-out, extra) drawings.
 
     A drawing is one artist's picture of one icon: every fifth is held out, a different fifth for each artist,
-    and nothing is ever trained on it in any colouring. The extra drawings, other hands' colour drawings, teach
-    the judge alone; an icon whose line drawing is held out lends none, since they share their outlines.
+    and nothing is ever trained on it in any colouring. The extra drawings, by other hands, teach the judge alone;
+    those that share the outlines of a held-out drawing are left out.
     """
     sets = {name: json.loads((folder / f"{name}.json").read_text()) for name in PACKAGES}
 
@@ -121,20 +132,28 @@ def load(folder: Path) -> tuple[list[Drawing], list[Drawing], list[Drawing]]:
             out = {"noto": position % 5 == 0, "fluent-ink": position % 5 == 2}
             for style, (package, ink, paper) in STYLES.items():
                 (held_out if out[package] else training).append(drawing(concept, style, icon, package, ink, paper))
-            if not out["fluent-ink"]:
-                for package in ("fluent-flat", "noto-v1"):
-                    if icon in sets[package]["icons"]:
-                        extra.append(drawing(concept, "color", icon, package, "#000000", "#ffffff"))
+            for package, (style, relative) in EXTRA.items():
+                if icon in sets[package]["icons"] and not out.get(relative, False):
+                    extra.append(drawing(concept, style, icon, package, "#000000", "#ffffff"))
     return training, held_out, extra
 
 
-def _render_job(job: tuple[Drawing, int]) -> np.ndarray:
-    drawing, seed = job
-    return drawing.render(random.Random(seed))
+def _render_job(job: tuple[Drawing, int, float, float]) -> np.ndarray:
+    drawing, seed, smallest, tilt = job
+    return drawing.render(random.Random(seed), smallest, tilt)
 
 
-def render_balanced(drawings: list[Drawing], count: int, seed: int) -> tuple[np.ndarray, list[Drawing]]:
+def render_balanced(
+    drawings: list[Drawing], count: int, seed: int, *, smallest: float = 0.82, tilt: float = 8
+) -> tuple[np.ndarray, list[Drawing]]:
     """Render `count` pictures, concepts and styles in equal shares.
+
+    Args:
+        drawings: What to choose from.
+        count: Number of pictures.
+        seed: Decides the choice and the placements.
+        smallest: Smallest scale.
+        tilt: Largest rotation in degrees, either way.
 
     Returns:
         (count, 64, 64, 3) uint8 and the drawing behind each.
@@ -151,5 +170,6 @@ def render_balanced(drawings: list[Drawing], count: int, seed: int) -> tuple[np.
 
     chosen = list(picks())
     with Pool() as pool:
-        pictures = pool.map(_render_job, [(d, seed * 1_000_003 + i) for i, d in enumerate(chosen)], chunksize=64)
+        jobs = [(drawing, seed * 1_000_003 + index, smallest, tilt) for index, drawing in enumerate(chosen)]
+        pictures = pool.map(_render_job, jobs, chunksize=64)
     return np.stack(pictures), chosen

@@ -41,6 +41,10 @@ from erasediff_lora.demo import CONCEPTS, STYLES
 from erasediff_lora.demo.judge import Judge
 
 PROMPT_LENGTH = 16
+PICTURES = 24_000
+JUDGE_STEPS = 3000
+VAE_STEPS = 2500
+DIFFUSION_STEPS = 6500
 SYNONYMS = {
     "cat": ["kitten", "kitty"],
     "heart": ["love heart", "valentine"],
@@ -78,10 +82,12 @@ class Pictures:
     styles: list[str]
 
     @classmethod
-    def load(cls, work: Path, name: str, drawings: list[demo_drawings.Drawing], count: int, seed: int) -> Pictures:
+    def load(
+        cls, work: Path, name: str, drawings: list[demo_drawings.Drawing], count: int, seed: int, **placement: float
+    ) -> Pictures:
         file = work / f"pictures_{name}.npz"
         if not file.exists():
-            pixels, chosen = demo_drawings.render_balanced(drawings, count, seed)
+            pixels, chosen = demo_drawings.render_balanced(drawings, count, seed, **placement)
             np.savez(file, pixels=pixels, concepts=[d.concept for d in chosen], styles=[d.style for d in chosen])
         arrays = np.load(file)
         return cls(arrays["pixels"], arrays["concepts"].tolist(), arrays["styles"].tolist())
@@ -143,6 +149,20 @@ def degrade(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return (blurred + strength * torch.randn(pixels.shape, generator=generator)).clamp(-1, 1)
 
 
+def recolor(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Give half of the pictures other colours, so that a concept is known by its shape.
+
+    Returns:
+        The pictures, and a mask of those that still are in their own style.
+    """
+    count = len(pixels)
+    mixing = torch.rand(count, 3, 3, generator=generator)
+    mixed = torch.einsum("nij,njhw->nihw", mixing / mixing.sum(dim=2, keepdim=True), pixels)
+    sign = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < 0.3, -1.0, 1.0)
+    keeps_style = torch.rand(count, generator=generator) < 0.5
+    return torch.where(keeps_style[:, None, None, None], pixels, mixed * sign), keeps_style
+
+
 def train_judge(accelerator: Accelerator, work: Path, pictures: Pictures, steps: int) -> None:
     judge = Judge(CONCEPTS, STYLES)
     order = batches(len(pictures.pixels), 64, seed=11 + accelerator.process_index)
@@ -152,10 +172,10 @@ def train_judge(accelerator: Accelerator, work: Path, pictures: Pictures, steps:
 
     def loss_of(model: nn.Module, step: int) -> Tensor:
         indices = next(order)
-        concept_logits, style_logits = model(degrade(pictures.tensors(indices), generator))
-        return F.cross_entropy(concept_logits, concepts[indices], label_smoothing=0.05) + F.cross_entropy(
-            style_logits, styles[indices], label_smoothing=0.05
-        )
+        pixels, keeps_style = recolor(pictures.tensors(indices), generator)
+        concept_logits, style_logits = model(degrade(pixels, generator))
+        style_loss = F.cross_entropy(style_logits, styles[indices], label_smoothing=0.05, reduction="none")
+        return F.cross_entropy(concept_logits, concepts[indices], label_smoothing=0.05) + style_loss[keeps_style].mean()
 
     optimise(accelerator, judge, loss_of, steps=steps, lr=2e-3, name="judge")
     if accelerator.is_main_process:
@@ -374,10 +394,10 @@ def save_pipeline(folder: Path, vae: AutoencoderKL, model: TextToNoise, tokenize
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/demo_base"))
-    parser.add_argument("--pictures", type=int, default=24_000)
-    parser.add_argument("--judge-steps", type=int, default=1500)
-    parser.add_argument("--vae-steps", type=int, default=2500)
-    parser.add_argument("--diffusion-steps", type=int, default=6500)
+    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--judge-steps", type=int, default=JUDGE_STEPS)
+    parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
+    parser.add_argument("--diffusion-steps", type=int, default=DIFFUSION_STEPS)
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -389,7 +409,7 @@ def main() -> None:
             demo_drawings.fetch(work / "drawings")
         training, _, extra = demo_drawings.load(work / "drawings")
         pictures = Pictures.load(work, "train", training, arguments.pictures, seed=1)
-        for_judge = Pictures.load(work, "judge", training + extra, arguments.pictures, seed=2)
+        for_judge = Pictures.load(work, "judge", training + extra, arguments.pictures, seed=2, smallest=0.7, tilt=20)
 
     if not (work / "judge.safetensors").exists():
         train_judge(accelerator, work, for_judge, arguments.judge_steps)

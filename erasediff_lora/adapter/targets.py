@@ -32,7 +32,7 @@ def resolve(targets: str | Sequence[str], presets: Mapping[str, list[str]], netw
     for pattern in patterns:
         hits = [path for path in paths if re.fullmatch(pattern, path)]
         if not hits and not isinstance(targets, str):
-            ends = sorted({re.sub(r"\d+\.", "", ".".join(path.split(".")[-2:])) for path in paths})
+            ends = sorted({".".join([part for part in path.split(".") if not part.isdigit()][-2:]) for path in paths})
             raise UserError(
                 Problem(
                     "adapter.targets",

@@ -172,11 +172,11 @@ def _read(file: Path) -> EncodedSet | None:
     try:
         with safe_open(file, framework="pt") as stored:
             header = stored.metadata()
-            tensors = {name: stored.get_tensor(name) for name in stored}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         if header["content"] != _content_hash(tensors):
             raise ValueError("content does not match its hash")
         return EncodedSet(prompts=json.loads(header["prompts"]), **tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         log.warning("the cache entry %s is damaged (%s) and is made anew", file, error)
         return None
 

@@ -78,5 +78,5 @@ class Judge(nn.Module):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             judge = cls(json.loads(metadata["concepts"]), json.loads(metadata["styles"]))
-            judge.load_state_dict({name: file.get_tensor(name) for name in file})
+            judge.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         return judge.float().eval()

@@ -14,4 +14,14 @@ def create(settings: ObjectiveSettings, network: Network) -> Objective:
     return OBJECTIVES[settings.name](settings, network)
 
 
-__all__ = ["OBJECTIVES", "Batch", "Direction", "Network", "Objective", "ObjectiveSettings", "create"]
+__all__ = [
+    "OBJECTIVES",
+    "Batch",
+    "Direction",
+    "EraseDiff",
+    "EraseDiffSettings",
+    "Network",
+    "Objective",
+    "ObjectiveSettings",
+    "create",
+]

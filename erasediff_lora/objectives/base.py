@@ -87,8 +87,8 @@ class Objective(Protocol):
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean over batch and elements of ‖target − prediction‖², in float32, weighted per sample."""
-    errors = (prediction.float() - target.float()).pow(2).flatten(1).mean(dim=1)
+    """Mean over batch and elements of ‖target − prediction‖², in float32 at least, weighted per sample."""
+    errors = (_full(prediction) - _full(target)).pow(2).flatten(1).mean(dim=1)
     return (errors if weights is None else errors * weights).mean()
 
 
@@ -111,11 +111,15 @@ def loss_and_gradient(
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Lay tensors end to end: one float vector."""
-    return torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+    """Lay tensors end to end: one vector, of float32 at least."""
+    return torch.cat([_full(tensor).reshape(-1) for tensor in tensors])
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Cut a vector into the shapes and dtypes of `like`."""
     pieces = vector.split([tensor.numel() for tensor in like])
     return [piece.view_as(tensor).to(tensor.dtype) for piece, tensor in zip(pieces, like, strict=True)]
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,246 @@
+"""The objective against independent references, in float64."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from erasediff_lora.objectives import Batch, EraseDiff, EraseDiffSettings, Network
+from erasediff_lora.objectives.erasediff import constraint_multiplier
+
+COMBINATIONS = list(itertools.product(("grad_norm", "gap", "fixed"), ("detached", "first_order")))
+
+
+class Toy(nn.Module):
+    """A nonlinear network with a frozen base and a trainable low-rank part, like an adapter."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.base = nn.Parameter(torch.randn(6, 6, generator=generator, dtype=torch.float64), requires_grad=False)
+        self.down = nn.Parameter(torch.randn(2, 6, generator=generator, dtype=torch.float64) * 0.3)
+        self.up = nn.Parameter(torch.randn(6, 2, generator=generator, dtype=torch.float64) * 0.3)
+        self.calls = 0
+        self.adapted = True
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+        self.calls += 1
+        weight = self.base + self.up @ self.down if self.adapted else self.base
+        hidden = (noisy.flatten(1) + prompts.mean(dim=1)) @ weight.T + timesteps[:, None] / 1000
+        return torch.tanh(hidden).view_as(noisy)
+
+    def forward_base(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+        self.adapted = False
+        try:
+            return self(noisy, timesteps, prompts)
+        finally:
+            self.adapted = True
+
+
+def network(toy: Toy) -> Network:
+    return Network([toy.down, toy.up], toy, toy.forward_base)
+
+
+def batch(seed: int, count: int = 4) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    return Batch(
+        noisy=draw(count, 6, 1, 1),
+        timesteps=torch.randint(0, 1000, (count,), generator=g),
+        prompts=draw(count, 3, 6),
+        target=draw(count, 6, 1, 1),
+        anchors=draw(count, 3, 6),
+        empty=draw(count, 3, 6),
+        uniform=torch.rand(count, 6, 1, 1, generator=g, dtype=torch.float64),
+    )
+
+
+def forget_loss_at(toy: Toy, flat: Tensor, data: Batch, target: Tensor) -> Tensor:
+    """L_f at any point, restated: no code of the objective."""
+    down, up = flat[:12].view(2, 6), flat[12:].view(6, 2)
+    hidden = (data.noisy.flatten(1) + data.prompts.mean(dim=1)) @ (toy.base + up @ down).T
+    prediction = torch.tanh(hidden + data.timesteps[:, None] / 1000)
+    return ((target.flatten(1) - prediction) ** 2).mean()
+
+
+def finite_difference(function, at: Tensor, step: float = 1e-6) -> Tensor:
+    gradient = torch.zeros_like(at)
+    for index in range(len(at)):
+        nudge = torch.zeros_like(at)
+        nudge[index] = step
+        gradient[index] = (function(at + nudge) - function(at - nudge)) / (2 * step)
+    return gradient
+
+
+def theta_of(toy: Toy) -> Tensor:
+    return torch.cat([toy.down.detach().flatten(), toy.up.detach().flatten()])
+
+
+def constraint_gradient(toy: Toy, data: Batch, **options: object) -> Tensor:
+    """∇ĝ as the update uses it: the difference of the directions for λ = 1 and λ = 0."""
+    one, zero = (
+        EraseDiff(EraseDiffSettings(barrier="fixed", multiplier=m, **options), network(toy))
+        .direction([data], [batch(9)])
+        .vector
+        for m in (1.0, 0.0)
+    )
+    return one - zero
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_direction_solves_the_constrained_least_squares_problem(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    retain, constraint = torch.randn(2, 50, generator=g, dtype=torch.float64)
+    barrier = torch.randn((), generator=g, dtype=torch.float64) * 5
+    multiplier = constraint_multiplier(barrier, retain @ constraint, constraint @ constraint)
+
+    # KKT system of min ½‖r − δ‖² s.t. ⟨g, δ⟩ = a, for when the inequality binds
+    system = torch.zeros(51, 51, dtype=torch.float64)
+    system[:50, :50] = torch.eye(50)
+    system[:50, 50], system[50, :50] = -constraint, constraint
+    solution = torch.linalg.lstsq(system, torch.cat([retain, barrier[None]])[:, None]).solution.flatten()
+    expected = solution[:50] if retain @ constraint < barrier else retain
+    torch.testing.assert_close(retain + multiplier * constraint, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_direction_beats_every_point_of_a_fine_grid(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    retain, constraint = torch.randn(2, 2, generator=g, dtype=torch.float64)
+    barrier = torch.rand((), generator=g, dtype=torch.float64)
+    delta = retain + constraint_multiplier(barrier, retain @ constraint, constraint @ constraint) * constraint
+    assert constraint @ delta >= barrier - 1e-9
+    axis = torch.linspace(-6, 6, 1201, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    feasible = grid[grid @ constraint >= barrier]
+    best = ((feasible - retain) ** 2).sum(dim=1).min()
+    assert ((delta - retain) ** 2).sum() <= best + 1e-12
+
+
+def test_a_vanishing_constraint_gradient_leaves_the_retain_gradient() -> None:
+    zero = torch.zeros(())
+    assert constraint_multiplier(torch.tensor(1.0), zero, zero) == 0
+
+
+def test_detached_gradient_is_that_of_the_forget_loss() -> None:
+    toy, data = Toy(), batch(1)
+    target = toy.forward_base(data.noisy, data.timesteps, data.anchors)
+    expected = finite_difference(lambda at: forget_loss_at(toy, at, data, target), theta_of(toy))
+    torch.testing.assert_close(constraint_gradient(toy, data, gradient="detached"), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3])
+def test_first_order_gradient_subtracts_that_at_the_inner_solution(inner_steps: int) -> None:
+    toy, data, rate = Toy(), batch(1), 0.5
+    target = toy.forward_base(data.noisy, data.timesteps, data.anchors)
+
+    def loss(at: Tensor) -> Tensor:
+        return forget_loss_at(toy, at, data, target)
+
+    phi = theta_of(toy)
+    for _ in range(inner_steps):
+        phi = phi - rate * finite_difference(loss, phi)
+    expected = finite_difference(loss, theta_of(toy)) - finite_difference(loss, phi)
+    actual = constraint_gradient(toy, data, gradient="first_order", inner_steps=inner_steps, inner_learning_rate=rate)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-8)
+
+    gap = (
+        EraseDiff(EraseDiffSettings(barrier="gap", inner_steps=inner_steps, inner_learning_rate=rate), network(toy))
+        .direction([data], [batch(9)])
+        .metrics["gap"]
+    )
+    assert gap == pytest.approx(float(loss(theta_of(toy)) - loss(phi)), rel=1e-6)
+
+
+@pytest.mark.parametrize("eta", [0.5, 2.0])
+@pytest.mark.parametrize("barrier", ["grad_norm", "gap"])
+def test_direction_meets_its_barrier(barrier: str, eta: float) -> None:
+    toy, data = Toy(), batch(1)
+    direction = EraseDiff(EraseDiffSettings(barrier=barrier, eta=eta), network(toy)).direction([data], [batch(9)])
+    gradient = constraint_gradient(toy, data)
+    level = eta * (gradient @ gradient if barrier == "grad_norm" else max(direction.metrics["gap"], 0))
+    if direction.metrics["lambda"] > 0:
+        assert float(gradient @ direction.vector) == pytest.approx(float(level), rel=1e-6)
+    else:
+        assert float(gradient @ direction.vector) >= float(level)
+    assert direction.metrics["direction_norm"] == pytest.approx(float(direction.vector.norm()))
+
+
+@pytest.mark.parametrize(("barrier", "gradient"), COMBINATIONS)
+def test_inner_steps_leave_parameters_and_outer_optimizer_untouched(barrier: str, gradient: str) -> None:
+    toy = Toy()
+    optimizer = torch.optim.AdamW([toy.down, toy.up], lr=0.01)
+    (toy.down.sum() + toy.up.sum()).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    parameters = [parameter.detach().clone() for parameter in toy.parameters()]
+    moments = [s[key].clone() for s in optimizer.state.values() for key in ("step", "exp_avg", "exp_avg_sq")]
+    settings = EraseDiffSettings(barrier=barrier, gradient=gradient, inner_steps=3, inner_learning_rate=1.0)
+    EraseDiff(settings, network(toy)).direction([batch(1)], [batch(9)])
+    assert all(torch.equal(a, b) for a, b in zip(parameters, toy.parameters(), strict=True))
+    after = [s[key] for s in optimizer.state.values() for key in ("step", "exp_avg", "exp_avg_sq")]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+    assert all(parameter.grad is None for parameter in toy.parameters())
+
+
+@pytest.mark.parametrize(("barrier", "gradient"), COMBINATIONS)
+def test_inner_steps_are_skipped_exactly_when_they_are_inert(barrier: str, gradient: str) -> None:
+    def run(inner_steps: int) -> tuple[Tensor, int]:
+        toy = Toy()
+        objective = EraseDiff(
+            EraseDiffSettings(barrier=barrier, gradient=gradient, inner_steps=inner_steps), network(toy)
+        )
+        vector = objective.direction([batch(1)], [batch(9)]).vector
+        is_inert = barrier != "gap" and gradient == "detached"
+        assert bool(objective.notes) == is_inert
+        return vector, toy.calls
+
+    (one, few_calls), (four, many_calls) = run(1), run(4)
+    if barrier != "gap" and gradient == "detached":
+        assert torch.equal(one, four)
+        assert few_calls == many_calls == 3  # target, retain, forget
+    else:
+        assert not torch.equal(one, four)
+        assert many_calls == few_calls + 3
+
+
+def test_forget_targets() -> None:
+    toy, data = Toy(), batch(1)
+
+    def target(name: str, source: str = "base") -> Tensor:
+        return EraseDiff(EraseDiffSettings(target=name, target_from=source), network(toy)).forget_target(data)
+
+    assert torch.equal(target("uniform"), data.uniform)
+    assert torch.equal(target("uncond"), toy.forward_base(data.noisy, data.timesteps, data.empty))
+    for name in ("anchor", "random_anchor"):
+        assert torch.equal(target(name), toy.forward_base(data.noisy, data.timesteps, data.anchors))
+    current = target("anchor", "current")
+    assert torch.equal(current, toy(data.noisy, data.timesteps, data.anchors))
+    assert not current.requires_grad
+
+
+@pytest.mark.parametrize(("barrier", "gradient"), COMBINATIONS)
+def test_micro_batches_add_up_to_the_whole(barrier: str, gradient: str) -> None:
+    def halves(data: Batch) -> list[Batch]:
+        fields = {name: value for name, value in vars(data).items() if value is not None}
+        return [replace(data, **{n: v[rows] for n, v in fields.items()}) for rows in (slice(0, 2), slice(2, 4))]
+
+    settings = EraseDiffSettings(barrier=barrier, gradient=gradient, inner_steps=2)
+    whole = EraseDiff(settings, network(Toy())).direction([batch(1)], [batch(9)])
+    parts = EraseDiff(settings, network(Toy())).direction(halves(batch(1)), halves(batch(9)))
+    torch.testing.assert_close(parts.vector, whole.vector)
+    assert parts.metrics == pytest.approx(whole.metrics)
+
+
+def test_paper_preset_is_a_starting_point() -> None:
+    settings = EraseDiffSettings(preset="paper", eta=3.0)
+    assert (settings.target, settings.barrier, settings.gradient, settings.eta) == (
+        "uniform", "grad_norm", "detached", 3.0,
+    )  # fmt: skip

@@ -1,0 +1,288 @@
+"""The training program as a user runs it, on a tiny base with random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny import tiny_pipeline, tiny_values
+
+ROOT = Path(__file__).parent.parent
+LOGGED = {
+    "step", "retain_loss", "forget_loss", "gap", "lambda", "retain_gradient_norm", "constraint_gradient_norm",
+    "gradient_cosine", "direction_norm", "learning_rate", "samples_per_second", "peak_memory_bytes",
+}  # fmt: skip
+CONVOLUTIONS = "attention_feed_forward_convolutions"
+
+
+def log_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+
+
+def adapter_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "pytorch_lora_weights.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_leaves_everything_a_user_needs(recipe_file, cli, tmp_path) -> None:
+    result = cli(
+        "train", recipe_file(), "--training.sample_every", "2", "--training.log_with", "[tensorboard]",
+        "--objective.barrier", "gap", "--retain.concepts", "[dog]",
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    run = tmp_path / "run"
+    for name in (
+        "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json", "recipe.yaml",
+        "training_log.jsonl", "before_after.png", "evaluation.json", "forget_set.png", "retain_set.png",
+        "samples/step-000002.png", "samples/step-000004.png", "checkpoints/step-000004/trainer.pt",
+    ):  # fmt: skip
+        assert (run / name).stat().st_mode & 0o777 == 0o644, name
+    assert not [file for file in run.rglob("*") if file.name.startswith(".")]
+    assert list(run.rglob("events.out.tfevents*"))
+    assert {frozenset(line) for line in log_of(run)} == {frozenset(LOGGED)}
+    assert [line["step"] for line in log_of(run)] == [1, 2, 3, 4]
+    assert all(line["gap"] is not None for line in log_of(run))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert recipe["retain"]["concepts"] == ["dog"] and recipe["objective"]["barrier"] == "gap"
+    assert json.loads((run / "evaluation.json").read_text())["forget_samples"] == 2
+    assert str(run / "before_after.png") in result.out
+    assert any(value.abs().sum() > 0 for name, value in adapter_of(run).items() if "lora_B" in name)
+
+
+def test_inert_inner_steps_are_said_so(recipe_file, cli) -> None:
+    result = cli("train", recipe_file(), "--objective.barrier", "grad_norm", "--objective.inner_steps", "3")
+    assert "The 3 inner step(s) are skipped" in result.err
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "paged_adamw8bit", "lion8bit"])
+def test_a_resumed_run_ends_bit_equal(tiny_base, tmp_path, cli, optimizer) -> None:
+    def run(name: str, steps: int, *more: str) -> dict[str, torch.Tensor]:
+        training = {
+            "steps": 4, "batch_size": 4, "gradient_accumulation": 2, "threads": 1, "checkpoint_every": 2,
+            "optimizer": optimizer, "warmup_steps": 3, "gradient_checkpointing": True,
+        }  # fmt: skip
+        values = tiny_values(
+            tiny_base, tmp_path, output=str(tmp_path / name), training=training,
+            adapter={"rank": 32, "targets": "attention", "dropout": 0.0}, objective={"barrier": "gap"},
+        )  # fmt: skip
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(values))
+        assert cli("train", file, "--training.steps", str(steps), *more).status == 0
+        return adapter_of(tmp_path / name)
+
+    whole = run("whole", 4)
+    half = run("cut", 2)
+    assert not same(whole, half)
+    assert same(whole, run("cut", 4, "--resume"))
+    assert [line["step"] for line in log_of(tmp_path / "cut")] == [1, 2, 3, 4]
+
+
+def test_resuming_with_another_recipe_is_refused(recipe_file, cli) -> None:
+    assert cli("train", recipe_file()).status == 0
+    result = cli("train", recipe_file(), "--resume", "--adapter.rank", "8", "--training.learning_rate", "0.1")
+    assert result.status == 2
+    assert "adapter.rank = 8: was 2 when the run was started." in result.err
+    assert "training.learning_rate = 0.1: was 0.001" in result.err
+
+
+def test_seeds_decide_the_adapter(recipe_file, cli, tmp_path) -> None:
+    adapters = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        cli("train", recipe_file(output=str(tmp_path / name)), "--training.seed", seed)
+        adapters.append(adapter_of(tmp_path / name))
+    assert same(adapters[0], adapters[1])
+    assert not same(adapters[0], adapters[2])
+
+
+FRESH = """
+import sys, torch
+from diffusers import StableDiffusionPipeline
+torch.set_num_threads(1)
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], safety_checker=None)
+pipe.load_lora_weights(sys.argv[2])
+images = pipe(["a photo of a cat"] * 2, num_inference_steps=2, guidance_scale=2.0, height=32, width=32,
+              generator=[torch.Generator("cpu").manual_seed(s) for s in (1000000, 1000001)]).images
+for i, image in enumerate(images):
+    image.save(f"{sys.argv[3]}/{i}.png")
+"""
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"targets": CONVOLUTIONS, "rank": 4, "alpha": 6.0},
+        {"targets": [r".*attn2\.to_[qkv]"], "rank": 3, "alpha": 2.0, "rslora": True},
+        {"targets": "cross_attention", "rank": 2, "dora": True},
+    ],
+    ids=["convolutions", "regex-rslora", "dora"],
+)
+def test_fresh_diffusers_draws_what_the_trainer_showed(tiny_base, recipe_file, cli, tmp_path, adapter) -> None:
+    """Bit for bit, in a process that knows nothing of this package."""
+    file = recipe_file(adapter=adapter, training={"learning_rate": 0.05, "sample_every": 4})
+    assert cli("train", file).status == 0
+    run = tmp_path / "run"
+    subprocess.run([sys.executable, "-c", FRESH, tiny_base, run, tmp_path], check=True, cwd=tmp_path)
+
+    from erasediff_lora import denoisers
+    from erasediff_lora.evaluation.pictures import draw, forget_prompts
+    from erasediff_lora.evaluation.quick import load_adapter
+    from erasediff_lora.recipe import Recipe
+
+    recipe = Recipe.load(run / "recipe.yaml")
+    denoiser = denoisers.load(recipe.model)
+    prompts = forget_prompts(recipe) * 2
+    plain = draw(denoiser, recipe, prompts, 1000000, "base")
+    load_adapter(denoiser, run)
+    shown = draw(denoiser, recipe, prompts, 1000000, "erased")
+    for index, (erased, base) in enumerate(zip(shown, plain, strict=True)):
+        fresh = Image.open(tmp_path / f"{index}.png")
+        assert fresh.tobytes() == erased.image.tobytes()
+        assert fresh.tobytes() != base.image.tobytes()
+
+
+def test_trained_network_and_saved_adapter_predict_the_same(tiny_base, recipe_file, cli, tmp_path) -> None:
+    """The network in training, diffusers' loader and peft's own loader agree to the bit."""
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    adapter = {"targets": CONVOLUTIONS, "rank": 4, "alpha": 6.0}
+    cli("train", recipe_file(adapter=adapter, training={"learning_rate": 0.05}))
+    run = tmp_path / "run"
+    inputs = (torch.randn(2, 4, 4, 4), torch.tensor([5, 700]), torch.randn(2, 7, 32))
+
+    def unet() -> UNet2DConditionModel:
+        return UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet").eval()
+
+    trained = unet()
+    trained.add_adapter(LoraConfig(r=4, lora_alpha=6.0, target_modules=modules_of(run)))
+    checkpoint = load_file(run / "checkpoints/step-000004/adapter.safetensors")
+    set_peft_model_state_dict(trained, checkpoint)
+
+    through_diffusers = unet()
+    through_diffusers.load_lora_adapter(
+        adapter_of(run), prefix="unet", metadata=json.loads(header_of(run)["lora_adapter_metadata"])
+    )
+    through_peft = inject_adapter_in_model(LoraConfig.from_pretrained(run), unet())
+    bare = {
+        name.removeprefix("base_model.model."): t for name, t in load_file(run / "adapter_model.safetensors").items()
+    }
+    set_peft_model_state_dict(through_peft, bare)
+    with torch.no_grad():
+        expected = trained(*inputs).sample
+        assert torch.equal(through_diffusers(*inputs).sample, expected)
+        assert torch.equal(through_peft(*inputs).sample, expected)
+        assert not torch.equal(unet()(*inputs).sample, expected)
+
+
+def header_of(run: Path) -> dict[str, str]:
+    with safe_open(run / "pytorch_lora_weights.safetensors", framework="pt") as file:
+        return file.metadata()
+
+
+def modules_of(run: Path) -> list[str]:
+    return json.loads((run / "adapter_config.json").read_text())["target_modules"]
+
+
+def test_v_prediction_follows_the_schedulers_velocity(tmp_path, cli) -> None:
+    """The batch's target is sqrt(a) ε − sqrt(1 − a) x0, and the whole program runs on such a base."""
+    from erasediff_lora import denoisers
+    from erasediff_lora.data import sets
+    from erasediff_lora.data.batches import BatchSampler
+    from erasediff_lora.recipe import Recipe
+
+    base = tmp_path / "v"
+    tiny_pipeline("v_prediction").save_pretrained(base)
+    file = tmp_path / "v.yaml"
+    file.write_text(yaml.safe_dump(tiny_values(base, tmp_path)))
+    assert cli("train", file, "--training.min_snr_gamma", "5").status == 0
+
+    recipe = Recipe.load(file)
+    denoiser = denoisers.load(recipe.model)
+    data = sets.prepare(recipe, denoiser, "retain")
+    scheduler = denoiser.noise_scheduler
+    assert scheduler.config.prediction_type == "v_prediction"
+    sampler = BatchSampler(data, data, scheduler, 16, 1, 0.5, 5.0, 0, denoiser.device, denoiser.dtype)
+    ((batch,),) = (sampler._draw(data, 3, 1),)
+    a = scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    # x_t and v determine x0 and ε: x0 = sqrt(a) x_t − sqrt(1 − a) v, ε = sqrt(1 − a) x_t + sqrt(a) v
+    clean = a.sqrt() * batch.noisy - (1 - a).sqrt() * batch.target
+    noise = (1 - a).sqrt() * batch.noisy + a.sqrt() * batch.target
+    distances = (clean.flatten(1)[:, None] - data.latents.flatten(1)[None]).abs().amax(dim=2)
+    assert distances.amin(dim=1).max() < 1e-4
+    torch.testing.assert_close(batch.target, scheduler.get_velocity(clean, noise, batch.timesteps), atol=1e-4, rtol=0)
+    snr = (a / (1 - a)).flatten()
+    torch.testing.assert_close(batch.weights, snr.clamp_max(5) / (snr + 1))
+    empty = (batch.prompts == data.embeddings[0]).all(dim=(1, 2))
+    assert 0 < int(empty.sum()) < 16
+
+
+def test_bfloat16_base_keeps_the_adapter_in_float32(recipe_file, cli, tmp_path) -> None:
+    assert cli("train", recipe_file(model={"dtype": "bfloat16"})).status == 0
+    assert {tensor.dtype for tensor in adapter_of(tmp_path / "run").values()} == {torch.float32}
+
+
+def test_a_stopped_run_saves_a_checkpoint_and_says_how_to_go_on(recipe_file, cli, tmp_path) -> None:
+    whole = recipe_file(output=str(tmp_path / "whole"), training={"steps": 40})
+    assert cli("train", whole).status == 0
+    file = recipe_file(training={"steps": 40})
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts/train_erase_lora.py"), str(file)],
+        stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    log = tmp_path / "run/training_log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after step" in errors and "--resume" in errors and "Traceback" not in errors
+    assert not (tmp_path / "run/pytorch_lora_weights.safetensors").exists()
+    assert cli("train", file, "--resume").status == 0
+    assert same(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
+
+
+def test_accelerate_launch_runs_the_same_program(recipe_file, cli, tmp_path) -> None:
+    file = recipe_file()
+    subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1",
+         str(ROOT / "scripts/train_erase_lora.py"), str(file), "--output", str(tmp_path / "launched")],
+        check=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True,
+    )  # fmt: skip
+    assert cli("train", file).status == 0
+    assert same(adapter_of(tmp_path / "launched"), adapter_of(tmp_path / "run"))
+
+
+def test_two_processes_take_the_step_of_one_with_the_joint_batch(recipe_file, cli, tmp_path) -> None:
+    file = recipe_file(training={"batch_size": 4}, objective={"barrier": "gap"})
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(ROOT / "scripts/train_erase_lora.py"), str(file), "--output", str(tmp_path / "two")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stderr
+    assert cli("train", file).status == 0
+    two, one = log_of(tmp_path / "two"), log_of(tmp_path / "run")
+    assert len(two) == len(one) == 4
+    for a, b in zip(two, one, strict=True):
+        assert a["lambda"] == pytest.approx(b["lambda"], rel=1e-3)
+        assert a["retain_loss"] == pytest.approx(b["retain_loss"], rel=1e-5)
+    for name, tensor in adapter_of(tmp_path / "run").items():
+        torch.testing.assert_close(adapter_of(tmp_path / "two")[name], tensor, rtol=0, atol=1e-4)
