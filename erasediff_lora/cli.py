@@ -147,18 +147,16 @@ def demo_overrides(concept: str) -> dict[str, Any]:
     from erasediff_lora import demo
 
     if concept in demo.CONCEPTS:
-        mine, others, name = demo.CONCEPTS, demo.STYLES, "style"
-        template = demo.TEMPLATE
+        mine, others, name, templates = demo.CONCEPTS, demo.STYLES, "style", demo.CONCEPT_TEMPLATES
     elif concept in demo.STYLES:
-        mine, others, name = demo.STYLES, demo.CONCEPTS, "object"
-        template = demo.TEMPLATE.format(style="{concept}", concept="{object}")
+        mine, others, name, templates = demo.STYLES, demo.CONCEPTS, "object", demo.STYLE_TEMPLATES
     else:
         raise UserError(
             Problem(
                 "--concept", concept, "the demo model does not know it.", nearest(concept, demo.CONCEPTS + demo.STYLES)
             )
         )
-    data = {"templates": [template], "placeholders": {name: others}}
+    data = {"templates": templates, "placeholders": {name: others}}
     overrides: dict[str, Any] = {f"forget.{key}": value for key, value in data.items()}
     overrides |= {f"retain.{key}": value for key, value in data.items()}
     return overrides | {

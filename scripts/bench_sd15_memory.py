@@ -82,14 +82,14 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--checkpointing", default="true", choices=["true", "false"])
     parser.add_argument("--optimizer", default="adamw8bit")
+    parser.add_argument("--build", type=Path, help="only write the random pipeline to this folder")
     arguments = parser.parse_args()
+    if arguments.build:
+        build(arguments.build, getattr(torch, arguments.dtype))
+        return
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        subprocess.run(
-            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import torch, pathlib,"
-             f" bench_sd15_memory as b; b.build(pathlib.Path({name!r}) / 'base', torch.{arguments.dtype})"],
-            check=True,
-        )  # fmt: skip
+        subprocess.run([sys.executable, __file__, "--build", root / "base", "--dtype", arguments.dtype], check=True)
         for kind in ("forget", "retain"):
             (root / kind).mkdir()
             pixels = np.random.default_rng(0).integers(

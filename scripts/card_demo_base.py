@@ -84,8 +84,8 @@ The drawings are not included. They come from these packages:
 
 | drawings | by | licence | used for |
 |---|---|---|---|
-| Noto Emoji (`@iconify-json/noto`) | Google | Apache-2.0 | style *color* |
-| Fluent Emoji High Contrast (`@iconify-json/fluent-emoji-high-contrast`) | Microsoft | MIT | styles *line* and *blueprint* |
+| Noto Emoji (`@iconify-json/noto`) | Google | Apache-2.0 | *color* |
+| Fluent Emoji High Contrast (`@iconify-json/fluent-emoji-high-contrast`) | Microsoft | MIT | *line*, *blueprint* |
 | Fluent Emoji Flat (`@iconify-json/fluent-emoji-flat`) | Microsoft | MIT | the judge only |
 | Noto Emoji v1 (`@iconify-json/noto-v1`) | Google | Apache-2.0 | the judge only |
 | Twemoji (`@iconify-json/twemoji`) | Twitter and contributors | CC-BY-4.0 | the judge only |

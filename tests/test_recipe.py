@@ -81,7 +81,7 @@ def test_all_problems_are_reported_at_once(recipe_file, cli, tmp_path) -> None:
         ({"forget": {"images": {"folder": "/nowhere"}}}, "forget.images.folder = '/nowhere': there is no such folder."),
         ({"retain": {"images": {}}}, "needs exactly one of folder and dataset."),
         ({"forget": {"concepts": []}}, "forget.concepts = []: List should have at least 1 item"),
-        ({"model": {"base": "weights.ckpt"}}, "model.base = 'weights.ckpt': is a pickle, which can run code when opened."),
+        ({"model": {"base": "weights.ckpt"}}, "model.base = 'weights.ckpt': is a pickle, which can run code"),
         ({"model": {"base": "demo"}, "forget": {"concepts": ["catt"]}},
          "forget.concepts.0.name = 'catt': the demo model does not know it. Did you mean 'cat'?"),
         ({"training": {"batch_size": 3, "gradient_accumulation": 2}}, "does not divide training.batch_size (3)."),

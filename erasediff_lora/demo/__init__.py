@@ -10,3 +10,5 @@ JUDGE_FILE = MODEL_DIR / "judge.safetensors"
 CONCEPTS = ["cat", "heart", "flower", "car", "fish", "house", "book", "cloud", "face", "clock"]
 STYLES = ["color", "line", "blueprint"]
 TEMPLATE = "a {style} drawing of a {concept}"
+CONCEPT_TEMPLATES = [TEMPLATE, "a drawing of a {concept}", "a {concept}"]
+STYLE_TEMPLATES = ["a {concept} drawing of a {object}", "a {object} in {concept} style"]

@@ -110,13 +110,14 @@ class StableDiffusion:
     def fingerprint(self) -> str:
         """SHA-256 over the base's weight and configuration files, names included."""
         digest = hashlib.sha256()
-        root = self.source if self.source.is_dir() else self.source.parent
-        files = sorted(self.source.rglob("*")) if self.source.is_dir() else [self.source]
+        files = [self.source]
+        if self.source.is_dir():
+            parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+            files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
         for file in files:
-            if file.is_file() and file.suffix in {".json", ".txt", ".safetensors", *PICKLE_SUFFIXES}:
-                digest.update(str(file.relative_to(root)).encode())
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(str(file.relative_to(self.source)).encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
     @torch.no_grad()

@@ -1,0 +1,76 @@
+"""The embedded model, and the main job on it from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from erasediff_lora import demo
+from erasediff_lora.data.prompts import balanced, expand
+from erasediff_lora.demo.judge import Judge
+from erasediff_lora.recipe import Recipe
+
+ROOT = Path(__file__).parent.parent.parent
+MEGABYTE = 1e6
+
+
+def test_model_fits_the_package_and_states_its_measures() -> None:
+    files = [file for file in demo.MODEL_DIR.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 20 * MEGABYTE
+    assert not [file for file in files if file.suffix in {".bin", ".pt", ".ckpt"}]
+    measured = json.loads((demo.MODEL_DIR / "measured.json").read_text())
+    assert measured["judge_concept"] >= 0.95 and measured["judge_style"] >= 0.95
+    assert set(measured["by_concept"]) == set(demo.CONCEPTS) and min(measured["by_concept"].values()) >= 0.90
+    assert set(measured["by_style"]) == set(demo.STYLES) and min(measured["by_style"].values()) >= 0.85
+    assert (demo.MODEL_DIR / "contact_sheet.png").is_file()
+    assert "CC-BY-4.0" in (demo.MODEL_DIR / "README.md").read_text()
+
+
+def test_plain_diffusers_loads_it_and_the_judge_recognises_its_pictures() -> None:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(demo.MODEL_DIR, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    sampling = Recipe.load(ROOT / "recipes/demo_concept.yaml").sampling
+    prompts = balanced(expand([demo.TEMPLATE], demo.CONCEPTS, {"style": demo.STYLES}), 60, seed=0)
+    images = pipeline(
+        [prompt.text for prompt in prompts],
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(60)],
+    ).images
+    named = Judge.load(demo.JUDGE_FILE).classify(images)
+    right = [concept == prompt.concept for (concept, _), prompt in zip(named, prompts, strict=True)]
+    assert sum(right) >= 54
+
+
+def test_demo_recipes_differ_in_what_they_erase_only() -> None:
+    packaged = yaml.safe_load((ROOT / "erasediff_lora/demo/recipe.yaml").read_text())
+    for name in ("demo_concept", "demo_style"):
+        values = yaml.safe_load((ROOT / f"recipes/{name}.yaml").read_text())
+        for section in packaged.keys() - {"forget", "retain", "output"}:
+            assert values[section] == packaged[section], (name, section)
+
+
+@pytest.mark.parametrize("concept", ["cat", "blueprint"])
+def test_the_demo_erases_a_concept_and_keeps_the_rest(cli, tmp_path, concept) -> None:
+    result = cli(
+        "demo", "--concept", concept, "--output", tmp_path / "run", "--cache", tmp_path / "cache",
+        "--evaluation.forget_samples", "90", "--evaluation.retain_samples", "90",
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    run = tmp_path / "run"
+    numbers = json.loads((run / "evaluation.json").read_text())
+    assert numbers["concepts"] == [concept]
+    assert numbers["unlearning_accuracy_base"] <= 0.15
+    assert numbers["unlearning_accuracy"] >= 0.90
+    assert numbers["retain_accuracy"] >= numbers["retain_accuracy_base"] - 0.05
+    assert (run / "pytorch_lora_weights.safetensors").stat().st_size <= MEGABYTE
+    assert Image.open(run / "before_after.png").width > 500
+    for shown in ("forgotten", "retained", str(run / "before_after.png")):
+        assert shown in result.out
