@@ -139,7 +139,7 @@ def overrides_from(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def demo_overrides(concept: str) -> dict[str, Any]:
-    """The demo recipe turned to another concept or style.
+    """The demo recipe turned to another concept or style; its anchor is the next one in the list.
 
     Raises:
         UserError: If the demo model does not know it.
@@ -160,7 +160,7 @@ def demo_overrides(concept: str) -> dict[str, Any]:
     overrides: dict[str, Any] = {f"forget.{key}": value for key, value in data.items()}
     overrides |= {f"retain.{key}": value for key, value in data.items()}
     return overrides | {
-        "forget.concepts": [concept],
+        "forget.concepts": [{"name": concept, "anchor": mine[(mine.index(concept) + 1) % len(mine)]}],
         "retain.concepts": [other for other in mine if other != concept],
         "output": f"runs/demo-{concept}",
     }

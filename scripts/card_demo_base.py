@@ -42,7 +42,7 @@ Prompts read like "a line drawing of a cat".
 
 ![contact sheet](contact_sheet.png)
 
-One row a prompt, seeds 0 to 9 without selection, {{ steps }} DDIM steps, guidance {{ guidance }}.
+One row a prompt, seeds 0 to 9 without selection, {{ steps }} DPM-Solver++ steps, guidance {{ guidance }}.
 
 ## Parts
 

@@ -28,8 +28,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import (
     AutoencoderKL,
-    DDIMScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -304,15 +304,8 @@ class TextToNoise(nn.Module):
         return self.unet(noisy, timesteps, self.text_encoder(tokens)[0]).sample
 
 
-def train_diffusion(accelerator: Accelerator, work: Path, pictures: Pictures, steps: int) -> None:
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
-    latent_file = work / "latents.pt"
-    if accelerator.is_main_process and not latent_file.exists():
-        torch.save(encode_all(vae, pictures, range(len(pictures.pixels))), latent_file)
-    accelerator.wait_for_everyone()
-    latents = torch.load(latent_file, weights_only=True) * vae.config.scaling_factor
-
-    tokenizer = make_tokenizer()
+def new_text_and_unet(tokenizer: CLIPTokenizer) -> TextToNoise:
+    """A fresh text encoder and UNet."""
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -339,7 +332,29 @@ def train_diffusion(accelerator: Accelerator, work: Path, pictures: Pictures, st
         attention_head_dim=2,
         norm_num_groups=16,
     )
-    model = TextToNoise(text_encoder, unet)
+    return TextToNoise(text_encoder, unet)
+
+
+def train_diffusion(accelerator: Accelerator, work: Path, pictures: Pictures, arguments: argparse.Namespace) -> None:
+    steps = arguments.diffusion_steps
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    latent_file = work / "latents.pt"
+    if accelerator.is_main_process and not latent_file.exists():
+        torch.save(encode_all(vae, pictures, range(len(pictures.pixels))), latent_file)
+    accelerator.wait_for_everyone()
+    latents = torch.load(latent_file, weights_only=True) * vae.config.scaling_factor
+
+    start = arguments.start_from or work / "start"
+    if accelerator.is_main_process and not start.exists():
+        # Made once and read by every process: ties in the learnt vocabulary fall differently each time.
+        tokenizer = make_tokenizer()
+        save_pipeline(start, vae, new_text_and_unet(tokenizer), tokenizer)
+    accelerator.wait_for_everyone()
+    tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer")
+    model = TextToNoise(
+        CLIPTextModel.from_pretrained(start / "text_encoder").float(),
+        UNet2DConditionModel.from_pretrained(start / "unet").float(),
+    )
     average = copy.deepcopy(model).requires_grad_(False)
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     order = batches(len(latents), 32, seed=31 + accelerator.process_index)
@@ -364,7 +379,7 @@ def train_diffusion(accelerator: Accelerator, work: Path, pictures: Pictures, st
         if accelerator.is_main_process and (force or (step + 1) % 1000 == 0):
             save_pipeline(work / "model", vae, average, tokenizer)
 
-    optimise(accelerator, model, loss_of, steps=steps, lr=1e-3, name="diffusion", after_step=save)
+    optimise(accelerator, model, loss_of, steps=steps, lr=arguments.diffusion_lr, name="diffusion", after_step=save)
     save(steps, force=True)
     if accelerator.is_main_process:
         (work / "diffusion.done").touch()
@@ -377,12 +392,11 @@ def save_pipeline(folder: Path, vae: AutoencoderKL, model: TextToNoise, tokenize
         text_encoder=model.text_encoder.half(),
         tokenizer=tokenizer,
         unet=model.unet.half(),
-        scheduler=DDIMScheduler(
+        scheduler=DPMSolverMultistepScheduler(
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
+            timestep_spacing="leading",
             steps_offset=1,
         ),
         safety_checker=None,
@@ -398,6 +412,8 @@ def main() -> None:
     parser.add_argument("--judge-steps", type=int, default=JUDGE_STEPS)
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
     parser.add_argument("--diffusion-steps", type=int, default=DIFFUSION_STEPS)
+    parser.add_argument("--diffusion-lr", type=float, default=1e-3)
+    parser.add_argument("--start-from", type=Path, help="pipeline folder whose text encoder and UNet to go on from")
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -416,7 +432,7 @@ def main() -> None:
     if not (work / "vae").exists():
         train_vae(accelerator, work, pictures, arguments.vae_steps)
     if not (work / "diffusion.done").exists():
-        train_diffusion(accelerator, work, pictures, arguments.diffusion_steps)
+        train_diffusion(accelerator, work, pictures, arguments)
 
 
 if __name__ == "__main__":

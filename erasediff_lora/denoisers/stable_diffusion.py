@@ -98,9 +98,9 @@ class StableDiffusion:
     @cached_property
     def noise_scheduler(self) -> DDPMScheduler:
         if self.source.is_file():
-            return DDPMScheduler.from_config(self.pipeline.scheduler.config)
+            return DDPMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
         with _readable(self.model):
-            return DDPMScheduler.from_pretrained(self.source, subfolder="scheduler")
+            return DDPMScheduler.from_pretrained(self.source, subfolder="scheduler", clip_sample=False)
 
     @property
     def resolution(self) -> int:
