@@ -40,9 +40,9 @@ A Stable Diffusion pipeline small enough for a CPU: 64 px pictures of {{ concept
 ({{ concepts | join(", ") }}) in {{ styles | length }} styles ({{ styles | join(", ") }}).
 Prompts read like "a line drawing of a cat".
 
-![contact sheet](contact_sheet.png)
+![contact sheet](contact_sheet.jpg)
 
-One row a prompt, seeds 0 to 9 without selection, {{ steps }} DPM-Solver++ steps, guidance {{ guidance }}.
+One row a prompt, seeds 0 to 4 without selection, {{ steps }} DPM-Solver++ steps, guidance {{ guidance }}.
 
 ## Parts
 
@@ -139,7 +139,7 @@ def main() -> int:
 
     rows = []
     for prompt in prompts:
-        rows.append((prompt.text, denoiser.draw([prompt.text] * 10, list(range(10)), recipe.sampling, output="pil")))
+        rows.append((prompt.text, denoiser.draw([prompt.text] * 5, list(range(5)), recipe.sampling, output="pil")))
     pipeline = denoiser.pipeline
     parts = {
         "UNet2DConditionModel": pipeline.unet,
@@ -177,7 +177,9 @@ def main() -> int:
     for file in MODEL_DIR.rglob("*"):
         if file.is_file():
             file.chmod(0o644)
-    save_sheet(rows, MODEL_DIR / "contact_sheet.png")
+    save_sheet(rows, arguments.work / "contact_sheet.png")
+    with Image.open(arguments.work / "contact_sheet.png") as sheet:  # the package is small
+        sheet.save(MODEL_DIR / "contact_sheet.jpg", quality=80, optimize=True)
     (MODEL_DIR / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
     card = CARD.render(
         concepts=CONCEPTS,

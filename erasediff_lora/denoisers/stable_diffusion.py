@@ -20,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from erasediff_lora import demo
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.recipe import PICKLE_SUFFIXES, Model, Sampling
+from erasediff_lora.recipe import Model, Sampling
+from erasediff_lora.recipe_checks import PICKLE_SUFFIXES
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()

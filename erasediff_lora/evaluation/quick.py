@@ -23,6 +23,7 @@ from erasediff_lora.recipe import Recipe
 
 EVALUATION_FILE = "evaluation.json"
 GRID_FILE = "before_after.png"
+BASE_FORGET_SAMPLES = 60
 
 
 def evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     to_retain = balanced(retain_prompts(recipe), options.retain_samples, options.seed)
     forget_seed, retain_seed = options.seed, options.seed + options.forget_samples
 
-    forget_before = draw(denoiser, recipe, to_forget, forget_seed, "forget, base")
+    # That the base draws the concept needs no more than a glance; the other three counts are compared.
+    forget_before = draw(denoiser, recipe, to_forget[:BASE_FORGET_SAMPLES], forget_seed, "forget, base")
     retain_before = draw(denoiser, recipe, to_retain, retain_seed, "retain, base")
     load_adapter(denoiser, folder)
     forget_after = draw(denoiser, recipe, to_forget, forget_seed, "forget, erased")
@@ -61,6 +63,7 @@ def evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "base": recipe.model.base,
         "concepts": [concept.name for concept in recipe.forget.concepts],
         "forget_samples": len(to_forget),
+        "forget_samples_base": len(forget_before),
         "retain_samples": len(to_retain),
         "seeds": {"forget": [forget_seed, retain_seed - 1], "retain": [retain_seed, retain_seed + len(to_retain) - 1]},
         "sampling": recipe.sampling.model_dump(mode="json"),
@@ -95,10 +98,9 @@ def judge_pictures(
     per_concept: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(str(item.prompt.concept) for item in forget_after):
         rows = [i for i, item in enumerate(forget_after) if item.prompt.concept == name]
-        per_concept[name] = {
-            "unlearning_accuracy": 1 - _share([forgotten_after[i] for i in rows]),
-            "unlearning_accuracy_base": 1 - _share([forgotten_before[i] for i in rows]),
-        }
+        per_concept[name] = {"unlearning_accuracy": 1 - _share([forgotten_after[i] for i in rows])}
+        if base := [forgotten_before[i] for i in rows if i < len(forget_before)]:
+            per_concept[name]["unlearning_accuracy_base"] = 1 - _share(base)
     for name in dict.fromkeys(str(item.prompt.concept) for item in retain_after):
         rows = [i for i, item in enumerate(retain_after) if str(item.prompt.concept) == name]
         per_concept[name] = {

@@ -1,0 +1,154 @@
+"""What can be wrong between the fields of a recipe, each of which is valid by itself."""
+
+from __future__ import annotations
+
+import re
+import string
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erasediff_lora import demo
+from erasediff_lora.errors import Problem, nearest
+
+if TYPE_CHECKING:
+    from erasediff_lora.objectives import ObjectiveSettings
+    from erasediff_lora.recipe import Adapter, ForgetSet, Model, RetainSet, Training
+
+PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
+
+
+def cross_check(sections: dict[str, Any]) -> list[Problem]:
+    """Problems between fields, for the sections that are valid by themselves."""
+    problems: list[Problem] = []
+    model: Model | None = sections.get("model")
+    forget: ForgetSet | None = sections.get("forget")
+    retain: RetainSet | None = sections.get("retain")
+    objective: ObjectiveSettings | None = sections.get("objective")
+    training: Training | None = sections.get("training")
+
+    if model and Path(model.base).suffix in PICKLE_SUFFIXES and not model.allow_pickle:
+        problems.append(
+            Problem(
+                "model.base",
+                model.base,
+                "is a pickle, which can run code when opened.",
+                "Convert it to safetensors, or set model.allow_pickle: true if you trust it.",
+            )
+        )
+    for name, data in (("forget", forget), ("retain", retain)):
+        if data:
+            problems += _check_set(name, data)
+    if forget:
+        problems += _check_concepts(forget, retain, objective, is_demo=bool(model and model.base == "demo"))
+    if training and training.batch_size % training.gradient_accumulation:
+        problems.append(
+            Problem(
+                "training.gradient_accumulation",
+                training.gradient_accumulation,
+                f"does not divide training.batch_size ({training.batch_size}).",
+                "Choose a divisor.",
+            )
+        )
+    adapter: Adapter | None = sections.get("adapter")
+    for pattern in adapter.targets if adapter and isinstance(adapter.targets, list) else []:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            problems.append(Problem("adapter.targets", pattern, f"is not a regular expression: {error}."))
+    return problems
+
+
+def _check_set(name: str, data: ForgetSet | RetainSet) -> list[Problem]:
+    problems = []
+    for template in data.templates:
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        except ValueError as error:
+            problems.append(Problem(f"{name}.templates", template, f"is not a template: {error}."))
+            continue
+        for field in set(fields) - {"concept"} - data.placeholders.keys():
+            problems.append(
+                Problem(
+                    f"{name}.templates",
+                    template,
+                    f"{{{field}}} has no values.",
+                    f"List them under {name}.placeholders.{field}.",
+                )
+            )
+        if "concept" not in fields and name == "forget":
+            problems.append(
+                Problem(f"{name}.templates", template, "does not name the concept.", "Put {concept} into it.")
+            )
+        if "concept" in fields and not data.concepts:
+            problems.append(
+                Problem(f"{name}.concepts", [], "nothing fills {concept}.", f"List concepts under {name}.concepts.")
+            )
+    for key, values in data.placeholders.items():
+        if not values:
+            problems.append(Problem(f"{name}.placeholders.{key}", values, "is empty.", "List at least one value."))
+    images = data.images
+    if images and (images.folder is None) == (images.dataset is None):
+        problems.append(
+            Problem(
+                f"{name}.images",
+                {"folder": images.folder, "dataset": images.dataset},
+                "needs exactly one of folder and dataset.",
+                "Set one of them.",
+            )
+        )
+    if images and images.folder and not images.folder.is_dir():
+        problems.append(
+            Problem(f"{name}.images.folder", str(images.folder), "there is no such folder.", "Check the path.")
+        )
+    return problems
+
+
+def _check_concepts(
+    forget: ForgetSet, retain: RetainSet | None, objective: ObjectiveSettings | None, *, is_demo: bool
+) -> list[Problem]:
+    problems = []
+    names = [concept.name for concept in forget.concepts]
+    known = demo.CONCEPTS + demo.STYLES
+    for index, concept in enumerate(forget.concepts):
+        field = f"forget.concepts.{index}"
+        if concept.anchor is not None and concept.anchor.strip().lower() == concept.name.strip().lower():
+            problems.append(
+                Problem(f"{field}.anchor", concept.anchor, "is the concept itself.", "Name another concept.")
+            )
+        if objective and objective.target == "anchor" and concept.anchor is None:
+            problems.append(
+                Problem(
+                    f"{field}.anchor",
+                    None,
+                    f"{concept.name!r} has no anchor, and objective.target is 'anchor'.",
+                    "Name an anchor, or set objective.target: random_anchor.",
+                )
+            )
+        if is_demo and concept.name not in known:
+            problems.append(
+                Problem(f"{field}.name", concept.name, "the demo model does not know it.", nearest(concept.name, known))
+            )
+        if is_demo and concept.anchor is not None and concept.anchor not in known:
+            problems.append(
+                Problem(
+                    f"{field}.anchor",
+                    concept.anchor,
+                    "the demo model does not know it.",
+                    nearest(concept.anchor, known),
+                )
+            )
+    for index, name in enumerate(retain.concepts if retain else []):
+        if name in names:
+            problems.append(
+                Problem(f"retain.concepts.{index}", name, "is to be forgotten as well.", "Take it out of one set.")
+            )
+    if objective and retain and objective.target == "random_anchor" and not retain.concepts:
+        problems.append(
+            Problem(
+                "retain.concepts",
+                [],
+                "objective.target: random_anchor draws its anchors from it.",
+                "List concepts, or choose another target.",
+            )
+        )
+    return problems
