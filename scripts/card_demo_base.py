@@ -40,7 +40,7 @@ A Stable Diffusion pipeline small enough for a CPU: 64 px pictures of {{ concept
 ({{ concepts | join(", ") }}) in {{ styles | length }} styles ({{ styles | join(", ") }}).
 Prompts read like "a line drawing of a cat".
 
-![contact sheet](contact_sheet.jpg)
+![contact sheet](contact_sheet.webp)
 
 One row a prompt, seeds 0 to 4 without selection, {{ steps }} DPM-Solver++ steps, guidance {{ guidance }}.
 
@@ -179,7 +179,7 @@ def main() -> int:
             file.chmod(0o644)
     save_sheet(rows, arguments.work / "contact_sheet.png")
     with Image.open(arguments.work / "contact_sheet.png") as sheet:  # the package is small
-        sheet.save(MODEL_DIR / "contact_sheet.jpg", quality=80, optimize=True)
+        sheet.save(MODEL_DIR / "contact_sheet.webp", quality=75, method=6)
     (MODEL_DIR / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
     card = CARD.render(
         concepts=CONCEPTS,

@@ -26,7 +26,7 @@ def test_model_fits_the_package_and_states_its_measures() -> None:
     assert measured["judge_concept"] >= 0.95 and measured["judge_style"] >= 0.95
     assert set(measured["by_concept"]) == set(demo.CONCEPTS) and min(measured["by_concept"].values()) >= 0.90
     assert set(measured["by_style"]) == set(demo.STYLES) and min(measured["by_style"].values()) >= 0.85
-    assert (demo.MODEL_DIR / "contact_sheet.jpg").is_file()
+    assert (demo.MODEL_DIR / "contact_sheet.webp").is_file()
     assert "CC-BY-4.0" in (demo.MODEL_DIR / "README.md").read_text()
 
 
