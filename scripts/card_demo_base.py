@@ -179,7 +179,7 @@ def main() -> int:
             file.chmod(0o644)
     save_sheet(rows, arguments.work / "contact_sheet.png")
     with Image.open(arguments.work / "contact_sheet.png") as sheet:  # the package is small
-        sheet.save(MODEL_DIR / "contact_sheet.webp", quality=75, method=6)
+        sheet.save(MODEL_DIR / "contact_sheet.webp", quality=50, method=6)
     (MODEL_DIR / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
     card = CARD.render(
         concepts=CONCEPTS,
