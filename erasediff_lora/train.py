@@ -128,18 +128,15 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         schedule.load_state_dict(trainer["schedule"])
         start = trainer["step"]
 
-    def predict(noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
-        return network(noisy, timesteps, encoder_hidden_states=prompts).sample
-
     def predict_base(noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
         with lora.disabled(network):
-            return predict(noisy, timesteps, prompts)
+            return denoiser.predict(noisy, timesteps, prompts)
 
     objective = objectives.create(
         recipe.objective,
         Network(
             parameters,
-            predict,
+            denoiser.predict,
             predict_base,
             mean=lambda tensor: accelerator.reduce(tensor, reduction="mean"),
             loss_scale=FP16_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0,
@@ -189,9 +186,9 @@ def erase(run: Run, stop: StopSignal) -> None:
         direction = take_step(run, step)
         _report(run, bar, step + 1, direction, time.perf_counter() - began)
         done = step + 1
-        if stop.signum is not None:
+        if (signum := _agreed(run.accelerator, stop)) is not None:
             _checkpoint(run, done)
-            raise Interrupted(stop.signum, run.recipe.output, done)
+            raise Interrupted(signum, run.recipe.output, done)
         if done % training.checkpoint_every == 0 and done < training.steps:
             _checkpoint(run, done)
         if training.sample_every and done % training.sample_every == 0:
@@ -200,6 +197,7 @@ def erase(run: Run, stop: StopSignal) -> None:
 
 def take_step(run: Run, step: int) -> Direction:
     """Draw the batches of both sets, find the direction, step along it."""
+    torch.manual_seed(run.recipe.training.seed * 1_000_003 + step)  # LoRA dropout, the same after a resume
     forget, retain = run.sampler.draw(step)
     direction = run.objective.direction(forget, retain)
     _require_finite(run, step, direction)
@@ -308,6 +306,14 @@ def _peak_memory() -> int:
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _agreed(accelerator: Accelerator, stop: StopSignal) -> int | None:
+    """The signal that any process got: all must stop after the same step."""
+    if accelerator.num_processes == 1:
+        return stop.signum
+    seen = accelerator.gather(torch.tensor([stop.signum or 0], device=accelerator.device))
+    return int(seen.max()) or None
 
 
 def _checkpoint(run: Run, step: int) -> Path | None:

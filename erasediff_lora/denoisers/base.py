@@ -52,6 +52,10 @@ class Denoiser(Protocol):
         """SHA-256 over the base's weights and configuration."""
         ...
 
+    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+        """The network's prediction (B, C, h, w) for x_t (B, C, h, w), t (B,), embeddings (B, L, D)."""
+        ...
+
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Prompt embeddings, (N, L, D)."""
         ...

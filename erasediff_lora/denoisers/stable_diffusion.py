@@ -121,6 +121,9 @@ class StableDiffusion:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
+    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+        return self.network(noisy, timesteps, encoder_hidden_states=prompts).sample
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         chunks = [
