@@ -115,7 +115,7 @@ class Adapter(Section):
 class Training(Section):
     """The outer optimisation."""
 
-    steps: int = Field(250, ge=1, description="outer steps")
+    steps: int = Field(300, ge=1, description="outer steps")
     batch_size: int = Field(16, ge=1, description="samples of each set a step, over all processes")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches that a batch is cut into")
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "lion8bit"] = Field(

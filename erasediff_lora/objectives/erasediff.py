@@ -48,7 +48,7 @@ class EraseDiffSettings(BaseModel):
     barrier: Literal["grad_norm", "gap", "fixed"] = Field(
         "grad_norm", description="a: eta * |grad g|^2, eta * max(g, 0), or a fixed lambda"
     )
-    eta: float = Field(1.0, gt=0, description="scale of the barrier")
+    eta: float = Field(0.3, gt=0, description="scale of the barrier")
     multiplier: float = Field(1.0, ge=0, description="lambda of `barrier: fixed`")
     gradient: Literal["detached", "first_order"] = Field(
         "detached", description="grad g: grad L_f(theta), or minus grad L_f(phi^K) as well"
