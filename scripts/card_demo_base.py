@@ -174,6 +174,10 @@ def main() -> int:
     shutil.rmtree(MODEL_DIR, ignore_errors=True)
     shutil.copytree(model, MODEL_DIR)
     shutil.copy(arguments.work / "judge.safetensors", JUDGE_FILE)
+    for file in MODEL_DIR.rglob("config.json"):  # where it was trained is nobody's business
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
     for file in MODEL_DIR.rglob("*"):
         if file.is_file():
             file.chmod(0o644)
