@@ -177,6 +177,8 @@ def main() -> int:
     for file in MODEL_DIR.rglob("config.json"):  # where it was trained is nobody's business
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
+        if "dtype" in config:  # transformers follows it, diffusers' own parts load as float32
+            config["dtype"] = "float32"
         file.write_text(json.dumps(config, indent=2) + "\n")
     for file in MODEL_DIR.rglob("*"):
         if file.is_file():
