@@ -166,10 +166,6 @@ def demo_overrides(concept: str) -> dict[str, Any]:
     }
 
 
-def _demo(recipe: Recipe, parsed: argparse.Namespace) -> None:
-    _train(recipe, parsed)
-
-
 def _prepare(recipe: Recipe, parsed: argparse.Namespace) -> None:
     from erasediff_lora import denoisers
     from erasediff_lora.data import sets
@@ -217,7 +213,7 @@ def _evaluate_folder(recipe: Recipe, folder: Path) -> None:
     print(f"numbers    {folder / 'evaluation.json'}")
 
 
-_RUN = {"demo": _demo, "prepare": _prepare, "train": _train, "evaluate": _evaluate}
+_RUN = {"demo": _train, "prepare": _prepare, "train": _train, "evaluate": _evaluate}
 
 
 def _quiet_libraries() -> None:
