@@ -1,25 +1,52 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Reading files that may be damaged, and writing so that nobody ever reads half of one."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from erasediff_lora.errors import Problem, UserError
+
+PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
+UNWRITABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # forbidden
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),  # in the way
+}
+
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success it is synced, made readable and renamed to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+def atomic(path: Path, field: str = "output") -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success it is synced, made readable and renamed to `path`.
+
+    Args:
+        path: The final name.
+        field: What the user calls it, for the message.
+
+    Raises:
+        UserError: If the disk is full or the folder cannot be written. Nothing is left behind.
+    """
+    with writable(path, field):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        with _removed_on_failure(Path(name), path) as temporary:
+            yield temporary
+
+
+@contextmanager
+def _removed_on_failure(temporary: Path, path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb") as stream:
@@ -30,15 +57,77 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def writable(path: Path, field: str = "output") -> Iterator[None]:
+    """Turn the system's refusal to write into an error that names the path.
+
+    Raises:
+        UserError: For a full disk, a quota, a read-only or forbidden place.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the latter has the system's error in its text only
+        named = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
+        if number not in UNWRITABLE:
+            raise
+        raise UserError(
+            Problem(
+                field,
+                str(path),
+                f"cannot be written: {os.strerror(number)}.",
+                "Free space there, or choose another place.",
+            )
+        ) from error
+
+
+def open_safetensors(path: Path, field: str) -> Any:
+    """A checked `safe_open` handle.
+
+    Args:
+        path: The file.
+        field: What the user calls it, for the message.
+
+    Raises:
+        UserError: If there is no such file, or it is a pickle, damaged, or no safetensors file.
+    """
+    if not path.is_file():
+        raise UserError(Problem(field, str(path), "there is no such file.", "Check the path."))
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    if path.suffix in PICKLE_SUFFIXES or start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+        raise UserError(
+            Problem(
+                field,
+                str(path),
+                "is a pickle, which can run code when opened.",
+                "Convert it: safetensors.torch.save_file(torch.load(file, weights_only=True), 'new.safetensors').",
+            )
+        )
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            Problem(
+                field,
+                str(path),
+                f"is no intact safetensors file: {' '.join(str(error).split())}.",
+                "Download or export it again.",
+            )
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+def save_safetensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None, field: str = "output"
+) -> None:
     """Write a safetensors file atomically."""
-    with atomic(path) as temporary:
+    with atomic(path, field) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,8 +12,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.files import sha256
 from erasediff_lora.objectives import ObjectiveSettings
 from erasediff_lora.recipe_checks import cross_check
+
+RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "training"}
 
 
 class Section(BaseModel):
@@ -34,6 +38,16 @@ class Model(Section):
     revision: str | None = Field(None, description="hub revision")
     variant: str | None = Field(None, description="hub weight variant, such as fp16")
     allow_pickle: bool = Field(False, description="open pickled weights; they can run code: only if you trust them")
+
+    @property
+    def is_hub_id(self) -> bool:
+        """Whether `base` names a model on the hub rather than a local path."""
+        return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.base) is not None and not Path(self.base).exists()
+
+    @property
+    def public_name(self) -> str:
+        """The base's name without this machine's folders."""
+        return self.base if self.is_hub_id or self.base == "demo" else Path(self.base).name
 
 
 class Images(Section):
@@ -200,6 +214,10 @@ class Recipe(Section):
             UserError: If the file is not readable as a recipe, or holds bad values.
         """
         return cls.parse(overlay(read_yaml(path), overrides or {}))
+
+    def sha256(self) -> str:
+        """Hash of all that determines the adapter: not where it is written, nor how it is evaluated."""
+        return sha256(json.dumps(self.model_dump(mode="json", include=RESULT_SECTIONS), sort_keys=True).encode())
 
     def to_yaml(self) -> str:
         """The recipe in full, as `load` reads it."""

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from erasediff_lora import demo
 from erasediff_lora.errors import Problem, nearest
+from erasediff_lora.files import PICKLE_SUFFIXES
 
 if TYPE_CHECKING:
     from erasediff_lora.objectives import ObjectiveSettings
     from erasediff_lora.recipe import Adapter, ForgetSet, Model, RetainSet, Training
-
-PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
 
 
 def cross_check(sections: dict[str, Any]) -> list[Problem]:

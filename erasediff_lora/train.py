@@ -18,8 +18,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from erasediff_lora import denoisers, objectives
-from erasediff_lora.adapter import lora, targets
+from erasediff_lora import __version__, denoisers, objectives
+from erasediff_lora.adapter import formats, lora, targets
+from erasediff_lora.adapter.checkpoint import fingerprint_of
+from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.denoisers import Denoiser
@@ -29,12 +31,11 @@ from erasediff_lora.files import write_text
 from erasediff_lora.objectives import Direction, Network, Objective
 from erasediff_lora.objectives.base import unflatten
 from erasediff_lora.optimizers import create_optimizer, create_schedule
-from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe import RESULT_SECTIONS, Recipe
 from erasediff_lora.run_folder import LOG_FILE, RECIPE_FILE, JsonLog, claim, newest_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 FP16_LOSS_SCALE = 1024.0
-RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "training"}
 FREE_ON_RESUME = {
     ("training", name)
     for name in ("steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every", "log_with")
@@ -210,19 +211,31 @@ def take_step(run: Run, step: int) -> Direction:
 
 
 def save(run: Run) -> None:
-    """Write the adapter in its formats, and the last checkpoint."""
+    """Write the adapter in every format, and the last checkpoint."""
     _checkpoint(run, run.recipe.training.steps)
     if run.accelerator.is_main_process:
-        lora.save(
-            run.recipe.output,
-            run.denoiser.component,
-            lora.state(run.denoiser.network),
-            run.lora_config,
-            base=run.recipe.model.base,
-        )
+        origin = provenance(run.recipe, run.denoiser)
+        adapter = lora.collect(run.denoiser.network, run.denoiser.component, run.lora_config, origin)
+        for name in formats.FORMATS:
+            formats.write(adapter, run.recipe.output, name, overwrite=True)
     if run.log is not None:
         run.log.close()
     run.accelerator.end_training()
+
+
+def provenance(recipe: Recipe, denoiser: Denoiser) -> Provenance:
+    """What the adapter's header says about this run."""
+    return Provenance(
+        base_model=recipe.model.public_name,
+        base_fingerprint=fingerprint_of(denoiser.source),
+        architecture=denoiser.architecture,
+        prediction_type=denoiser.noise_scheduler.config.prediction_type,
+        resolution=recipe.sampling.resolution or denoiser.resolution,
+        concepts=tuple(concept.name for concept in recipe.forget.concepts),
+        objective=recipe.objective.name,
+        recipe_sha256=recipe.sha256(),
+        version=__version__,
+    )
 
 
 def check_same_run(recipe: Recipe) -> None:

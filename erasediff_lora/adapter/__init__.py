@@ -1,1 +1,36 @@
-"""The adapter: targets, injection, files."""
+"""The adapter as a thing that people pass around: files, stacking, merging, publishing.
+
+>>> from erasediff_lora import adapter
+>>> erase = adapter.Weighted.read("runs/erase-cat", strength=0.8)
+>>> adapter.merge("model.safetensors", [erase], "without_cat.safetensors")
+"""
+
+from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
+from erasediff_lora.adapter.extraction import extract
+from erasediff_lora.adapter.formats import FORMATS, read, write
+from erasediff_lora.adapter.loading import load
+from erasediff_lora.adapter.merging import Weighted, max_difference, merge
+from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.publishing import publish
+from erasediff_lora.adapter.stacking import compress, interference, stack
+from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
+
+__all__ = [
+    "FORMATS",
+    "Checkpoint",
+    "LoraAdapter",
+    "LoraLayer",
+    "Provenance",
+    "Weighted",
+    "compress",
+    "extract",
+    "fingerprint",
+    "interference",
+    "load",
+    "max_difference",
+    "merge",
+    "publish",
+    "read",
+    "stack",
+    "write",
+]

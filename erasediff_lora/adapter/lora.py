@@ -1,8 +1,7 @@
-"""Injecting, saving and loading a LoRA adapter, through peft and diffusers."""
+"""A LoRA adapter in a network: injecting, switching off, taking out; through peft."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +12,12 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from erasediff_lora.files import save_safetensors, write_text
+from erasediff_lora.adapter.formats.base import peft_layers
+from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.recipe import Adapter
 
 NAME = "default"
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-PEFT_FILE = "adapter_model.safetensors"
-PEFT_CONFIG = "adapter_config.json"
 
 
 def inject(network: Any, adapter: Adapter, modules: list[str], seed: int) -> LoraConfig:
@@ -71,32 +69,15 @@ def load_state(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     set_peft_model_state_dict(network, tensors, adapter_name=NAME)
 
 
-def save(folder: Path, component: str, tensors: dict[str, Tensor], config: LoraConfig, base: str) -> None:
-    """Write the adapter as a diffusers and as a peft file set.
+def collect(network: nn.Module, component: str, config: LoraConfig, provenance: Provenance) -> LoraAdapter:
+    """The adapter as it can be written to files.
 
     Args:
-        folder: Where to.
-        component: Pipeline component that the adapter belongs to, such as 'unet'.
-        tensors: As `state` gives them.
+        network: The network that it is injected into.
+        component: Pipeline component that the network is, such as 'unet'.
         config: The adapter's configuration.
-        base: Name of the base model, for peft.
+        provenance: Where it comes from.
     """
-    # The least that restores the adapter: diffusers refuses fields that its peft does not know.
-    minimal = {
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
-        "target_modules": sorted(config.target_modules or []),
-        "use_rslora": config.use_rslora,
-        "use_dora": config.use_dora,
-    }
-    prefixed = {f"{component}.{name}": value for name, value in minimal.items()}
-    save_safetensors(
-        {f"{component}.{name}": tensor for name, tensor in tensors.items()},
-        folder / DIFFUSERS_FILE,
-        {"format": "pt", "lora_adapter_metadata": json.dumps(prefixed, sort_keys=True)},
-    )
-    save_safetensors(
-        {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}, folder / PEFT_FILE, {"format": "pt"}
-    )
-    peft_config = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": base, "bias": "none"} | minimal
-    write_text(folder / PEFT_CONFIG, json.dumps(peft_config, indent=2, sort_keys=True) + "\n")
+    fields = {"lora_alpha": config.lora_alpha, "use_rslora": config.use_rslora}
+    layers = peft_layers(state(network), fields, Path(component))
+    return LoraAdapter({f"{component}.{path}": layer for path, layer in layers.items()}, provenance)

@@ -184,17 +184,7 @@ def _read(file: Path) -> EncodedSet | None:
 def _write(file: Path, encoded: EncodedSet) -> None:
     tensors = {name: getattr(encoded, name) for name in ("latents", "embeddings", "captions", "anchors")}
     metadata = {"prompts": json.dumps(encoded.prompts), "content": _content_hash(tensors)}
-    try:
-        save_safetensors(tensors, file, metadata)
-    except OSError as error:
-        raise UserError(
-            Problem(
-                "cache",
-                str(file.parent),
-                f"cannot be written: {error.strerror or error}",
-                "Free space there, or set cache to another folder.",
-            )
-        ) from error
+    save_safetensors(tensors, file, metadata, field="cache")
 
 
 def _content_hash(tensors: dict[str, Tensor]) -> str:

@@ -29,6 +29,11 @@ class Denoiser(Protocol):
     device: torch.device
 
     @property
+    def architecture(self) -> str:
+        """Modelspec id of the base's architecture, such as 'stable-diffusion-v1'."""
+        ...
+
+    @property
     def resolution(self) -> int:
         """Side of the base's own pictures in pixels."""
         ...

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from erasediff_lora import demo
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.files import PICKLE_SUFFIXES
 from erasediff_lora.recipe import Model, Sampling
-from erasediff_lora.recipe_checks import PICKLE_SUFFIXES
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -104,9 +104,22 @@ class StableDiffusion:
             return DDPMScheduler.from_pretrained(self.source, subfolder="scheduler", clip_sample=False)
 
     @property
+    def architecture(self) -> str:
+        """Version 2 is told by the width of OpenCLIP's embeddings."""
+        if self.network.config.cross_attention_dim != 1024:
+            return "stable-diffusion-v1"
+        is_v = dict(self.noise_scheduler.config)["prediction_type"] == "v_prediction"  # type: ignore[attr-defined]
+        return f"stable-diffusion-v2-{'768-v' if is_v else '512'}"
+
+    @property
     def resolution(self) -> int:
-        """Pixels of the base's own pictures: latent side times the VAE's factor."""
-        return int(self.network.config.sample_size) * int(self.pipeline.vae_scale_factor)
+        """Pixels of the base's own pictures: latent side times the VAE's factor, which halves once a block but one."""
+        if self.source.is_dir() and "pipeline" not in self.__dict__:
+            with _readable(self.model):
+                vae = AutoencoderKL.load_config(self.source, subfolder="vae")
+        else:
+            vae = self.pipeline.vae.config
+        return int(self.network.config.sample_size) * 2 ** (len(vae["block_out_channels"]) - 1)
 
     def fingerprint(self) -> str:
         """SHA-256 over the base's weight and configuration files, names included."""

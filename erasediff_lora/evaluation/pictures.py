@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -55,6 +57,31 @@ def draw_prompts(denoiser: Denoiser, recipe: Recipe, count: int = 24) -> list[Dr
         *balanced(retain_prompts(recipe), count - count // 3, 0),
     ]
     return draw(denoiser, recipe, chosen, recipe.evaluation.seed, "samples")
+
+
+def save_pairs(
+    folder: Path, kind: str, before: Sequence[Drawn], after: Sequence[Drawn], count: int
+) -> list[dict[str, Any]]:
+    """Write a few pictures, each of another concept where there are enough, without and with the adapter.
+
+    Returns:
+        One entry a pair: kind, prompt, seed, and the two file names under `folder`'s parent.
+    """
+    by_concept: dict[str, list[int]] = {}
+    for index, item in enumerate(before):
+        by_concept.setdefault(item.prompt.concept or item.prompt.text, []).append(index)
+    rounds = itertools.zip_longest(*by_concept.values())
+    chosen = [index for indices in rounds for index in indices if index is not None][:count]
+    pairs = []
+    for number, index in enumerate(chosen, 1):
+        entry: dict[str, Any] = {"kind": kind, "prompt": before[index].prompt.text, "seed": before[index].seed}
+        for name, drawn in (("base", before), ("erased", after)):
+            file = folder / f"{kind}-{number}-{name}.png"
+            with atomic(file) as temporary:
+                drawn[index].image.save(temporary, format="PNG")
+            entry[name] = f"{folder.name}/{file.name}"
+        pairs.append(entry)
+    return pairs
 
 
 def prompt_sheet(drawn: Sequence[Drawn], path: Path, columns: int = 8) -> None:

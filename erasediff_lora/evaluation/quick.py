@@ -12,17 +12,19 @@ import torch
 from PIL import Image
 
 from erasediff_lora import __version__, denoisers
-from erasediff_lora.adapter import lora
+from erasediff_lora.adapter.formats import diffusers as diffusers_format
+from erasediff_lora.adapter.loading import load
 from erasediff_lora.data.prompts import Prompt, balanced
-from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.judges import JUDGES, PictureJudge
-from erasediff_lora.evaluation.pictures import Drawn, draw, forget_prompts, retain_prompts, save_sheet
+from erasediff_lora.evaluation.pictures import Drawn, draw, forget_prompts, retain_prompts, save_pairs, save_sheet
 from erasediff_lora.files import write_text
 from erasediff_lora.recipe import Recipe
 
 EVALUATION_FILE = "evaluation.json"
 GRID_FILE = "before_after.png"
+PICTURES = "pictures"
+PAIRS = 4
 BASE_FORGET_SAMPLES = 60
 
 
@@ -37,9 +39,11 @@ def evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the folder holds no adapter.
     """
-    if not (folder / lora.DIFFUSERS_FILE).is_file():
+    if not (folder / diffusers_format.FILE).is_file():
         raise UserError(
-            Problem("run", str(folder), f"holds no {lora.DIFFUSERS_FILE}.", "Train first: erasediff-lora train RECIPE.")
+            Problem(
+                "run", str(folder), f"holds no {diffusers_format.FILE}.", "Train first: erasediff-lora train RECIPE."
+            )
         )
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
@@ -53,7 +57,7 @@ def evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     # That the base draws the concept needs no more than a glance; the other three counts are compared.
     forget_before = draw(denoiser, recipe, to_forget[:BASE_FORGET_SAMPLES], forget_seed, "forget, base")
     retain_before = draw(denoiser, recipe, to_retain, retain_seed, "retain, base")
-    load_adapter(denoiser, folder)
+    load(denoiser.pipeline, folder / diffusers_format.FILE, base=denoiser.source)
     forget_after = draw(denoiser, recipe, to_forget, forget_seed, "forget, erased")
     retain_after = draw(denoiser, recipe, to_retain, retain_seed, "retain, erased")
 
@@ -72,14 +76,13 @@ def evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if options.judge is not None:
         judge = JUDGES[options.judge]()
         result |= judge_pictures(judge, forget_before, forget_after, retain_before, retain_after)
+    result["pictures"] = [
+        *save_pairs(folder / PICTURES, "forget", forget_before, forget_after, PAIRS),
+        *save_pairs(folder / PICTURES, "retain", retain_before, retain_after, PAIRS),
+    ]
     result["seconds"] = round(time.perf_counter() - began, 1)
     write_text(folder / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
     return result
-
-
-def load_adapter(denoiser: Denoiser, folder: Path) -> None:
-    """Load the adapter file with diffusers' own loader."""
-    denoiser.pipeline.load_lora_weights(folder, weight_name=lora.DIFFUSERS_FILE)
 
 
 def judge_pictures(

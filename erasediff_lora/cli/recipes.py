@@ -1,78 +1,36 @@
-"""The command line: `erasediff-lora VERB RECIPE [--section.field VALUE …]`."""
+"""The verbs that run a recipe: `erasediff-lora VERB RECIPE [--section.field VALUE …]`."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from erasediff_lora import __version__
+from erasediff_lora import demo
+from erasediff_lora.cli.verb import Verb
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import Recipe, flags
 
-VERBS = {
-    "demo": "erase a concept from the embedded model, and show before and after",
-    "prepare": "draw or read the forget and retain sets and encode them into the cache",
-    "train": "train an erasure adapter, then evaluate it",
-    "evaluate": "evaluate the adapter of a finished run again",
-}
-DEMO_RECIPE = Path(__file__).parent / "demo" / "recipe.yaml"
+DEMO_RECIPE = Path(demo.__file__).parent / "recipe.yaml"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit status: 0, 2 for bad input, 128 + n when stopped by signal n."""
-    _quiet_libraries()
-    parsed, rest = _parser().parse_known_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("erasediff_lora").setLevel(logging.INFO)
-    try:
-        recipe = _recipe(parsed, rest)
-        _RUN[parsed.verb](recipe, parsed)
-    except UserError as error:
-        count = len(error.problems)
-        print(f"erasediff-lora {parsed.verb}: {count} problem{'s' * (count > 1)}:\n{error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped before the first step; nothing was trained", file=sys.stderr)
-        return 130
-    except Exception as error:
-        from erasediff_lora.train import Interrupted
-
-        if isinstance(error, Interrupted):
-            print(error, file=sys.stderr)
-            return 128 + error.signum
-        raise
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="erasediff-lora", description=__doc__.split(":")[0])
-    parser.add_argument("--version", action="version", version=__version__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, summary in VERBS.items():
-        sub = verbs.add_parser(
-            verb,
-            help=summary,
-            description=summary,
-            epilog="recipe fields, settable as --NAME VALUE (values are YAML):\n" + _field_help(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        if verb == "demo":
-            sub.add_argument("--concept", default="cat", help="what to erase: a concept or a style of the demo model")
+def _arguments(*, demo: bool = False, trains: bool = False) -> Callable[[argparse.ArgumentParser], None]:
+    def add(parser: argparse.ArgumentParser) -> None:
+        if demo:
+            parser.add_argument(
+                "--concept", default="cat", help="what to erase: a concept or a style of the demo model"
+            )
         else:
-            sub.add_argument("recipe", type=Path, help="recipe file, or the folder of a run")
-        if verb in {"demo", "train"}:
-            sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output")
-            sub.add_argument("--overwrite", action="store_true", help="replace a run in the output folder")
-    return parser
+            parser.add_argument("recipe", type=Path, help="recipe file, or the folder of a run")
+        if trains:
+            parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output")
+            parser.add_argument("--overwrite", action="store_true", help="replace a run in the output folder")
+
+    return add
 
 
 def _field_help() -> str:
@@ -144,8 +102,6 @@ def demo_overrides(concept: str) -> dict[str, Any]:
     Raises:
         UserError: If the demo model does not know it.
     """
-    from erasediff_lora import demo
-
     if concept in demo.CONCEPTS:
         mine, others, name, templates = demo.CONCEPTS, demo.STYLES, "style", demo.CONCEPT_TEMPLATES
     elif concept in demo.STYLES:
@@ -166,10 +122,11 @@ def demo_overrides(concept: str) -> dict[str, Any]:
     }
 
 
-def _prepare(recipe: Recipe, parsed: argparse.Namespace) -> None:
+def _prepare(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora import denoisers
     from erasediff_lora.data import sets
 
+    recipe = _recipe(parsed, rest)
     denoiser = denoisers.load(recipe.model)
     for kind in ("forget", "retain"):
         sheet = recipe.output / f"{kind}_set.png"
@@ -177,7 +134,8 @@ def _prepare(recipe: Recipe, parsed: argparse.Namespace) -> None:
         print(f"{kind} set: {len(encoded.latents)} pictures, {len(encoded.prompts)} prompts; see {sheet}")
 
 
-def _train(recipe: Recipe, parsed: argparse.Namespace) -> None:
+def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
+    recipe = _recipe(parsed, rest)
     from accelerate import PartialState
 
     from erasediff_lora.train import train
@@ -189,16 +147,17 @@ def _train(recipe: Recipe, parsed: argparse.Namespace) -> None:
         _evaluate_folder(recipe, folder)
 
 
-def _evaluate(recipe: Recipe, parsed: argparse.Namespace) -> None:
+def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
+    recipe = _recipe(parsed, rest)
     _evaluate_folder(recipe, recipe.output)
 
 
 def _evaluate_folder(recipe: Recipe, folder: Path) -> None:
-    from erasediff_lora.adapter.lora import DIFFUSERS_FILE
+    from erasediff_lora.adapter.formats.diffusers import FILE
     from erasediff_lora.evaluation.quick import GRID_FILE, evaluate
 
     result = evaluate(recipe, folder)
-    adapter = folder / DIFFUSERS_FILE
+    adapter = folder / FILE
     print(f"adapter    {adapter} ({adapter.stat().st_size / 1024:.0f} KiB)")
     if recipe.evaluation.judge:
         print(
@@ -213,16 +172,17 @@ def _evaluate_folder(recipe: Recipe, folder: Path) -> None:
     print(f"numbers    {folder / 'evaluation.json'}")
 
 
-_RUN = {"demo": _train, "prepare": _prepare, "train": _train, "evaluate": _evaluate}
-
-
-def _quiet_libraries() -> None:
-    """Keep off the user's screen what libraries say about their own loading and packages that we don't use."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_MININTERVAL", "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+_EPILOG = "recipe fields, settable as --NAME VALUE (values are YAML):\n" + _field_help()
+VERBS = {
+    "demo": Verb(
+        "erase a concept from the embedded model, and show before and after",
+        _arguments(demo=True, trains=True),
+        _train,
+        _EPILOG,
+    ),
+    "prepare": Verb(
+        "draw or read the forget and retain sets and encode them into the cache", _arguments(), _prepare, _EPILOG
+    ),
+    "train": Verb("train an erasure adapter, then evaluate it", _arguments(trains=True), _train, _EPILOG),
+    "evaluate": Verb("evaluate the adapter of a finished run again", _arguments(), _evaluate, _EPILOG),
+}

@@ -1,0 +1,139 @@
+"""The LoRA of the difference of two checkpoints, so that a fine-tuned erasure becomes an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from erasediff_lora import __version__
+from erasediff_lora.adapter import factors
+from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
+from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, architecture_of, squeezed, with_one_alpha
+from erasediff_lora.errors import Problem, UserError
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """An adapter and what it does not hold.
+
+    Attributes:
+        adapter: The adapter.
+        energy: Share of Σ‖ΔW‖² over linear and convolution weights that it keeps, in [0, 1].
+        unheld: Changed norms, biases and embeddings, which no LoRA holds, by the tuned checkpoint's names.
+    """
+
+    adapter: LoraAdapter
+    energy: float
+    unheld: list[str]
+
+
+def extract(
+    base: Path | str,
+    tuned: Path | str,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    concepts: tuple[str, ...] = (),
+) -> Extracted:
+    """Factor W_tuned − W_base of every linear and convolution weight that changed.
+
+    Args:
+        base: The model before: diffusers folder, single file, or bare UNet.
+        tuned: The model after, in any of these layouts.
+        rank: The most that a layer may have.
+        energy: Share of a layer's ‖ΔW‖² to keep, in (0, 1]; with `rank`, whichever is less.
+        concepts: What was erased, for the header.
+
+    Raises:
+        UserError: If the models differ in shape, hold NaN, or do not differ at all.
+    """
+    before, after = Checkpoint(base), Checkpoint(tuned)
+    layers: dict[str, LoraLayer] = {}
+    unheld: list[str] = []
+    total = held = 0.0
+    weights = [
+        (name, file, slot)
+        for file in (*after.unet_files, *(f for f in after.files if f.component not in (None, "unet")))
+        for name, slot in file.slots.items()
+    ]
+    for name, file, slot in tqdm(weights, desc="extract", unit="weight"):
+        found = before.find(name)
+        if found is None or squeezed(found[0].shape(found[1])) != squeezed(file.shape(slot)):
+            there = "missing" if found is None else list(found[0].shape(found[1]))
+            raise UserError(
+                Problem(
+                    "tuned",
+                    str(tuned),
+                    f"is no fine-tune of {base}: {name} is {list(file.shape(slot))} here and {there} there.",
+                    "Give the model that it was tuned from.",
+                )
+            )
+        old, new = found[0].weight(found[1]), file.weight(slot)
+        if torch.equal(old.to(new.dtype).reshape(new.shape), new):  # also after a cast to fewer bits
+            continue
+        if new.ndim not in (2, 4) or name.endswith(("token_embedding", "position_embedding")):
+            unheld.append(slot.key)
+            continue
+        delta = new.double() - old.double().reshape(new.shape)
+        if not bool(torch.isfinite(delta).all()):
+            raise UserError(Problem("tuned", str(tuned), f"or its base has NaN or Inf in {name}.", "Get a sound file."))
+        layers[name], share = _factor(delta, rank, energy)
+        norm = float(delta.square().sum())
+        total, held = total + norm, held + share * norm
+    unheld += _changed_biases(before, after)
+    if not layers:
+        raise UserError(
+            Problem(
+                "tuned",
+                str(tuned),
+                f"differs from {base} in no linear or convolution weight.",
+                "Give the base first and the fine-tuned model second.",
+            )
+        )
+    share = held / total
+    provenance = Provenance(
+        base_model=Path(base).stem if before.path.is_file() else Path(base).name,
+        base_fingerprint=fingerprint(before),
+        architecture=architecture_of(layers),
+        concepts=concepts,
+        version=__version__,
+        history=(f"extracted from {Path(tuned).name}, energy kept {share:.6f}",),
+    )
+    return Extracted(LoraAdapter(with_one_alpha(dict(sorted(layers.items()))), provenance), share, unheld)
+
+
+def _factor(delta: Tensor, rank: int | None, energy: float | None) -> tuple[LoraLayer, float]:
+    """The best factors of ΔW, and the share of its energy that they hold.
+
+    The eigenvectors of the smaller Gram matrix in float64 are the singular vectors, at a fraction of an SVD's cost.
+    """
+    matrix = delta.flatten(1)
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    values, vectors = torch.linalg.eigh(matrix.T @ matrix if is_tall else matrix @ matrix.T)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    count = factors.kept(values.sqrt(), rank, energy)
+    vectors = vectors[:, :count]
+    s = values[:count].sqrt()
+    inverse = torch.where(s > 0, 1 / s, 0)
+    u, vt = (matrix @ vectors * inverse, vectors.T) if is_tall else (vectors, inverse[:, None] * (vectors.T @ matrix))
+    return factors.from_svd(u, s, vt, tuple(delta.shape)), float(values[:count].sum() / values.sum())
+
+
+def _changed_biases(before: Checkpoint, after: Checkpoint) -> list[str]:
+    """Biases of the UNet that differ; a LoRA holds weights only."""
+    found = []
+    for file in after.unet_files:
+        for name, slot in file.slots.items():
+            key = slot.key.removesuffix(".weight") + ".bias"
+            located = before.find(name)
+            if key not in file.entries or located is None:
+                continue
+            old, new = located[0].read(located[1].key.removesuffix(".weight") + ".bias"), file.read(key)
+            if not torch.equal(old.to(new.dtype), new):
+                found.append(key)
+    return found

@@ -1,0 +1,87 @@
+"""Adapter file formats. A new one is a module here and a line in FORMATS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from erasediff_lora.adapter.formats import diffusers, kohya, peft
+from erasediff_lora.adapter.formats.base import Format, refuse_unknown
+from erasediff_lora.adapter.weights import LoraAdapter
+from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.files import open_safetensors
+
+FORMATS: dict[str, Format] = {"diffusers": diffusers, "kohya": kohya, "peft": peft}
+
+
+def read(path: Path | str) -> LoraAdapter:
+    """Read an adapter file of any format, or the one in a folder.
+
+    Raises:
+        UserError: If there is none, or it is damaged, unsafe, of an unknown layout, or holds NaN.
+    """
+    return read_as(path)[1]
+
+
+def read_as(path: Path | str) -> tuple[str, LoraAdapter]:
+    """The format's name, and the adapter."""
+    file = locate(Path(path).expanduser())
+    with open_safetensors(file, "adapter") as stored:
+        keys = set(stored.keys())
+        name = next((name for name, format in FORMATS.items() if keys and format.owns(keys)), None)
+        if name is None:
+            refuse_unknown(keys or {"(none)"}, file)
+            raise AssertionError
+        tensors = {key: stored.get_tensor(key) for key in keys}
+        metadata = dict(stored.metadata() or {})
+    adapter = FORMATS[name].read(file, tensors, metadata)
+    if name == "peft":  # the text encoders' files lie in folders beside the UNet's
+        for other in sorted(file.parent.glob(f"*/{peft.FILE}")):
+            if other.parent.name in diffusers.COMPONENTS:
+                adapter = LoraAdapter(adapter.layers | read(other).layers, adapter.provenance, adapter.header)
+    return name, adapter
+
+
+def locate(path: Path) -> Path:
+    """The adapter file that a path means: itself, or the one in the folder, diffusers' first.
+
+    Raises:
+        UserError: If the folder holds none, or several of which none has a standard name.
+    """
+    if not path.is_dir():
+        return path
+    for standard in (diffusers.FILE, peft.FILE):
+        if (path / standard).is_file():
+            return path / standard
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        what = f"holds {len(files)} safetensors files" if files else "holds no adapter file"
+        raise UserError(Problem("adapter", str(path), what + ".", "Give the adapter's file."))
+    return files[0]
+
+
+def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: bool = False) -> list[Path]:
+    """Write an adapter in a format.
+
+    Args:
+        adapter: The adapter.
+        output: A folder, or for diffusers and kohya also the name of a `.safetensors` file.
+        format: One of FORMATS.
+        overwrite: Replace a file of that name.
+
+    Returns:
+        The files written, the weights first.
+
+    Raises:
+        UserError: If the format is unknown, or the file exists or cannot be written.
+    """
+    if format not in FORMATS:
+        raise UserError(Problem("--format", format, "is unknown.", nearest(format, FORMATS)))
+    file = FORMATS[format].target(adapter, Path(output).expanduser())
+    if file.exists() and not overwrite:
+        raise UserError(
+            Problem("output", str(file), "exists already.", "Choose another name, or replace it with --overwrite.")
+        )
+    return FORMATS[format].write(adapter, file)
+
+
+__all__ = ["FORMATS", "Format", "locate", "read", "read_as", "write"]

@@ -1,0 +1,134 @@
+"""What a file format of adapters must do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from peft.utils.other import get_pattern_key
+from torch import Tensor
+
+from erasediff_lora.adapter.provenance import PREFIX
+from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
+from erasediff_lora.errors import Problem, UserError
+
+DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+OWN_HEADER = ("format", "lora_adapter_metadata", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
+
+
+class Format(Protocol):
+    """One module of this package each, registered in `erasediff_lora.adapter.formats`."""
+
+    def owns(self, keys: Collection[str]) -> bool:
+        """Whether a file with these tensors is of this format."""
+        ...
+
+    def read(self, file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> LoraAdapter:
+        """The adapter in the file.
+
+        Raises:
+            UserError: If keys are left over or the configuration is missing.
+        """
+        ...
+
+    def target(self, adapter: LoraAdapter, output: Path) -> Path:
+        """The weights file that `write` makes for an output that is a folder or a file name."""
+        ...
+
+    def write(self, adapter: LoraAdapter, file: Path) -> list[Path]:
+        """Write the adapter; returns the files made."""
+        ...
+
+
+def as_file(output: Path, default: str) -> Path:
+    """`output` itself if it names a safetensors file, or the default name in that folder."""
+    return output if output.suffix == ".safetensors" else output / default
+
+
+def peft_layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: Path) -> dict[str, LoraLayer]:
+    """Layers by module path, from tensors with peft keys and a LoraConfig's fields.
+
+    Raises:
+        UserError: If a key is none of LoRA's, or a factor has no partner.
+    """
+    paths = sorted({key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)})
+    refuse_unknown(tensors.keys() - {path + end for path in paths for end in (DOWN, UP, MAGNITUDE)}, source)
+    layers = {}
+    for path in paths:
+        down = tensors[path + DOWN]
+        alphas = config.get("alpha_pattern") or {}
+        layers[path] = LoraLayer(
+            down=down,
+            up=partner(tensors, path + UP, source),
+            alpha=float(alphas.get(get_pattern_key(list(alphas), path), config.get("lora_alpha", down.shape[0]))),
+            rslora=bool(config.get("use_rslora", False)),
+            magnitude=tensors.get(path + MAGNITUDE),
+        )
+    return layers
+
+
+def peft_tensors(layers: Mapping[str, LoraLayer], prefix: str) -> dict[str, Tensor]:
+    """The inverse of `peft_layers`."""
+    tensors = {}
+    for path, layer in layers.items():
+        tensors[prefix + path + DOWN], tensors[prefix + path + UP] = layer.down, layer.up
+        if layer.magnitude is not None:
+            tensors[prefix + path + MAGNITUDE] = layer.magnitude
+    return tensors
+
+
+def peft_config(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
+    """The least of a LoraConfig that restores the layers: loaders refuse fields that their peft does not know."""
+    rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
+    alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
+    config: dict[str, Any] = {
+        "r": rank,
+        "lora_alpha": _whole(alpha),
+        "target_modules": sorted(layers),
+        "use_rslora": any(layer.rslora for layer in layers.values()),
+        "use_dora": any(layer.magnitude is not None for layer in layers.values()),
+    }
+    ranks = {path: layer.rank for path, layer in layers.items() if layer.rank != rank}
+    alphas = {path: _whole(layer.alpha) for path, layer in layers.items() if layer.alpha != alpha}
+    return config | ({"rank_pattern": ranks} if ranks else {}) | ({"alpha_pattern": alphas} if alphas else {})
+
+
+def partner(tensors: Mapping[str, Tensor], key: str, source: Path) -> Tensor:
+    """The other factor of a pair.
+
+    Raises:
+        UserError: If it is missing.
+    """
+    if key not in tensors:
+        raise UserError(Problem("adapter", str(source), f"lacks the tensor {key}.", "Export the file again."))
+    return tensors[key]
+
+
+def refuse_unknown(keys: Collection[str], source: Path) -> None:
+    """Stop at tensors that would be lost.
+
+    Raises:
+        UserError: If there are any, naming the first.
+    """
+    if keys:
+        shown = ", ".join(sorted(keys)[:5]) + (", …" if len(keys) > 5 else "")
+        raise UserError(
+            Problem(
+                "adapter",
+                str(source),
+                f"has {len(keys)} tensors of an unknown layout: {shown}.",
+                "Known are LoRA and DoRA in the formats diffusers, kohya and peft.",
+            )
+        )
+
+
+def other_header(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a header holds beside what every writer makes anew."""
+    return {key: value for key, value in metadata.items() if not key.startswith(PREFIX) and key not in OWN_HEADER}
+
+
+def _whole(number: float) -> float:
+    """2 instead of 2.0, as peft writes it."""
+    return int(number) if number == int(number) else number

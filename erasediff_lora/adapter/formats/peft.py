@@ -1,0 +1,89 @@
+"""peft's `adapter_model.safetensors` and `adapter_config.json`, one pair a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from erasediff_lora.adapter.formats.base import other_header, peft_config, peft_layers, peft_tensors
+from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.weights import LoraAdapter, checked
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.files import save_safetensors, write_text
+
+FILE = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+COMPONENT = "erasediff_component"
+_UNET_PARTS = ("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding.")
+
+
+def owns(keys: Collection[str]) -> bool:
+    """Whether every tensor stands behind peft's prefix."""
+    return all(key.startswith(PREFIX) for key in keys)
+
+
+def read(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> LoraAdapter:
+    """Read the file and the configuration beside it, which holds alpha."""
+    config = _config(file.with_name(CONFIG))
+    mine = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+    mine = {key.removeprefix("text_model."): tensor for key, tensor in mine.items()}
+    layers = peft_layers(mine, config, file)
+    component = metadata.pop(COMPONENT, None) or (
+        "unet" if all(path.startswith(_UNET_PARTS) for path in layers) else "text_encoder"
+    )
+    named = {f"{component}.{path}": layer for path, layer in layers.items()}
+    return LoraAdapter(checked(named, str(file)), Provenance.from_header(metadata), other_header(metadata))
+
+
+def target(adapter: LoraAdapter, output: Path) -> Path:
+    """The name that peft looks for; `output` must be a folder, since there are two files.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if output.suffix == ".safetensors":
+        raise UserError(
+            Problem("output", str(output), "is a file, but peft takes a folder of two files.", "Give a folder.")
+        )
+    return output / FILE
+
+
+def write(adapter: LoraAdapter, file: Path) -> list[Path]:
+    """Write both files, each further component in a folder of its name."""
+    written = []
+    main = "unet" if "unet" in adapter.components else adapter.components[0]
+    for component in adapter.components:
+        layers = adapter.component(component)
+        mine = file if component == main else file.parent / component / FILE
+        header = adapter.header | {"format": "pt", COMPONENT: component} | adapter.provenance.header()
+        save_safetensors(peft_tensors(layers, PREFIX), mine, header)
+        config = {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": adapter.provenance.base_model,
+            "bias": "none",
+        }
+        write_text(mine.with_name(CONFIG), json.dumps(config | peft_config(layers), indent=2, sort_keys=True) + "\n")
+        written += [mine, mine.with_name(CONFIG)]
+    return written
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config["peft_type"] != "LORA":
+            raise ValueError(f"peft_type is {config['peft_type']}, not LORA")
+    except FileNotFoundError:
+        raise UserError(
+            Problem("adapter", str(file), "is missing; it holds alpha.", "Give a folder with both of peft's files.")
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            Problem("adapter", str(file), f"is no LoRA configuration of peft: {error}.", "Export it again.")
+        ) from None
+    return dict(config)

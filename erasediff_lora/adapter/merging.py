@@ -1,0 +1,288 @@
+"""Merging adapters into a base's weights, and taking them out again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from erasediff_lora.adapter import formats
+from erasediff_lora.adapter.checkpoint import Checkpoint, WeightFile, fingerprint
+from erasediff_lora.adapter.ldm import Slot
+from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, squeezed
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.files import PICKLE_SUFFIXES, atomic, writable
+
+log = logging.getLogger(__name__)
+UNERASED = {*PICKLE_SUFFIXES, ".safetensors", ".msgpack", ".onnx", ".onnx_data", ".h5", ".gguf"}
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """An adapter with the strength that it acts with, and the name that the user gave it."""
+
+    adapter: LoraAdapter
+    strength: float = 1.0
+    source: str = "adapter"
+
+    @classmethod
+    def read(cls, path: Path | str, strength: float = 1.0) -> Weighted:
+        """Read the adapter from a file or a folder.
+
+        Raises:
+            UserError: If it cannot be used.
+        """
+        return cls(formats.read(path), strength, str(path))
+
+
+@dataclass(frozen=True)
+class Change:
+    """One adapter's part in one tensor."""
+
+    layer: LoraLayer
+    slot: Slot
+    strength: float
+
+
+def merge(
+    model: Path | str,
+    adapters: Sequence[Weighted],
+    output: Path | str,
+    *,
+    unmerge: bool = False,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write a copy of a base with adapters merged into it: W' = W + Σ s · scale · B A.
+
+    The sum is taken in float32 and cast once to the tensor's dtype. Every other tensor, the header and every other
+    file stay as they are, byte for byte. One tensor at a time is in memory.
+
+    Args:
+        model: Diffusers folder, single-file checkpoint (LDM keys), or bare UNet file.
+        adapters: What to merge.
+        output: The new file or folder; never the model itself.
+        unmerge: Subtract instead, which gives the base back up to rounding.
+        strict: Refuse an adapter of another base instead of warning.
+        overwrite: Replace what stands at `output`.
+
+    Returns:
+        The output.
+
+    Raises:
+        UserError: If something given cannot be used, or the result would not be finite. Nothing is written then.
+    """
+    checkpoint = Checkpoint(model)
+    output = Path(output).expanduser()
+    _check_output(checkpoint, output, overwrite=overwrite)
+    for weighted in adapters:
+        weighted.adapter.refuse_dora("merge", weighted.source)
+        warn_strength(weighted)
+    if not unmerge:
+        mark = fingerprint(checkpoint)
+        for weighted in adapters:
+            weighted.adapter.provenance.require_base(mark, str(model), strict=strict)
+    sign = -1.0 if unmerge else 1.0
+    plan = {file.path: _changes(file, checkpoint, adapters, sign) for file in checkpoint.files}
+    _require_all_placed(checkpoint, adapters)
+
+    total = sum(file.path.stat().st_size for file in checkpoint.files)
+    label = "unmerge" if unmerge else "merge"
+    with tqdm(total=total, desc=label, unit="B", unit_scale=True) as bar:
+        if not checkpoint.is_folder:
+            with atomic(output) as temporary:
+                _rewrite(checkpoint.files[0], temporary, plan[checkpoint.path], bar.update)
+            return output
+        with _atomic_folder(output) as folder:
+            touched = {component for weighted in adapters for component in weighted.adapter.components}
+            _copy_others(checkpoint, folder, touched)
+            for file in checkpoint.files:
+                target = folder / file.path.relative_to(checkpoint.path)
+                with atomic(target) as temporary:
+                    _rewrite(file, temporary, plan[file.path], bar.update)
+    return output
+
+
+def max_difference(one: Path | str, other: Path | str) -> tuple[float, float]:
+    """How far two checkpoints of the same layout are apart.
+
+    Returns:
+        The greatest difference of two weights, and the same in rounding steps (eps of the dtype · max |weight|).
+
+    Raises:
+        UserError: If they have no weight in common.
+    """
+    left, right = Checkpoint(one), Checkpoint(other)
+    greatest = steps = 0.0
+    compared = False
+    for file in left.files:
+        for name, slot in file.slots.items():
+            if (match := right.find(name)) is None or match[0].shape(match[1]) != file.shape(slot):
+                continue
+            compared = True
+            a, b = file.weight(slot), match[0].weight(match[1])
+            scale = torch.maximum(a.abs(), b.abs()).double() * torch.finfo(a.dtype).eps
+            difference = (a.double() - b.double()).abs()
+            greatest = max(greatest, float(difference.max()))
+            steps = max(steps, float((difference / scale.clamp(min=torch.finfo(a.dtype).tiny)).max()))
+    if not compared:
+        raise UserError(Problem("--compare", str(other), f"has no weight in common with {one}.", "Give the base."))
+    return greatest, steps
+
+
+def parse_weighted(text: str) -> tuple[str, float]:
+    """Split 'PATH:STRENGTH'; without a number the strength is 1."""
+    path, separator, number = text.rpartition(":")
+    try:
+        return (path, float(number)) if separator and path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def warn_strength(weighted: Weighted) -> None:
+    """Say so if a strength lies outside [0, 1]."""
+    if not 0 <= weighted.strength <= 1:
+        log.warning(
+            "warning: strength = %s of %s lies outside [0, 1]: it %s. Look at what the result draws.",
+            weighted.strength,
+            weighted.source,
+            "strengthens what is to be erased" if weighted.strength < 0 else "was not trained and may damage the rest",
+        )
+
+
+def _changes(
+    file: WeightFile, checkpoint: Checkpoint, adapters: Sequence[Weighted], sign: float
+) -> dict[str, list[Change]]:
+    """What happens to each tensor of a file."""
+    changes: dict[str, list[Change]] = defaultdict(list)
+    for weighted in adapters:
+        for name, layer in weighted.adapter.layers.items():
+            if (slot := file.slots.get(name)) is None:
+                continue
+            shape = file.shape(slot)
+            if squeezed(shape) != squeezed(layer.shape):
+                raise UserError(
+                    Problem(
+                        "adapter",
+                        weighted.source,
+                        f"does not fit {checkpoint.path}: {name} is {list(layer.shape)} here and {list(shape)} there.",
+                        _other_base(weighted.adapter),
+                    )
+                )
+            changes[slot.key].append(Change(layer, slot, sign * weighted.strength))
+    return dict(changes)
+
+
+def _require_all_placed(checkpoint: Checkpoint, adapters: Sequence[Weighted]) -> None:
+    for weighted in adapters:
+        missing = [name for name in weighted.adapter.layers if checkpoint.find(name) is None]
+        if missing:
+            raise UserError(
+                Problem(
+                    "adapter",
+                    weighted.source,
+                    f"adapts {len(missing)} weights that {checkpoint.path} does not have, such as {missing[0]}.",
+                    _other_base(weighted.adapter),
+                )
+            )
+
+
+def _other_base(adapter: LoraAdapter) -> str:
+    named = f", {adapter.provenance.base_model!r}" if adapter.provenance.base_model else ""
+    return f"It is an adapter for a {adapter.architecture} base{named}."
+
+
+def _rewrite(
+    file: WeightFile, target: Path, changes: dict[str, list[Change]], progress: Callable[[int], object]
+) -> None:
+    def apply(key: str) -> Callable[[Tensor], Tensor]:
+        return lambda tensor: _sum(tensor, changes[key], f"{key} of {file.path}")
+
+    file.rewrite(target, {key: apply(key) for key in changes}, progress)
+
+
+@torch.no_grad()
+def _sum(tensor: Tensor, changes: Sequence[Change], what: str) -> Tensor:
+    result = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+    if result is tensor:
+        result = tensor.clone()
+    for change in changes:
+        rows = result.chunk(change.slot.parts)[change.slot.part]
+        rows += change.layer.delta().mul_(change.strength).reshape(rows.shape)
+    cast = result.to(tensor.dtype)
+    if not bool(torch.isfinite(cast).all()):
+        raise UserError(
+            Problem("model", what, f"would hold NaN or Inf as {tensor.dtype}.", "Lower the strength, or use float32.")
+        )
+    return cast
+
+
+def _check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
+    if not checkpoint.is_folder and output.suffix != ".safetensors":
+        raise UserError(
+            Problem("output", str(output), "must end in .safetensors, as the model does.", "Give a file name.")
+        )
+    if output.exists():
+        here, there = output.resolve(), checkpoint.path.resolve()
+        if here == there or there in here.parents or here in there.parents:
+            raise UserError(Problem("output", str(output), "is or holds the model itself.", "Give another place."))
+        if not overwrite:
+            raise UserError(
+                Problem("output", str(output), "exists already.", "Give another name, or replace it with --overwrite.")
+            )
+    elif checkpoint.is_folder and checkpoint.path.resolve() in output.resolve().parents:
+        raise UserError(Problem("output", str(output), "lies inside the model's folder.", "Give another place."))
+
+
+def _holds_base(file: Path) -> bool:
+    """Whether a file beside model_index.json is the whole model once more, which hub repositories often have."""
+    if file.suffix != ".safetensors":
+        return file.suffix in UNERASED
+    try:
+        return bool(Checkpoint(file).files)
+    except UserError:
+        return False
+
+
+@contextmanager
+def _atomic_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output`, which takes its place on success and goes on failure."""
+    with writable(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            if output.exists():
+                shutil.rmtree(output) if output.is_dir() else output.unlink()
+            temporary.replace(output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy_others(checkpoint: Checkpoint, folder: Path, touched: set[str]) -> None:
+    """Copy all other files, but no second set of the touched weights: it would be the model as it was."""
+    merged = {file.path for file in checkpoint.files}
+    left = []
+    for source in sorted(checkpoint.path.rglob("*")):
+        inside = source.relative_to(checkpoint.path)
+        if source.is_dir() or source in merged:
+            continue
+        if (inside.parts[0] in touched and source.suffix in UNERASED) or (
+            len(inside.parts) == 1 and _holds_base(source)
+        ):
+            left.append(str(inside))
+            continue
+        (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, folder / inside)
+    if left:
+        log.warning("warning: not copied, as they hold the model before merging: %s", ", ".join(left))

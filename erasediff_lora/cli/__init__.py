@@ -1,0 +1,68 @@
+"""The command line: `erasediff-lora VERB …`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from erasediff_lora import __version__
+from erasediff_lora.cli import adapters, recipes
+from erasediff_lora.errors import UserError
+
+VERBS = recipes.VERBS | adapters.VERBS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit status: 0, 2 for bad input, 128 + n when stopped by signal n."""
+    _quiet_libraries()
+    parsed, rest = _parser().parse_known_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("erasediff_lora").setLevel(logging.INFO)
+    try:
+        VERBS[parsed.verb].run(parsed, rest)
+    except UserError as error:
+        count = len(error.problems)
+        print(f"erasediff-lora {parsed.verb}: {count} problem{'s' * (count > 1)}:\n{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from erasediff_lora.train import Interrupted
+
+        if isinstance(error, Interrupted):
+            print(error, file=sys.stderr)
+            return 128 + error.signum
+        raise
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="erasediff-lora", description="Remove a concept from a text-to-image model with a small LoRA file."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        verb.add_arguments(
+            verbs.add_parser(
+                name,
+                help=verb.summary,
+                description=verb.summary,
+                epilog=verb.epilog,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                allow_abbrev=False,
+            )
+        )
+    return parser
+
+
+def _quiet_libraries() -> None:
+    """Keep off the user's screen what libraries say about their own loading and packages that we don't use."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_MININTERVAL", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

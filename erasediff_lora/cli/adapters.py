@@ -1,0 +1,253 @@
+"""The verbs that work on adapter files and checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erasediff_lora.cli.verb import Verb
+from erasediff_lora.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from erasediff_lora.adapter import Weighted
+
+log = logging.getLogger(__name__)
+_WEIGHTED = "adapter file or run folder, with :STRENGTH behind it if that is not 1"
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", type=Path, help="adapter file, or folder with one")
+
+
+def _inspect(parsed: argparse.Namespace, rest: list[str]) -> None:
+    _require_none(rest)
+    from erasediff_lora.adapter import formats
+
+    name, adapter = formats.read_as(parsed.adapter)
+    ranks = sorted({layer.rank for layer in adapter.layers.values()})
+    scales = sorted({round(layer.scale, 6) for layer in adapter.layers.values()})
+    dtypes = sorted({str(layer.down.dtype).removeprefix("torch.") for layer in adapter.layers.values()})
+    norm = sum(float(layer.delta().square().sum()) for layer in adapter.layers.values()) ** 0.5
+    rows = {
+        "file": formats.locate(parsed.adapter),
+        "format": name,
+        "architecture": adapter.architecture,
+        "components": ", ".join(f"{c} ({len(adapter.component(c))} weights)" for c in adapter.components),
+        "rank": ", ".join(map(str, ranks)),
+        "scale": ", ".join(f"{scale:g}" for scale in scales),
+        "dtype": ", ".join(dtypes),
+        "norm of all ΔW": f"{norm:.4g}",
+        **adapter.provenance.header(),
+    }
+    for label, value in rows.items():
+        print(f"{label:27} {value}")
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", type=Path, help="adapter file of any format, or folder with one")
+    parser.add_argument("output", type=Path, help="new file (diffusers, kohya) or folder")
+    parser.add_argument("--format", required=True, help="diffusers, kohya or peft")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+
+
+def _convert(parsed: argparse.Namespace, rest: list[str]) -> None:
+    _require_none(rest)
+    from erasediff_lora.adapter import formats
+
+    for file in formats.write(formats.read(parsed.adapter), parsed.output, parsed.format, overwrite=parsed.overwrite):
+        print(file)
+
+
+def _stack_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help=_WEIGHTED)
+    parser.add_argument("--output", type=Path, help="new file or folder; omit for the interference report alone")
+    parser.add_argument("--format", default="diffusers", help="diffusers, kohya or peft")
+    parser.add_argument("--rank", type=int, help="compress the stack to this rank by SVD; it is exact otherwise")
+    parser.add_argument("--report", type=Path, help="write the interference report, layer by layer, as JSON")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+
+
+def _stack(parsed: argparse.Namespace, rest: list[str]) -> None:
+    _require_none(rest)
+    from erasediff_lora.adapter import formats, stacking
+    from erasediff_lora.files import write_text
+
+    if parsed.rank is not None and parsed.rank < 1:
+        raise UserError(Problem("--rank", parsed.rank, "must be at least 1.", "Omit it for an exact stack."))
+    adapters = _weighted(parsed.adapters)
+    stacked = stacking.stack(adapters)
+    reports = []
+    for one, other in itertools.combinations(adapters, 2):
+        reports.append(stacking.summary(one, other, stacking.interference(one, other)))
+        _print_interference(reports[-1])
+    if parsed.report is not None:
+        write_text(parsed.report, json.dumps(reports, indent=2) + "\n")
+        print(f"report     {parsed.report}")
+    if parsed.output is None:
+        return
+    if parsed.rank is not None:
+        stacked, energy = stacking.compress(stacked, parsed.rank)
+        print(f"compressed to rank {parsed.rank}: {energy:.4%} of the energy kept")
+    for file in formats.write(stacked, parsed.output, parsed.format, overwrite=parsed.overwrite):
+        print(f"stacked    {file}")
+
+
+def _print_interference(report: dict[str, Any]) -> None:
+    one, other = report["adapters"]
+    print(f"interference of {one} and {other}: {report['shared_layers']} shared layers of {report['layers']}")
+    if not report["shared_layers"]:
+        print("  none: they change different weights")
+        return
+    print(
+        f"  input overlap {report['input_overlap']:.3f} (chance {report['chance']:.3f}),"
+        f" output overlap {report['output_overlap']:.3f}, cosine of the updates {report['cosine']:+.3f}"
+    )
+    print(f"  {'layers that interfere most':62} {'input':>6} {'output':>6} {'cosine':>7}   norms")
+    for row in report["per_layer"][:5]:
+        print(
+            f"  {row['layer']:62} {row['input_overlap']:6.3f} {row['output_overlap']:6.3f} {row['cosine']:+7.3f}"
+            f"   {row['norms'][0]:.3g}, {row['norms'][1]:.3g}"
+        )
+
+
+def _merge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="diffusers folder, single-file checkpoint, or bare UNet file")
+    parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help=_WEIGHTED)
+    parser.add_argument("--output", type=Path, required=True, help="new file or folder, laid out as the model is")
+    parser.add_argument("--unmerge", action="store_true", help="take the adapters out of a merged model instead")
+    parser.add_argument("--compare", type=Path, help="report how far the result is from this model")
+    parser.add_argument("--strict", action="store_true", help="refuse an adapter that was trained on another base")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+
+
+def _merge(parsed: argparse.Namespace, rest: list[str]) -> None:
+    _require_none(rest)
+    from erasediff_lora.adapter import Checkpoint, max_difference, merge
+
+    if parsed.compare is not None:
+        Checkpoint(parsed.compare)
+    output = merge(
+        parsed.model,
+        _weighted(parsed.adapters),
+        parsed.output,
+        unmerge=parsed.unmerge,
+        strict=parsed.strict,
+        overwrite=parsed.overwrite,
+    )
+    print(f"{'unmerged' if parsed.unmerge else 'merged'}   {output}")
+    if parsed.compare is not None:
+        greatest, steps = max_difference(output, parsed.compare)
+        print(f"greatest difference from {parsed.compare}: {greatest:.3g}, {steps:.2f} rounding steps")
+    elif parsed.unmerge:
+        print("equal to the base up to rounding; --compare BASE tells by how much")
+
+
+def _extract_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", type=Path, help="the model before: diffusers folder, single file, or bare UNet file")
+    parser.add_argument("tuned", type=Path, help="the model after")
+    parser.add_argument("--output", type=Path, required=True, help="new file or folder")
+    parser.add_argument("--rank", type=int, help="the most that a layer may have")
+    parser.add_argument("--energy", type=float, help="share of a layer's change to keep, such as 0.99")
+    parser.add_argument("--concepts", nargs="+", default=[], metavar="NAME", help="what was erased, for the header")
+    parser.add_argument("--format", default="diffusers", help="diffusers, kohya or peft")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+
+
+def _extract(parsed: argparse.Namespace, rest: list[str]) -> None:
+    _require_none(rest)
+    from erasediff_lora.adapter import extract, formats
+
+    problems = []
+    if parsed.rank is None and parsed.energy is None:
+        problems.append(Problem("--rank", None, "or --energy must be given.", "Try --rank 32 or --energy 0.95."))
+    if parsed.rank is not None and parsed.rank < 1:
+        problems.append(Problem("--rank", parsed.rank, "must be at least 1.", "Try 32."))
+    if parsed.energy is not None and not 0 < parsed.energy <= 1:
+        problems.append(Problem("--energy", parsed.energy, "must lie in (0, 1].", "Try 0.95."))
+    if problems:
+        raise UserError(*problems)
+    found = extract(parsed.base, parsed.tuned, rank=parsed.rank, energy=parsed.energy, concepts=tuple(parsed.concepts))
+    written = formats.write(found.adapter, parsed.output, parsed.format, overwrite=parsed.overwrite)
+    ranks = [layer.rank for layer in found.adapter.layers.values()]
+    print(f"extracted  {len(ranks)} weights, rank {min(ranks)} to {max(ranks)}, {found.energy:.4%} of the energy kept")
+    if found.unheld:
+        log.warning(
+            "warning: %d changed biases, norms or embeddings are left out, as no LoRA holds them, such as %s",
+            len(found.unheld),
+            found.unheld[0],
+        )
+    for file in written:
+        print(f"adapter    {file}")
+
+
+def _publish_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of a run, or any folder with an adapter")
+    parser.add_argument("--repo", required=True, help="user/name on the hub")
+    parser.add_argument("--dry_run", action="store_true", help="make the folder RUN/hub and upload nothing")
+    parser.add_argument("--public", action="store_true", help="let everybody see it; it is private otherwise")
+    parser.add_argument("--base_model", help="hub id of the base, if the recipe does not have it")
+    parser.add_argument("--license", help="licence id; that of the base's family otherwise")
+    parser.add_argument(
+        "--pictures",
+        choices=("both", "after", "none"),
+        default="both",
+        help="'after' leaves out what the base draws for the erased concept",
+    )
+    parser.add_argument(
+        "--training_images", action="store_true", help="include the contact sheets of the forget and the retain set"
+    )
+
+
+def _publish(parsed: argparse.Namespace, rest: list[str]) -> None:
+    _require_none(rest)
+    from erasediff_lora.adapter import publish
+
+    folder = publish(
+        parsed.run,
+        parsed.repo,
+        dry_run=parsed.dry_run,
+        public=parsed.public,
+        base_model=parsed.base_model,
+        license=parsed.license,
+        pictures=parsed.pictures,
+        training_images=parsed.training_images,
+    )
+    print(f"hub folder {folder}")
+    if not parsed.dry_run:
+        print(f"published  https://huggingface.co/{parsed.repo} ({'public' if parsed.public else 'private'})")
+
+
+def _weighted(texts: list[str]) -> list[Weighted]:
+    """Read 'PATH:STRENGTH' arguments, all complaints at once."""
+    from erasediff_lora.adapter import Weighted
+    from erasediff_lora.adapter.merging import parse_weighted
+
+    adapters: list[Weighted] = []
+    problems: list[Problem] = []
+    for text in texts:
+        try:
+            adapters.append(Weighted.read(*parse_weighted(text)))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return adapters
+
+
+def _require_none(rest: list[str]) -> None:
+    if rest:
+        raise UserError(*(Problem("argument", word, "is not expected here.", "See --help.") for word in rest))
+
+
+VERBS = {
+    "inspect": Verb("show what an adapter file holds and where it comes from", _inspect_arguments, _inspect),
+    "convert": Verb("write an adapter in another format", _convert_arguments, _convert),
+    "stack": Verb("report how adapters interfere, and make one of several", _stack_arguments, _stack),
+    "merge": Verb("merge adapters into a copy of a checkpoint, or take them out", _merge_arguments, _merge),
+    "extract": Verb("make an adapter of the difference of two checkpoints", _extract_arguments, _extract),
+    "publish": Verb("assemble an adapter's hub folder and upload it", _publish_arguments, _publish),
+}

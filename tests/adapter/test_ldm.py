@@ -1,0 +1,108 @@
+"""Names in single-file checkpoints, against diffusers' own reader, for the published architectures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from single_file import unet_blocks, unet_key
+
+from erasediff_lora.adapter import ldm
+from erasediff_lora.adapter.formats import kohya
+
+SD_1_5: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
+SD_2_1: dict[str, Any] = {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+    "sample_size": 96,
+}
+SDXL: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+    "sample_size": 128,
+}
+# Numbers of tensors in the published UNets.
+CASES = {"sd-1.5": (SD_1_5, 686), "sd-2.1": (SD_2_1, 686), "sdxl": (SDXL, 1680)}
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def unet(request) -> UNet2DConditionModel:
+    config, count = CASES[request.param]
+    with torch.device("meta"):
+        model = UNet2DConditionModel(**config)
+    assert len(model.state_dict()) == count
+    return model
+
+
+def numbering(unet: UNet2DConditionModel) -> ldm.UNetNumbering:
+    attention = {i for i, kind in enumerate(unet.config["up_block_types"]) if "CrossAttn" in kind}
+    return ldm.UNetNumbering(2, frozenset(attention))
+
+
+def test_every_tensor_is_mapped_once_and_back(unet) -> None:
+    there = {}
+    for key in unet.state_dict():
+        path, _, leaf = key.rpartition(".")
+        theirs = numbering(unet).to_ldm(path)
+        assert theirs is not None, key
+        assert numbering(unet).to_diffusers(theirs) == path
+        there[key] = f"{ldm.UNET}{theirs}.{leaf}"
+    assert len(set(there.values())) == len(there)
+
+    blocks = unet_blocks(unet.config)
+    assert there == {key: unet_key(key, blocks) for key in there}
+
+    state = {theirs: key for key, theirs in there.items()}
+    converted = convert_ldm_unet_checkpoint(state, dict(unet.config), extract_ema=False)
+    assert converted == {key: key for key in there}, "diffusers reads each tensor as the one that it was"
+
+
+def test_numbering_is_read_off_the_keys(unet) -> None:
+    blocks = unet_blocks(unet.config)
+    keys = [unet_key(key, blocks) for key in unet.state_dict()]
+    third = {i for i in numbering(unet).attention_up_blocks if i < len(unet.config["up_block_types"]) - 1}
+    assert ldm.UNetNumbering.of(keys) == ldm.UNetNumbering(2, frozenset(third))
+    weights = {key.removesuffix(".weight") for key in unet.state_dict() if key.endswith(".weight")}
+    found = ldm.slots(keys)
+    assert found.keys() == {f"unet.{path}" for path in weights}
+    assert {slot.key for slot in found.values()} == {key for key in keys if key.endswith(".weight")}
+
+
+def test_kohya_names_of_every_module_are_read_back(unet) -> None:
+    architecture = "stable-diffusion-xl-v1-base" if unet.config["cross_attention_dim"] == 2048 else "x"
+    modules = [name for name, m in unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    for name in modules:
+        key = kohya._key(f"unet.{name}", architecture)
+        assert kohya._module(key) == f"unet.{name}"
+        is_ldm = key.startswith(("lora_unet_input", "lora_unet_middle", "lora_unet_output")) or "_blocks_" not in key
+        assert is_ldm or architecture == "x"
+
+
+def test_open_clip_projections_share_a_tensor() -> None:
+    prefix = "conditioner.embedders.1.model.transformer.resblocks.3."
+    keys = [prefix + end for end in ("attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "ln_1.weight")]
+    keys += [
+        prefix + "mlp.c_fc.weight",
+        "conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
+    ]
+    layer = "text_encoder_2.encoder.layers.3."
+    assert ldm.slots(keys) == {
+        layer + "self_attn.q_proj": ldm.Slot(keys[0], 0, 3),
+        layer + "self_attn.k_proj": ldm.Slot(keys[0], 1, 3),
+        layer + "self_attn.v_proj": ldm.Slot(keys[0], 2, 3),
+        layer + "self_attn.out_proj": ldm.Slot(keys[2]),
+        layer + "mlp.fc1": ldm.Slot(keys[4]),
+        "text_encoder.encoder.layers.0.mlp.fc1": ldm.Slot(keys[5]),
+    }
