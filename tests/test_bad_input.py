@@ -11,14 +11,8 @@ import sys
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file
-
-
-def refused(result, *messages: str) -> None:
-    assert result.status == 2, result.err
-    assert "Traceback" not in result.err
-    for message in messages:
-        assert message in result.err
 
 
 def test_missing_model(recipe_file, cli, tmp_path) -> None:

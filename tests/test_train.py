@@ -138,15 +138,15 @@ def test_fresh_diffusers_draws_what_the_trainer_showed(tiny_base, recipe_file, c
     subprocess.run([sys.executable, "-c", FRESH, tiny_base, run, tmp_path], check=True, cwd=tmp_path)
 
     from erasediff_lora import denoisers
+    from erasediff_lora.adapter import load
     from erasediff_lora.evaluation.pictures import draw, forget_prompts
-    from erasediff_lora.evaluation.quick import load_adapter
     from erasediff_lora.recipe import Recipe
 
     recipe = Recipe.load(run / "recipe.yaml")
     denoiser = denoisers.load(recipe.model)
     prompts = forget_prompts(recipe) * 2
     plain = draw(denoiser, recipe, prompts, 1000000, "base")
-    load_adapter(denoiser, run)
+    load(denoiser.pipeline, run, strict=True)
     shown = draw(denoiser, recipe, prompts, 1000000, "erased")
     for index, (erased, base) in enumerate(zip(shown, plain, strict=True)):
         fresh = Image.open(tmp_path / f"{index}.png")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +28,17 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-BLOCK = 16 * 2**20
+MEGABYTE = 2**20
+BLOCK = 4 * MEGABYTE
 SAMPLE = 64
+
+
+class Change(Protocol):
+    """Changes rows of a tensor in place."""
+
+    def __call__(self, block: Tensor, first: int) -> None:
+        """Change `block`, (rows, columns) in float32, or float64 of a float64 tensor; `first` is its first row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -74,32 +86,31 @@ class WeightFile:
         rows, *rest = self.entries[slot.key].shape
         return (rows // slot.parts, *rest)
 
-    def read(self, key: str, stream: IO[bytes] | None = None) -> Tensor:
+    def read(self, key: str) -> Tensor:
         """A tensor in its own dtype, not memory-mapped.
 
         Raises:
             UserError: If the dtype is no plain float.
         """
-        entry = self.entries[key]
-        if entry.dtype not in DTYPES:
+        entry, dtype = self.entries[key], self._dtype(key)
+        data = bytearray(entry.end - entry.start)
+        with self.path.open("rb") as stream:
+            stream.seek(entry.start)
+            stream.readinto(data)
+        return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).reshape(entry.shape)
+
+    def _dtype(self, key: str) -> torch.dtype:
+        name = self.entries[key].dtype
+        if name not in DTYPES:
             raise UserError(
                 Problem(
                     "model",
                     str(self.path),
-                    f"keeps {key} as {entry.dtype}.",
+                    f"keeps {key} as {name}.",
                     f"Only {', '.join(DTYPES)} can be changed: take the model before it was quantised.",
                 )
             )
-        if stream is None:
-            with self.path.open("rb") as opened:
-                return self.read(key, opened)
-        stream.seek(entry.start)
-        data = bytearray(entry.end - entry.start)
-        stream.readinto(data)  # type: ignore[attr-defined]
-        tensor = (
-            torch.frombuffer(data, dtype=DTYPES[entry.dtype]) if data else torch.empty(0, dtype=DTYPES[entry.dtype])
-        )
-        return tensor.reshape(entry.shape)
+        return DTYPES[name]
 
     def ends(self, key: str, count: int) -> list[Tensor]:
         """The first and the last `count` values of a tensor; none of a quantised one."""
@@ -118,26 +129,68 @@ class WeightFile:
         """The weight in a slot, in its own dtype."""
         return self.read(slot.key).chunk(slot.parts)[slot.part]
 
-    def rewrite(
-        self, target: Path, change: Mapping[str, Callable[[Tensor], Tensor]], progress: Callable[[int], object]
-    ) -> None:
+    def rewrite(self, target: Path, change: Mapping[str, Change], progress: Callable[[int], object]) -> None:
         """Write a copy in which some tensors are changed and every other byte is the same.
+
+        Two blocks are in memory: one is written while the next is read and changed.
 
         Args:
             target: Where to; not this file.
-            change: Tensor name -> its new value from its old, of the same dtype and shape.
-            progress: Called with the number of bytes just written.
+            change: Tensor name -> what changes a block of its rows.
+            progress: Called with the number of bytes about to be written.
+
+        Raises:
+            UserError: If a changed value is not finite in the tensor's dtype, or the dtype is no plain float.
         """
-        with self.path.open("rb") as source, target.open("wb") as sink:
-            position = 0
-            for key in (key for key in self.entries if key in change):
-                entry = self.entries[key]
-                _copy(source, sink, position, entry.start, progress)
-                changed = change[key](self.read(key, source))
-                sink.write(changed.contiguous().view(torch.uint8).numpy().data)
-                progress(entry.end - entry.start)
-                position = entry.end
-            _copy(source, sink, position, self.path.stat().st_size, progress)
+        with (
+            self.path.open("rb", buffering=0) as source,
+            target.open("wb", buffering=0) as sink,
+            ThreadPoolExecutor(max_workers=1) as writer,
+        ):
+            written: Future[None] | None = None
+            for part in self._changed_blocks(source, change):
+                if written is not None:
+                    written.result()  # also frees the buffer that comes next
+                written = writer.submit(_write, sink, part)
+                progress(len(part))
+            if written is not None:
+                written.result()
+
+    def _changed_blocks(self, source: IO[bytes], change: Mapping[str, Change]) -> Iterator[memoryview]:
+        """The file from beginning to end in blocks, which lie in two buffers by turns."""
+        changed = [(key, entry) for key, entry in self.entries.items() if key in change]
+        size = max([BLOCK, *((entry.end - entry.start) // entry.shape[0] for _, entry in changed)])
+        buffers = itertools.cycle([memoryview(bytearray(size)), memoryview(bytearray(size))])
+        position = 0
+        for key, entry in changed:
+            yield from _blocks(source, entry.start - position, buffers)
+            row_bytes = (entry.end - entry.start) // entry.shape[0]
+            stride = size // row_bytes
+            for first in range(0, entry.shape[0], stride):
+                part = next(buffers)[: min(stride, entry.shape[0] - first) * row_bytes]
+                _fill(source, part)
+                self._change(key, part, len(part) // row_bytes, partial(change[key], first=first))
+                yield part
+            position = entry.end
+        yield from _blocks(source, self.path.stat().st_size - position, buffers)
+
+    def _change(self, key: str, part: memoryview, rows: int, change: Callable[[Tensor], None]) -> None:
+        """Change some rows of a tensor where they lie."""
+        dtype = self._dtype(key)
+        stored = torch.frombuffer(part, dtype=dtype).reshape(rows, -1)
+        block = stored if dtype.itemsize >= 4 else stored.float()
+        change(block)
+        if block is not stored:
+            stored.copy_(block)
+        if not all(math.isfinite(end) for end in torch.aminmax(stored)):
+            raise UserError(
+                Problem(
+                    "model",
+                    str(self.path),
+                    f"would hold NaN or Inf in {key} as {self.entries[key].dtype}.",
+                    "Lower the strength, or take the model in float32.",
+                )
+            )
 
 
 class Checkpoint:
@@ -247,12 +300,26 @@ def _variant(path: Path) -> str:
     return path.stem.split("-")[0].partition(".")[2]
 
 
-def _copy(source: IO[bytes], sink: IO[bytes], start: int, end: int, progress: Callable[[int], object]) -> None:
-    source.seek(start)
-    while start < end:
-        block = source.read(min(BLOCK, end - start))
-        if not block:
+def _blocks(source: IO[bytes], count: int, buffers: Iterator[memoryview]) -> Iterator[memoryview]:
+    """The next `count` bytes of a stream."""
+    while count:
+        buffer = next(buffers)
+        part = buffer[: min(count, len(buffer))]
+        _fill(source, part)
+        yield part
+        count -= len(part)
+
+
+def _fill(source: IO[bytes], part: memoryview) -> None:
+    """Read exactly that much: a raw read may give less."""
+    while part:
+        got = source.readinto(part)  # type: ignore[attr-defined]
+        if not got:
             raise OSError(f"{source.name} became shorter while it was read")
-        sink.write(block)
-        start += len(block)
-        progress(len(block))
+        part = part[got:]
+
+
+def _write(sink: IO[bytes], part: memoryview) -> None:
+    """Write all of it, a megabyte at a time: Linux is several times slower to take in more at once."""
+    while part:
+        part = part[sink.write(part[:MEGABYTE]) :]

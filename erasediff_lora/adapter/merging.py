@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ class Weighted:
 
 
 @dataclass(frozen=True)
-class Change:
+class Update:
     """One adapter's part in one tensor."""
 
     layer: LoraLayer
@@ -161,9 +162,9 @@ def warn_strength(weighted: Weighted) -> None:
 
 def _changes(
     file: WeightFile, checkpoint: Checkpoint, adapters: Sequence[Weighted], sign: float
-) -> dict[str, list[Change]]:
+) -> dict[str, list[Update]]:
     """What happens to each tensor of a file."""
-    changes: dict[str, list[Change]] = defaultdict(list)
+    changes: dict[str, list[Update]] = defaultdict(list)
     for weighted in adapters:
         for name, layer in weighted.adapter.layers.items():
             if (slot := file.slots.get(name)) is None:
@@ -178,7 +179,7 @@ def _changes(
                         _other_base(weighted.adapter),
                     )
                 )
-            changes[slot.key].append(Change(layer, slot, sign * weighted.strength))
+            changes[slot.key].append(Update(layer, slot, sign * weighted.strength))
     return dict(changes)
 
 
@@ -202,28 +203,26 @@ def _other_base(adapter: LoraAdapter) -> str:
 
 
 def _rewrite(
-    file: WeightFile, target: Path, changes: dict[str, list[Change]], progress: Callable[[int], object]
+    file: WeightFile, target: Path, changes: dict[str, list[Update]], progress: Callable[[int], object]
 ) -> None:
-    def apply(key: str) -> Callable[[Tensor], Tensor]:
-        return lambda tensor: _sum(tensor, changes[key], f"{key} of {file.path}")
-
-    file.rewrite(target, {key: apply(key) for key in changes}, progress)
+    adders = {key: partial(_add, rows=file.entries[key].shape[0], updates=updates) for key, updates in changes.items()}
+    file.rewrite(target, adders, progress)
 
 
 @torch.no_grad()
-def _sum(tensor: Tensor, changes: Sequence[Change], what: str) -> Tensor:
-    result = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-    if result is tensor:
-        result = tensor.clone()
-    for change in changes:
-        rows = result.chunk(change.slot.parts)[change.slot.part]
-        rows += change.layer.delta().mul_(change.strength).reshape(rows.shape)
-    cast = result.to(tensor.dtype)
-    if not bool(torch.isfinite(cast).all()):
-        raise UserError(
-            Problem("model", what, f"would hold NaN or Inf as {tensor.dtype}.", "Lower the strength, or use float32.")
-        )
-    return cast
+def _add(block: Tensor, first: int, *, rows: int, updates: Sequence[Update]) -> None:
+    """Add the updates of rows `first` and following to a block of a tensor with that many rows."""
+    for update in updates:
+        height = rows // update.slot.parts
+        offset = update.slot.part * height
+        begin, end = max(first, offset), min(first + len(block), offset + height)
+        if begin < end:
+            layer = update.layer
+            block[begin - first : end - first].addmm_(
+                layer.up[begin - offset : end - offset].flatten(1).to(block.dtype),
+                layer.down.flatten(1).to(block.dtype),
+                alpha=update.strength * layer.scale,
+            )
 
 
 def _check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:

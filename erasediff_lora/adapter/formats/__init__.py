@@ -37,7 +37,8 @@ def read_as(path: Path | str) -> tuple[str, LoraAdapter]:
     if name == "peft":  # the text encoders' files lie in folders beside the UNet's
         for other in sorted(file.parent.glob(f"*/{peft.FILE}")):
             if other.parent.name in diffusers.COMPONENTS:
-                adapter = LoraAdapter(adapter.layers | read(other).layers, adapter.provenance, adapter.header)
+                layers = dict(sorted((adapter.layers | read(other).layers).items()))
+                adapter = LoraAdapter(layers, adapter.provenance, adapter.header)
     return name, adapter
 
 

@@ -1,0 +1,228 @@
+"""Bad files: one message, exit status 2, no output."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from adapters import random_adapter
+from refusals import refused
+from safetensors.torch import load_file, save_file
+from single_file import pack
+
+from erasediff_lora.adapter import LoraAdapter, LoraLayer, formats
+
+KEY = "unet.mid_block.attentions.0.proj_in"
+
+
+@pytest.fixture
+def good(tiny_base, tmp_path) -> Path:
+    (file,) = formats.write(random_adapter(tiny_base), tmp_path / "good.safetensors", "diffusers")
+    return file
+
+
+def damaged(good: Path) -> dict[str, tuple[Callable[[Path], object], tuple[str, ...]]]:
+    """Name -> (makes the file, words of the message)."""
+    whole, tensors = good.read_bytes(), load_file(good)
+    first = next(iter(tensors))
+    with_nan = tensors | {first: torch.full_like(tensors[first], torch.nan)}
+    some = {key: tensors[key] for key in list(tensors)[1:]}
+    misfit = {key: t[:, :1].contiguous() if "lora_B" in key else t for key, t in tensors.items()}
+    legacy = {"unet.mid_block.attentions.0.processor.to_q_lora.down.weight": torch.ones(1, 1), "b": torch.ones(1)}
+    return {
+        "truncated": (lambda f: f.write_bytes(whole[:-100]), ("is no intact safetensors file",)),
+        "headless": (lambda f: f.write_bytes(whole[:5]), ("is no intact safetensors file",)),
+        "empty": (lambda f: f.write_bytes(b""), ("is no intact safetensors file",)),
+        "text": (lambda f: f.write_text("<html>404</html>" * 9), ("is no intact safetensors file",)),
+        "pickle": (lambda f: torch.save(tensors, f), ("is a pickle, which can run code", "weights_only=True")),
+        "nan": (lambda f: save_file(with_nan, f), ("has NaN or Inf in A of unet.",)),
+        "unpaired": (lambda f: save_file(some, f), ("tensors of an unknown layout", "lora_B")),
+        "misfit": (lambda f: save_file(misfit, f), ("has factors that do not fit at unet.",)),
+        "layout": (lambda f: save_file(legacy, f), ("2 tensors of an unknown layout: b, unet.mid_block",)),
+        "no tensors": (lambda f: save_file({}, f), ("unknown layout",)),
+    }
+
+
+NAMES = ("truncated", "headless", "empty", "text", "pickle", "nan", "unpaired", "misfit", "layout", "no tensors")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_adapters(name, good, tiny_base, tmp_path, cli) -> None:
+    cases = damaged(good)
+    assert set(cases) == set(NAMES)
+    make, words = cases[name]
+    bad = tmp_path / "bad.safetensors"
+    make(bad)
+    out = tmp_path / "out"
+    refused(cli("convert", bad, out, "--format", "peft"), f"adapter = '{bad}': ", *words)
+    refused(cli("merge", tiny_base, bad, "--output", out), f"adapter = '{bad}': ", *words)
+    refused(cli("stack", good, bad, "--output", out), f"adapter = '{bad}': ", *words)
+    assert not out.exists()
+
+
+def test_every_bad_adapter_is_named_at_once(good, tiny_base, tmp_path, cli) -> None:
+    result = cli("merge", tiny_base, tmp_path / "x", good, tmp_path / "y:0.5", "--output", tmp_path / "out")
+    refused(result, "2 problems", f"'{tmp_path / 'x'}': there is no such file", f"'{tmp_path / 'y'}': there is no")
+
+
+@pytest.mark.parametrize("name", ["truncated", "text", "pickle", "layout"])
+def test_damaged_models(name, good, tiny_base, tmp_path, cli) -> None:
+    file = pack(tiny_base, tmp_path / "model.safetensors")
+    whole = file.read_bytes()
+    bad, out = tmp_path / "bad.safetensors", tmp_path / "out.safetensors"
+    make: dict[str, Callable[[], object]] = {
+        "truncated": lambda: bad.write_bytes(whole[: len(whole) // 2]),
+        "text": lambda: bad.write_text("not a model" * 9),
+        "pickle": lambda: torch.save(load_file(file), bad),
+        "layout": lambda: save_file({"a.weight": torch.ones(2)}, bad),
+    }
+    make[name]()
+    words = {"layout": "has an unknown layout; its first tensors are a.weight"}.get(name, "is ")
+    refused(cli("merge", bad, good, "--output", out), f"model = '{bad}': ", words)
+    refused(cli("merge", tmp_path / "none", good, "--output", out), "there is no such file")
+    (tmp_path / "empty").mkdir()
+    refused(cli("merge", tmp_path / "empty", good, "--output", out), "has no unet/*.safetensors")
+    assert not out.exists()
+
+
+def test_adapter_for_another_base_or_family(tiny_base, tmp_path, cli) -> None:
+    out = tmp_path / "out"
+    wide = LoraLayer(torch.ones(1, 2048), torch.ones(32, 1), 1.0)
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    formats.write(LoraAdapter({name: wide}), tmp_path / "a.safetensors", "diffusers")
+    refused(
+        cli("merge", tiny_base, tmp_path / "a.safetensors", "--output", out),
+        f"does not fit {tiny_base}: {name} is [32, 2048] here and [32, 32] there.",
+        "It is an adapter for a stable-diffusion-xl-v1-base base.",
+    )
+    formats.write(
+        LoraAdapter({"unet.down_blocks.9.attentions.0.proj_in": wide}), tmp_path / "b.safetensors", "diffusers"
+    )
+    refused(
+        cli("merge", tiny_base, tmp_path / "b.safetensors", "--output", out),
+        "adapts 1 weights that",
+        "such as unet.down_blocks.9.attentions.0.proj_in",
+    )
+    assert not out.exists()
+
+
+def test_overflow_and_quantised_weights(tiny_base, tmp_path, cli) -> None:
+    file, out = pack(tiny_base, tmp_path / "half.safetensors", torch.float16), tmp_path / "out.safetensors"
+    shape = load_file(tiny_base / "unet/diffusion_pytorch_model.safetensors")[
+        "mid_block.attentions.0.proj_in.weight"
+    ].shape
+    huge = LoraLayer(torch.full((1, *shape[1:]), 300.0), torch.full((shape[0], 1, *[1] * (len(shape) - 2)), 300.0), 1.0)
+    formats.write(LoraAdapter({KEY: huge}), tmp_path / "huge.safetensors", "diffusers")
+    result = cli("merge", file, tmp_path / "huge.safetensors", "--output", out)
+    refused(result, "would hold NaN or Inf in model.diffusion_model.middle_block.1.proj_in.weight as F16", "Lower the")
+    tensors = load_file(file)
+    tensors["model.diffusion_model.middle_block.1.proj_in.weight"] = tensors[
+        "model.diffusion_model.middle_block.1.proj_in.weight"
+    ].to(torch.float8_e4m3fn)
+    save_file(tensors, file)
+    refused(cli("merge", file, tmp_path / "huge.safetensors", "--output", out), "as F8_E4M3", "before it was quantised")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["half.safetensors", "huge.safetensors"]
+
+
+def test_outputs_that_must_not_be_touched(good, tiny_base, tmp_path, cli) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_base, model)
+    file = pack(tiny_base, tmp_path / "model.safetensors")
+    kept = file.read_bytes()
+    for target, output, words in (
+        (file, file, "is or holds the model itself"),
+        (model, model, "is or holds the model itself"),
+        (model, model / "unet", "is or holds the model itself"),
+        (model, model / "new", "lies inside the model's folder"),
+        (model, tmp_path, "is or holds the model itself"),
+        (file, tmp_path / "out.ckpt", "must end in .safetensors"),
+        (file, good, "exists already. Give another name, or replace it with --overwrite"),
+    ):
+        refused(cli("merge", target, good, "--output", output), f"output = '{output}': ", words)
+    refused(cli("convert", good, good, "--format", "kohya"), "exists already")
+    refused(cli("convert", good, tmp_path / "x.safetensors", "--format", "peft"), "Give a folder")
+    refused(cli("convert", good, tmp_path / "x", "--format", "kohja"), "--format = 'kohja'", "Did you mean 'kohya'?")
+    refused(cli("convert", good, tmp_path / "x", "--format", "kohya", "--fast"), "--fast", "is not expected here")
+    assert file.read_bytes() == kept
+    before = good.read_bytes()
+    assert cli("convert", good, tmp_path / "y.safetensors", "--format", "kohya").status == 0
+    assert cli("convert", tmp_path / "y.safetensors", good, "--format", "diffusers", "--overwrite").status == 0
+    assert load_file(good).keys() == load_file(tmp_path / "y.safetensors").keys() or good.read_bytes() != before
+    assert cli("merge", model, good, "--output", tmp_path / "out").status == 0
+    refused(cli("merge", model, good, "--output", tmp_path / "out"), "exists already")
+    assert cli("merge", model, good, "--output", tmp_path / "out", "--overwrite").status == 0
+
+
+def test_peft_folder_without_its_configuration(tiny_base, tmp_path, cli) -> None:
+    formats.write(random_adapter(tiny_base), tmp_path / "p", "peft")
+    config = tmp_path / "p/adapter_config.json"
+    good = json.loads(config.read_text())
+    for text, words in (
+        (None, "is missing; it holds alpha"),
+        ("{", "is no LoRA configuration of peft"),
+        (json.dumps(good | {"peft_type": "LOHA"}), "peft_type is LOHA, not LORA"),
+    ):
+        config.unlink(missing_ok=True)
+        if text is not None:
+            config.write_text(text)
+        refused(cli("convert", tmp_path / "p", tmp_path / "out", "--format", "diffusers"), f"'{config}'", words)
+    (tmp_path / "none").mkdir()
+    refused(cli("inspect", tmp_path / "none"), "holds no adapter file")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def small_files():
+    """Any file above 8 KiB is refused by the system, as by a quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 1024, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_quota_in_mid_write(tiny_base, good, tmp_path, request, cli) -> None:
+    file = pack(tiny_base, tmp_path / "model.safetensors")
+    before = sorted(tmp_path.rglob("*"))
+    request.getfixturevalue("small_files")
+    refused(
+        cli("merge", file, good, "--output", tmp_path / "out.safetensors"),
+        f"output = '{tmp_path / 'out.safetensors'}': cannot be written: File too large.",
+        "Free space there, or choose another place.",
+    )
+    refused(cli("merge", tiny_base, good, "--output", tmp_path / "out"), "cannot be written: File too large.")
+    refused(cli("convert", good, tmp_path / "c.safetensors", "--format", "kohya"), "cannot be written: File too large.")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+FULL_DISK = """
+set -e
+mount -t tmpfs -o size=200k tmpfs "$1"
+"$2" -m erasediff_lora.cli merge "$3" "$4" --output "$1/out.safetensors" && exit 9
+test "$?" = 2
+test -z "$(ls -A "$1")"
+"""
+
+
+def test_full_disk_in_mid_write(tiny_base, good, tmp_path) -> None:
+    """On a tmpfs of 200 KiB, in a mount namespace of its own."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    file = pack(tiny_base, tmp_path / "model.safetensors")
+    (tmp_path / "disk").mkdir()
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", FULL_DISK, "bash", tmp_path / "disk", sys.executable, file, good],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written: No space left on device." in done.stderr
+    assert "Traceback" not in done.stderr
