@@ -46,7 +46,8 @@ def test_a_run_leaves_everything_a_user_needs(recipe_file, cli, tmp_path) -> Non
     assert result.status == 0, result.err
     run = tmp_path / "run"
     for name in (
-        "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json", "recipe.yaml",
+        "pytorch_lora_weights.safetensors", "erase-cat.safetensors", "adapter_model.safetensors",
+        "adapter_config.json", "recipe.yaml", "pictures/forget-1-base.png", "pictures/retain-2-erased.png",
         "training_log.jsonl", "before_after.png", "evaluation.json", "forget_set.png", "retain_set.png",
         "samples/step-000002.png", "samples/step-000004.png", "checkpoints/step-000004/trainer.pt",
     ):  # fmt: skip
@@ -61,6 +62,41 @@ def test_a_run_leaves_everything_a_user_needs(recipe_file, cli, tmp_path) -> Non
     assert json.loads((run / "evaluation.json").read_text())["forget_samples"] == 2
     assert str(run / "before_after.png") in result.out
     assert any(value.abs().sum() > 0 for name, value in adapter_of(run).items() if "lora_B" in name)
+
+
+def test_the_three_files_hold_one_adapter_and_say_where_it_comes_from(recipe_file, tiny_base, cli, tmp_path) -> None:
+    from erasediff_lora import __version__
+    from erasediff_lora.adapter import Checkpoint, Provenance, fingerprint, formats
+
+    assert cli("train", recipe_file(adapter={"rank": 2, "alpha": 3.0})).status == 0
+    run = tmp_path / "run"
+    (run / "peft").mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (run / name).rename(run / "peft" / name)
+    adapters = [formats.read(run / name) for name in ("pytorch_lora_weights.safetensors", "erase-cat.safetensors", "peft")]
+    trained = load_file(sorted((run / "checkpoints").iterdir())[-1] / "adapter.safetensors")
+    for adapter in adapters:
+        assert {f"unet.{key.rsplit('.', 2)[0]}" for key in trained} == adapter.layers.keys()
+        for name, layer in adapter.layers.items():
+            path = name.removeprefix("unet.")
+            assert torch.equal(layer.down, trained[f"{path}.lora_A.weight"])
+            assert torch.equal(layer.up, trained[f"{path}.lora_B.weight"])
+            assert (layer.rank, layer.alpha) == (2, 3.0)
+        assert adapter.provenance == Provenance(
+            base_model="tiny",
+            base_fingerprint=fingerprint(Checkpoint(tiny_base)),
+            architecture="stable-diffusion-v1",
+            prediction_type="epsilon",
+            resolution=32,
+            concepts=("cat",),
+            objective="erasediff",
+            recipe_sha256=adapters[0].provenance.recipe_sha256,
+            version=__version__,
+        )
+    assert len(adapters[0].provenance.recipe_sha256) == 64
+    assert cli("train", recipe_file(adapter={"rank": 2, "alpha": 3.0}), "--output", tmp_path / "again").status == 0
+    again = formats.read(tmp_path / "again").provenance.recipe_sha256
+    assert again == adapters[0].provenance.recipe_sha256, "where it is written is no part of the recipe"
 
 
 def test_inert_inner_steps_are_said_so(recipe_file, cli) -> None:

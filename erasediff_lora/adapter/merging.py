@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasediff_lora.adapter import formats
-from erasediff_lora.adapter.checkpoint import Checkpoint, WeightFile, fingerprint
+from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
 from erasediff_lora.adapter.ldm import Slot
+from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import PICKLE_SUFFIXES, atomic, writable
@@ -206,7 +207,12 @@ def _rewrite(
     file: WeightFile, target: Path, changes: dict[str, list[Update]], progress: Callable[[int], object]
 ) -> None:
     adders = {key: partial(_add, rows=file.entries[key].shape[0], updates=updates) for key, updates in changes.items()}
-    file.rewrite(target, adders, progress)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the sum waits for memory; more threads only take the writer's turn
+    try:
+        file.rewrite(target, adders, progress)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()

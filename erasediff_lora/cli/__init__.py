@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from erasediff_lora import __version__
 from erasediff_lora.cli import adapters, recipes
@@ -22,14 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("erasediff_lora").setLevel(logging.INFO)
     try:
-        VERBS[parsed.verb].run(parsed, rest)
+        with _clean_termination():
+            VERBS[parsed.verb].run(parsed, rest)
     except UserError as error:
         count = len(error.problems)
         print(f"erasediff-lora {parsed.verb}: {count} problem{'s' * (count > 1)}:\n{error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print("stopped; nothing half-written is left", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     except Exception as error:
         from erasediff_lora.train import Interrupted
 
@@ -58,6 +61,22 @@ def _parser() -> argparse.ArgumentParser:
             )
         )
     return parser
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, made to run the same clean-up as Ctrl-C."""
+
+
+@contextmanager
+def _clean_termination() -> Iterator[None]:
+    def stop(signum: int, frame: object) -> None:
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _quiet_libraries() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from refusals import refused
 from safetensors.torch import load_file, save_file
 from single_file import pack
 
-from erasediff_lora.adapter import LoraAdapter, LoraLayer, formats
+from erasediff_lora.adapter import LoraAdapter, LoraLayer, formats, merging
 
 KEY = "unet.mid_block.attentions.0.proj_in"
 
@@ -200,6 +201,22 @@ def test_quota_in_mid_write(tiny_base, good, tmp_path, request, cli) -> None:
     refused(cli("merge", tiny_base, good, "--output", tmp_path / "out"), "cannot be written: File too large.")
     refused(cli("convert", good, tmp_path / "c.safetensors", "--format", "kohya"), "cannot be written: File too large.")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_merge_leaves_nothing(signum, tiny_base, good, tmp_path, monkeypatch, cli) -> None:
+    class Stopping(merging.tqdm):
+        def update(self, n: float | None = 1) -> None:
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(merging, "tqdm", Stopping)
+    file = pack(tiny_base, tmp_path / "model.safetensors")
+    before = sorted(tmp_path.rglob("*"))
+    for model, output in ((file, "out.safetensors"), (tiny_base, "out")):
+        result = cli("merge", model, good, "--output", tmp_path / output)
+        assert result.status == 128 + signum
+        assert "stopped; nothing half-written is left" in result.err and "Traceback" not in result.err
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 FULL_DISK = """
