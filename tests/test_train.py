@@ -73,7 +73,9 @@ def test_the_three_files_hold_one_adapter_and_say_where_it_comes_from(recipe_fil
     (run / "peft").mkdir()
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (run / name).rename(run / "peft" / name)
-    adapters = [formats.read(run / name) for name in ("pytorch_lora_weights.safetensors", "erase-cat.safetensors", "peft")]
+    adapters = [
+        formats.read(run / name) for name in ("pytorch_lora_weights.safetensors", "erase-cat.safetensors", "peft")
+    ]
     trained = load_file(sorted((run / "checkpoints").iterdir())[-1] / "adapter.safetensors")
     for adapter in adapters:
         assert {f"unet.{key.rsplit('.', 2)[0]}" for key in trained} == adapter.layers.keys()

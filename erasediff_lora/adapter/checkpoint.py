@@ -63,18 +63,20 @@ class Checkpoint:
         return self.path.is_dir()
 
     @cached_property
-    def unet_files(self) -> list[WeightFile]:
-        """The files that make up one UNet: the whole-precision ones where variants lie beside them."""
-        files = [file for file in self.files if file.component in (None, "unet")]
+    def main_files(self) -> list[WeightFile]:
+        """The files that make up one model: the whole-precision ones where variants lie beside them."""
         if not self.is_folder:
-            return files
-        variants = sorted({_variant(file.path) for file in files})  # '' sorts first
-        return [file for file in files if _variant(file.path) == variants[0]]
+            return self.files
+        chosen = []
+        for component in COMPONENTS:
+            files = [file for file in self.files if file.component == component]
+            first = min((_variant(file.path) for file in files), default="")  # '' sorts first
+            chosen += [file for file in files if _variant(file.path) == first]
+        return chosen
 
     def find(self, name: str) -> tuple[WeightFile, Slot] | None:
         """Where a weight lies, by the adapter's name."""
-        files = self.unet_files if name.startswith("unet.") else self.files
-        return next(((file, file.slots[name]) for file in files if name in file.slots), None)
+        return next(((file, file.slots[name]) for file in self.main_files if name in file.slots), None)
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -85,7 +87,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     changes it, and so do fine-tuning and merging.
     """
     weights = {}
-    for file in checkpoint.unet_files:
+    for file in checkpoint.main_files:
         for name, slot in file.slots.items():
             if name.startswith("unet."):
                 weights[name.removeprefix("unet.")] = (file.shape(slot), file.ends(slot.key, SAMPLE))

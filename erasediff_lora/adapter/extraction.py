@@ -56,13 +56,11 @@ def extract(
     layers: dict[str, LoraLayer] = {}
     unheld: list[str] = []
     total = held = 0.0
-    weights = [
-        (name, file, slot)
-        for file in (*after.unet_files, *(f for f in after.files if f.component not in (None, "unet")))
-        for name, slot in file.slots.items()
-    ]
+    weights = [(name, file, slot) for file in after.main_files for name, slot in file.slots.items()]
     for name, file, slot in tqdm(weights, desc="extract", unit="weight"):
         found = before.find(name)
+        if found is None and not name.startswith("unet."):
+            continue  # a text encoder's last layers, which diffusers leaves out
         if found is None or squeezed(found[0].shape(found[1])) != squeezed(file.shape(slot)):
             there = "missing" if found is None else list(found[0].shape(found[1]))
             raise UserError(
@@ -125,15 +123,16 @@ def _factor(delta: Tensor, rank: int | None, energy: float | None) -> tuple[Lora
 
 
 def _changed_biases(before: Checkpoint, after: Checkpoint) -> list[str]:
-    """Biases of the UNet that differ; a LoRA holds weights only."""
+    """Biases that differ; a LoRA holds weights only."""
     found = []
-    for file in after.unet_files:
+    for file in after.main_files:
         for name, slot in file.slots.items():
-            key = slot.key.removesuffix(".weight") + ".bias"
-            located = before.find(name)
-            if key not in file.entries or located is None:
+            if (located := before.find(name)) is None:
                 continue
-            old, new = located[0].read(located[1].key.removesuffix(".weight") + ".bias"), file.read(key)
-            if not torch.equal(old.to(new.dtype), new):
+            key, old_key = (s.key.removesuffix(".weight") + ".bias" for s in (slot, located[1]))
+            if key not in file.entries or old_key not in located[0].entries:
+                continue
+            new = file.read(key)
+            if not torch.equal(located[0].read(old_key).to(new.dtype), new):
                 found.append(key)
     return found

@@ -16,34 +16,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erasediff_lora.adapter import formats
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
 from erasediff_lora.adapter.ldm import Slot
 from erasediff_lora.adapter.weight_file import WeightFile
+from erasediff_lora.adapter.weighted import Weighted
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import PICKLE_SUFFIXES, atomic, writable
 
 log = logging.getLogger(__name__)
 UNERASED = {*PICKLE_SUFFIXES, ".safetensors", ".msgpack", ".onnx", ".onnx_data", ".h5", ".gguf"}
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """An adapter with the strength that it acts with, and the name that the user gave it."""
-
-    adapter: LoraAdapter
-    strength: float = 1.0
-    source: str = "adapter"
-
-    @classmethod
-    def read(cls, path: Path | str, strength: float = 1.0) -> Weighted:
-        """Read the adapter from a file or a folder.
-
-        Raises:
-            UserError: If it cannot be used.
-        """
-        return cls(formats.read(path), strength, str(path))
 
 
 @dataclass(frozen=True)
@@ -88,7 +70,7 @@ def merge(
     _check_output(checkpoint, output, overwrite=overwrite)
     for weighted in adapters:
         weighted.adapter.refuse_dora("merge", weighted.source)
-        warn_strength(weighted)
+        weighted.warn_of_strength()
     if not unmerge:
         mark = fingerprint(checkpoint)
         for weighted in adapters:
@@ -126,7 +108,7 @@ def max_difference(one: Path | str, other: Path | str) -> tuple[float, float]:
     left, right = Checkpoint(one), Checkpoint(other)
     greatest = steps = 0.0
     compared = False
-    for file in left.files:
+    for file in left.main_files:
         for name, slot in file.slots.items():
             if (match := right.find(name)) is None or match[0].shape(match[1]) != file.shape(slot):
                 continue
@@ -139,26 +121,6 @@ def max_difference(one: Path | str, other: Path | str) -> tuple[float, float]:
     if not compared:
         raise UserError(Problem("--compare", str(other), f"has no weight in common with {one}.", "Give the base."))
     return greatest, steps
-
-
-def parse_weighted(text: str) -> tuple[str, float]:
-    """Split 'PATH:STRENGTH'; without a number the strength is 1."""
-    path, separator, number = text.rpartition(":")
-    try:
-        return (path, float(number)) if separator and path else (text, 1.0)
-    except ValueError:
-        return text, 1.0
-
-
-def warn_strength(weighted: Weighted) -> None:
-    """Say so if a strength lies outside [0, 1]."""
-    if not 0 <= weighted.strength <= 1:
-        log.warning(
-            "warning: strength = %s of %s lies outside [0, 1]: it %s. Look at what the result draws.",
-            weighted.strength,
-            weighted.source,
-            "strengthens what is to be erased" if weighted.strength < 0 else "was not trained and may damage the rest",
-        )
 
 
 def _changes(

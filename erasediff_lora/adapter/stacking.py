@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from erasediff_lora.adapter import factors
-from erasediff_lora.adapter.merging import Weighted, warn_strength
 from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.weighted import Weighted
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, with_one_alpha
 from erasediff_lora.errors import Problem, UserError
 
@@ -28,7 +28,7 @@ def stack(adapters: Sequence[Weighted]) -> LoraAdapter:
     require_same_base(adapters)
     for weighted in adapters:
         weighted.adapter.refuse_dora("stack", weighted.source)
-        warn_strength(weighted)
+        weighted.warn_of_strength()
     names = sorted({name for weighted in adapters for name in weighted.adapter.layers})
     layers = {}
     for name in names:

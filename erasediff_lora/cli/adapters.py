@@ -224,13 +224,12 @@ def _publish(parsed: argparse.Namespace, rest: list[str]) -> None:
 def _weighted(texts: list[str]) -> list[Weighted]:
     """Read 'PATH:STRENGTH' arguments, all complaints at once."""
     from erasediff_lora.adapter import Weighted
-    from erasediff_lora.adapter.merging import parse_weighted
 
     adapters: list[Weighted] = []
     problems: list[Problem] = []
     for text in texts:
         try:
-            adapters.append(Weighted.read(*parse_weighted(text)))
+            adapters.append(Weighted.parse(text))
         except UserError as error:
             problems += error.problems
     if problems:
