@@ -89,6 +89,7 @@ def test_card(run, cli) -> None:
     ):
         assert words in card.text
     assert "None" not in card.text and "{{" not in card.text
+    assert 'from_pretrained("owner/base")' in card.text and "hf download me/erase-cat" in card.text
 
 
 def test_card_states_the_measured_numbers(run, cli) -> None:
