@@ -170,7 +170,7 @@ def _rewrite(
 ) -> None:
     adders = {key: partial(_add, rows=file.entries[key].shape[0], updates=updates) for key, updates in changes.items()}
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the sum waits for memory; more threads only take the writer's turn
+    torch.set_num_threads(1)  # the blocks are shared out among threads already
     try:
         file.rewrite(target, adders, progress)
     finally:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from erasediff_lora.files import open_safetensors
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MEGABYTE = 2**20
 BLOCK = 4 * MEGABYTE
+MAX_WORKERS = 4
 
 
 class Change(Protocol):
@@ -41,6 +43,16 @@ class Entry:
     shape: tuple[int, ...]
     start: int
     end: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of a file; with a key, whole rows of that tensor, the first of which is `first_row`."""
+
+    start: int
+    length: int
+    key: str | None = None
+    first_row: int = 0
 
 
 class WeightFile:
@@ -124,53 +136,67 @@ class WeightFile:
     def rewrite(self, target: Path, change: Mapping[str, Change], progress: Callable[[int], object]) -> None:
         """Write a copy in which some tensors are changed and every other byte is the same.
 
-        Two blocks are in memory: one is written while the next is read and changed.
+        A few threads take the file's blocks by turns; each holds one block in memory.
 
         Args:
             target: Where to; not this file.
             change: Tensor name -> what changes a block of its rows.
-            progress: Called with the number of bytes about to be written.
+            progress: Called with the number of bytes just written, from any thread.
 
         Raises:
             UserError: If a changed value is not finite in the tensor's dtype, or the dtype is no plain float.
         """
-        with (
-            self.path.open("rb", buffering=0) as source,
-            target.open("wb", buffering=0) as sink,
-            ThreadPoolExecutor(max_workers=1) as writer,
-        ):
-            written: Future[None] | None = None
-            for part in self._changed_blocks(source, change):
-                if written is not None:
-                    written.result()  # also frees the buffer that comes next
-                written = writer.submit(_write, sink, part)
-                progress(len(part))
-            if written is not None:
-                written.result()
+        blocks = list(self._blocks(change))
+        size = max(block.length for block in blocks)
+        stop = threading.Event()
 
-    def _changed_blocks(self, source: IO[bytes], change: Mapping[str, Change]) -> Iterator[memoryview]:
-        """The file from beginning to end in blocks, which lie in two buffers by turns."""
-        changed = [(key, entry) for key, entry in self.entries.items() if key in change]
-        size = max([BLOCK, *((entry.end - entry.start) // entry.shape[0] for _, entry in changed)])
-        buffers = itertools.cycle([memoryview(bytearray(size)), memoryview(bytearray(size))])
-        scratch = torch.empty(size // 2)
+        def work(mine: Sequence[Block]) -> None:
+            # Buffers are used again and again: fresh memory would cost more than the arithmetic.
+            buffer, scratch = memoryview(bytearray(size)), torch.empty(size // 2)
+            try:
+                with self.path.open("rb", buffering=0) as source, target.open("r+b", buffering=0) as sink:
+                    for block in mine:
+                        if stop.is_set():
+                            return
+                        part = buffer[: block.length]
+                        source.seek(block.start)
+                        _fill(source, part)
+                        if block.key is not None:
+                            self._change(block.key, part, partial(change[block.key], first=block.first_row), scratch)
+                        sink.seek(block.start)
+                        _write(sink, part)
+                        progress(block.length)
+            except BaseException:
+                stop.set()
+                raise
+
+        target.touch()
+        workers = min(MAX_WORKERS, os.cpu_count() or 1)
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for done in [pool.submit(work, blocks[turn::workers]) for turn in range(workers)]:
+                    done.result()
+            finally:
+                stop.set()
+
+    def _blocks(self, change: Mapping[str, Change]) -> Iterator[Block]:
+        """The file from beginning to end, cut so that a block is unchanged or some rows of one changed tensor."""
         position = 0
-        for key, entry in changed:
-            yield from _blocks(source, entry.start - position, buffers)
-            row_bytes = (entry.end - entry.start) // entry.shape[0]
-            stride = size // row_bytes
+        for key, entry in self.entries.items():
+            if key not in change:
+                continue
+            yield from _stretch(position, entry.start)
+            row = (entry.end - entry.start) // entry.shape[0]
+            stride = max(1, BLOCK // row)
             for first in range(0, entry.shape[0], stride):
-                part = next(buffers)[: min(stride, entry.shape[0] - first) * row_bytes]
-                _fill(source, part)
-                self._change(key, part, len(part) // row_bytes, partial(change[key], first=first), scratch)
-                yield part
+                yield Block(entry.start + first * row, min(stride, entry.shape[0] - first) * row, key, first)
             position = entry.end
-        yield from _blocks(source, self.path.stat().st_size - position, buffers)
+        yield from _stretch(position, self.path.stat().st_size)
 
-    def _change(self, key: str, part: memoryview, rows: int, change: Callable[[Tensor], None], scratch: Tensor) -> None:
+    def _change(self, key: str, part: memoryview, change: Callable[[Tensor], None], scratch: Tensor) -> None:
         """Change some rows of a tensor where they lie; `scratch` takes them in float32 if they have 16 bits."""
-        dtype = self._dtype(key)
-        stored = torch.frombuffer(part, dtype=dtype).reshape(rows, -1)
+        entry, dtype = self.entries[key], self._dtype(key)
+        stored = torch.frombuffer(part, dtype=dtype).reshape(-1, math.prod(entry.shape[1:]))
         block = stored if dtype.itemsize >= 4 else scratch[: stored.numel()].view_as(stored).copy_(stored)
         change(block)
         if block is not stored:
@@ -180,20 +206,15 @@ class WeightFile:
                 Problem(
                     "model",
                     str(self.path),
-                    f"would hold NaN or Inf in {key} as {self.entries[key].dtype}.",
+                    f"would hold NaN or Inf in {key} as {entry.dtype}.",
                     "Lower the strength, or take the model in float32.",
                 )
             )
 
 
-def _blocks(source: IO[bytes], count: int, buffers: Iterator[memoryview]) -> Iterator[memoryview]:
-    """The next `count` bytes of a stream."""
-    while count:
-        buffer = next(buffers)
-        part = buffer[: min(count, len(buffer))]
-        _fill(source, part)
-        yield part
-        count -= len(part)
+def _stretch(start: int, end: int) -> Iterator[Block]:
+    for position in range(start, end, BLOCK):
+        yield Block(position, min(BLOCK, end - position))
 
 
 def _fill(source: IO[bytes], part: memoryview) -> None:
