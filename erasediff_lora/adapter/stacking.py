@@ -17,6 +17,15 @@ from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, with_one_alph
 from erasediff_lora.errors import Problem, UserError
 
 log = logging.getLogger(__name__)
+MEASURES = (
+    "input_overlap",
+    "input_chance",
+    "output_overlap",
+    "output_chance",
+    "interference",
+    "interference_chance",
+    "cosine",
+)
 
 
 def stack(adapters: Sequence[Weighted]) -> LoraAdapter:
@@ -100,7 +109,8 @@ class Overlap:
         input_overlap: Of the row spaces: mean squared cosine of the principal angles, 0 if they read different
             directions of the input, 1 if one's lie within the other's.
         output_overlap: The same of the column spaces, the directions that they write to.
-        chance: What two random spaces of these ranks would have in the input.
+        input_chance: What two random row spaces of these ranks would have.
+        output_chance: The same of the column spaces.
         cosine: Of the two ΔW as vectors: negative if they pull against each other.
     """
 
@@ -108,13 +118,19 @@ class Overlap:
     norms: tuple[float, float]
     input_overlap: float
     output_overlap: float
-    chance: float
+    input_chance: float
+    output_chance: float
     cosine: float
 
     @property
     def interference(self) -> float:
-        """Share of the weaker update that acts on what the stronger reads and writes: sqrt(input · output)."""
+        """How far they read and write the same: sqrt(input · output overlap)."""
         return (self.input_overlap * self.output_overlap) ** 0.5
+
+    @property
+    def interference_chance(self) -> float:
+        """The interference of two random updates of these ranks."""
+        return (self.input_chance * self.output_chance) ** 0.5
 
 
 def interference(one: Weighted, other: Weighted) -> list[Overlap]:
@@ -137,7 +153,8 @@ def interference(one: Weighted, other: Weighted) -> list[Overlap]:
                 norms=norms,
                 input_overlap=float(inputs.square().sum()) / min(r1, r2),
                 output_overlap=float(outputs.square().sum()) / min(r1, r2),
-                chance=min(1.0, max(r1, r2) / v1.shape[1]),
+                input_chance=min(1.0, max(r1, r2) / v1.shape[1]),
+                output_chance=min(1.0, max(r1, r2) / u1.shape[0]),
                 cosine=product / (norms[0] * norms[1]),
             )
         )
@@ -157,18 +174,9 @@ def summary(one: Weighted, other: Weighted, overlaps: Sequence[Overlap]) -> dict
         "strengths": [one.strength, other.strength],
         "shared_layers": len(overlaps),
         "layers": [len(one.adapter.layers), len(other.adapter.layers)],
-        **{name: mean(name) for name in ("input_overlap", "output_overlap", "interference", "chance", "cosine")},
+        **{name: mean(name) for name in MEASURES},
         "per_layer": [
-            {
-                "layer": o.layer,
-                "norms": list(o.norms),
-                "input_overlap": o.input_overlap,
-                "output_overlap": o.output_overlap,
-                "interference": o.interference,
-                "chance": o.chance,
-                "cosine": o.cosine,
-            }
-            for o in overlaps
+            {"layer": o.layer, "norms": list(o.norms)} | {name: getattr(o, name) for name in MEASURES} for o in overlaps
         ],
     }
 

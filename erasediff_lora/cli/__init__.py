@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _clean_termination():
             VERBS[parsed.verb].run(parsed, rest)
+        sys.stdout.flush()
     except UserError as error:
         count = len(error.problems)
         print(f"erasediff-lora {parsed.verb}: {count} problem{'s' * (count > 1)}:\n{error}", file=sys.stderr)

@@ -103,9 +103,16 @@ def _print_interference(report: dict[str, Any]) -> None:
         print("  none: they change different weights")
         return
     print(
-        f"  input overlap {report['input_overlap']:.3f} (chance {report['chance']:.3f}),"
-        f" output overlap {report['output_overlap']:.3f}, cosine of the updates {report['cosine']:+.3f}"
+        f"  input overlap {report['input_overlap']:.3f} (by chance {report['input_chance']:.3f}),"
+        f" output overlap {report['output_overlap']:.3f} (by chance {report['output_chance']:.3f}),"
+        f" cosine of the updates {report['cosine']:+.3f}"
     )
+    times = report["interference"] / report["interference_chance"]
+    if times > 2:
+        print(f"  {times:.1f} times what chance gives: they act on the same features. Look at what the stack draws,")
+        print("  and lower the strengths if the rest suffers.")
+    else:
+        print("  about what chance gives: they should not disturb each other much")
     print(f"  {'layers that interfere most':62} {'input':>6} {'output':>6} {'cosine':>7}   norms")
     for row in report["per_layer"][:5]:
         print(

@@ -219,6 +219,16 @@ def test_a_stopped_merge_leaves_nothing(signum, tiny_base, good, tmp_path, monke
         assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(good) -> None:
+    program = [sys.executable, "-m", "erasediff_lora.cli", "inspect", str(good)]
+    running = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    said = running.stderr.read()
+    assert running.wait() == 128 + signal.SIGPIPE
+    assert "BrokenPipe" not in said and "Traceback" not in said
+
+
 FULL_DISK = """
 set -e
 mount -t tmpfs -o size=200k tmpfs "$1"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from safetensors.torch import load_file
 from single_file import unet_blocks, unet_key
 
-from erasediff_lora.adapter import ldm
-from erasediff_lora.adapter.formats import kohya
+from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats, ldm
 
 SD_1_5: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
 SD_2_1: dict[str, Any] = {
@@ -80,14 +80,20 @@ def test_numbering_is_read_off_the_keys(unet) -> None:
     assert {slot.key for slot in found.values()} == {key for key in keys if key.endswith(".weight")}
 
 
-def test_kohya_names_of_every_module_are_read_back(unet) -> None:
-    architecture = "stable-diffusion-xl-v1-base" if unet.config["cross_attention_dim"] == 2048 else "x"
+def test_kohya_names_of_every_module_are_read_back(unet, tmp_path) -> None:
+    is_xl = unet.config["cross_attention_dim"] == 2048
     modules = [name for name, m in unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
-    for name in modules:
-        key = kohya._key(f"unet.{name}", architecture)
-        assert kohya._module(key) == f"unet.{name}"
-        is_ldm = key.startswith(("lora_unet_input", "lora_unet_middle", "lora_unet_output")) or "_blocks_" not in key
-        assert is_ldm or architecture == "x"
+    layers = {f"unet.{name}": LoraLayer(torch.ones(1, 1), torch.ones(1, 1), 1.0) for name in modules}
+    origin = Provenance(architecture="stable-diffusion-xl-v1-base" if is_xl else "stable-diffusion-v1")
+    (file,) = formats.write(LoraAdapter(layers, origin), tmp_path, "kohya")
+    assert formats.read(file).layers.keys() == layers.keys()
+    names = {key.split(".")[0].removeprefix("lora_unet_") for key in load_file(file)}
+    if is_xl:
+        blocks = unet_blocks(unet.config)
+        theirs = [unet_key(f"{name}.weight", blocks) for name in modules]
+        assert names == {key.removeprefix(ldm.UNET).removesuffix(".weight").replace(".", "_") for key in theirs}
+    else:
+        assert names == {name.replace(".", "_") for name in modules}
 
 
 def test_open_clip_projections_share_a_tensor() -> None:

@@ -36,7 +36,7 @@ def test_overlap_of_known_spaces() -> None:
     half = both(layer([0, 1], [2, 3]), layer([1, 5], [6, 7]), 0.5)
     assert (half.input_overlap, half.output_overlap) == pytest.approx((0.5, 0))
     assert half.norms == pytest.approx((2**0.5, 2**0.5 / 2))
-    assert half.chance == pytest.approx(2 / 16)
+    assert (half.input_chance, half.output_chance) == pytest.approx((2 / 16, 2 / 16))
 
 
 def test_overlap_equals_that_of_full_matrices() -> None:
@@ -59,6 +59,9 @@ def test_report_before_stacking(tiny_base, tmp_path, cli) -> None:
     result = cli("stack", tmp_path / "a", f"{tmp_path / 'b'}:0.5", "--report", tmp_path / "report.json")
     assert result.status == 0, result.err
     assert "interference of" in result.out and "layers that interfere most" in result.out
+    assert "about what chance gives" in result.out
+    same = cli("stack", tmp_path / "a", tmp_path / "a")
+    assert "times what chance gives: they act on the same features" in same.out
     (report,) = json.loads((tmp_path / "report.json").read_text())
     assert report["strengths"] == [1.0, 0.5]
     assert report["shared_layers"] == len(report["per_layer"]) == len(formats.read(tmp_path / "a").layers)
