@@ -1,6 +1,6 @@
-"""Merging adapters into a full-size Stable Diffusion 1.5 single file, beside copying that file.
+"""Merging adapters into full-size Stable Diffusion single files, beside copying those files.
 
-    python scripts/bench_merge.py [--repeats 4] [--folder DIR]
+    python scripts/bench_merge.py [--models sd15 sdxl] [--repeats 4] [--folder DIR]
 
 The weights are random. For each dtype and adapter the copy (cp, then fsync) and the merge (its own fsync included) take
 turns, each as often after the one as after the other; medians are shown. The merge runs in a process of its own, whose
@@ -41,41 +41,84 @@ print(json.dumps({"import_seconds": imported - began, "seconds": done - imported
 """
 
 
-def architecture() -> dict[str, torch.Size]:
-    """Tensor name in a single file -> shape."""
+SDXL: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
+# Model -> its UNet's configuration and numbering, and the width, layers and prefix of each text encoder.
+MODELS: dict[str, tuple[dict[str, Any], ldm.UNetNumbering, list[tuple[int, int, str]]]] = {
+    "sd15": (
+        {"cross_attention_dim": 768},
+        ldm.UNetNumbering(2, frozenset({1, 2, 3})),
+        [(768, 12, "cond_stage_model.transformer.text_model.")],
+    ),
+    "sdxl": (
+        SDXL,
+        ldm.SDXL,
+        [
+            (768, 12, "conditioner.embedders.0.transformer.text_model."),
+            (1280, 32, "conditioner.embedders.1."),  # its names don't matter: only the UNet is adapted here
+        ],
+    ),
+}
+# Dtypes and adapters to measure for each model.
+CASES: dict[str, tuple[list[torch.dtype], list[tuple[str, int]]]] = {
+    "sd15": ([torch.float16, torch.float32], [("attention", 4), ("attention_feed_forward_convolutions", 16)]),
+    "sdxl": ([torch.float16], [("attention", 4)]),
+}
+
+
+def unet_of(model: str) -> UNet2DConditionModel:
+    """The model's UNet, without memory."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768)
+        return UNet2DConditionModel(**MODELS[model][0])
+
+
+def architecture(model: str) -> dict[str, torch.Size]:
+    """Tensor name in a single file -> shape."""
+    _, numbering, encoders = MODELS[model]
+    with torch.device("meta"):
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(128, 256, 512, 512),
             layers_per_block=2,
         )
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
-    numbering = ldm.UNetNumbering(2, frozenset({1, 2, 3}))
+        texts = [
+            CLIPTextModel(CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers))
+            for width, layers, _ in encoders
+        ]
     shapes = {}
-    for key, tensor in unet.state_dict().items():
+    for key, tensor in unet_of(model).state_dict().items():
         path, _, leaf = key.rpartition(".")
         shapes[f"{ldm.UNET}{numbering.to_ldm(path)}.{leaf}"] = tensor.shape
     shapes |= {f"first_stage_model.{key}": tensor.shape for key, tensor in vae.state_dict().items()}
-    shapes |= {f"cond_stage_model.transformer.text_model.{k}": t.shape for k, t in text.state_dict().items()}
+    for text, (_, _, prefix) in zip(texts, encoders, strict=True):
+        shapes |= {prefix + key: tensor.shape for key, tensor in text.state_dict().items()}
     return shapes
 
 
-def build(file: Path, dtype: torch.dtype) -> None:
+def build(file: Path, model: str, dtype: torch.dtype) -> None:
     """Write the checkpoint with small random weights."""
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.empty(shape).normal_(std=0.02, generator=generator).to(dtype)
-        for name, shape in architecture().items()
+        for name, shape in architecture(model).items()
     }
     save_file(tensors, file, {"format": "pt"})
 
 
-def adapter(preset: str, rank: int) -> LoraAdapter:
+def adapter(model: str, preset: str, rank: int) -> LoraAdapter:
     """A random adapter on the modules of a preset."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768)
+    unet = unet_of(model)
     generator = torch.Generator().manual_seed(1)
     layers = {}
     for path in targets.resolve(preset, StableDiffusion.target_presets, unet):
@@ -115,13 +158,13 @@ def merge(source: Path, lora: Path, target: Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(folder: Path, dtype: torch.dtype, cases: list[tuple[str, int]], repeats: int) -> list[dict[str, Any]]:
+def measure(folder: Path, model: str, dtype: torch.dtype, repeats: int) -> list[dict[str, Any]]:
     """All adapters on a checkpoint of one dtype."""
     source, target = folder / "model.safetensors", folder / "out.safetensors"
-    build(source, dtype)
+    build(source, model, dtype)
     rows = []
-    for preset, rank in cases:
-        lora, *_ = formats.write(adapter(preset, rank), folder, "diffusers", overwrite=True)
+    for preset, rank in CASES[model][1]:
+        lora, *_ = formats.write(adapter(model, preset, rank), folder, "diffusers", overwrite=True)
         copies, merges = [], []
         copy(source, target)  # warms the page cache for both
         # What ran before matters (whose freed pages and blocks are reused): copy, merge, merge, copy.
@@ -131,6 +174,7 @@ def measure(folder: Path, dtype: torch.dtype, cases: list[tuple[str, int]], repe
             else:
                 merges.append(merge(source, lora, target))
         row = {
+            "model": model,
             "dtype": str(dtype).removeprefix("torch."),
             "file_bytes": source.stat().st_size,
             "targets": preset,
@@ -145,8 +189,9 @@ def measure(folder: Path, dtype: torch.dtype, cases: list[tuple[str, int]], repe
         row["ratio"] = row["merge_seconds"] / row["copy_seconds"]
         rows.append(row)
         print(
-            f"{row['dtype']:9} {row['file_bytes'] / 1e9:6.2f} GB  {preset:36} r={rank:<3} {row['copy_seconds']:8.2f} s"
-            f" {row['merge_seconds']:8.2f} s {row['ratio']:6.2f} {row['peak_bytes'] / 2**30:8.2f} GiB",
+            f"{model:5} {row['dtype']:9} {row['file_bytes'] / 1e9:6.2f} GB  {preset:36} r={rank:<3}"
+            f" {row['copy_seconds']:8.2f} s {row['merge_seconds']:8.2f} s {row['ratio']:6.2f}"
+            f" {row['peak_bytes'] / 2**30:8.2f} GiB",
             flush=True,
         )
     return rows
@@ -155,17 +200,21 @@ def measure(folder: Path, dtype: torch.dtype, cases: list[tuple[str, int]], repe
 def main() -> None:
     """Measure and write docs/results/merge.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--folder", type=Path, help="where the checkpoints go for the time being (10 GB)")
+    parser.add_argument("--folder", type=Path, help="where the checkpoints go for the time being (15 GB)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/merge.json"))
     options = parser.parse_args()
-    cases = [("attention", 4), ("attention_feed_forward_convolutions", 16)]
-    print(f"{'dtype':9} {'file':>9}  {'targets':36} {'rank':5} {'copy':>10} {'merge':>10} {'ratio':>6} {'peak':>12}")
+    print(
+        f"{'model':5} {'dtype':9} {'file':>9}  {'targets':36} {'rank':5}"
+        f" {'copy':>10} {'merge':>10} {'ratio':>6} {'peak':>12}"
+    )
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         rows = [
             row
-            for dtype in (torch.float16, torch.float32)
-            for row in measure(Path(name), dtype, cases, options.repeats)
+            for model in options.models
+            for dtype in CASES[model][0]
+            for row in measure(Path(name), model, dtype, options.repeats)
         ]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=2) + "\n")

@@ -203,6 +203,15 @@ def test_quota_in_mid_write(tiny_base, good, tmp_path, request, cli) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, even where the tests run in the background, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_merge_leaves_nothing(signum, tiny_base, good, tmp_path, monkeypatch, cli) -> None:
     class Stopping(merging.tqdm):
