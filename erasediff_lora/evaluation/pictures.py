@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ from tqdm import tqdm
 
 from erasediff_lora.data.prompts import Prompt, balanced, expand
 from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.evaluation.picture_store import PictureStore
 from erasediff_lora.files import atomic
 from erasediff_lora.imaging import contact_sheet
 from erasediff_lora.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,28 @@ def retain_prompts(recipe: Recipe) -> list[Prompt]:
     return expand(recipe.retain.templates, recipe.retain.concepts, recipe.retain.placeholders)
 
 
-def draw(denoiser: Denoiser, recipe: Recipe, prompts: Sequence[Prompt], seed: int, label: str) -> list[Drawn]:
-    """Draw one picture a prompt, from the seeds `seed`, `seed` + 1 and so on."""
+def draw(
+    denoiser: Denoiser,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    seed: int,
+    label: str,
+    store: PictureStore | None = None,
+) -> list[Drawn]:
+    """Draw one picture a prompt, from the seeds `seed`, `seed` + 1 and so on, or take it from the store."""
     size = recipe.sampling.batch_size
-    drawn = []
+    drawn: list[Drawn] = []
+    stored = 0
     for start in tqdm(range(0, len(prompts), size), desc=label, unit="batch", leave=False):
         batch = prompts[start : start + size]
         seeds = list(range(seed + start, seed + start + len(batch)))
-        images = denoiser.draw([prompt.text for prompt in batch], seeds, recipe.sampling, output="pil")
+        texts = [prompt.text for prompt in batch]
+        paint = partial(denoiser.draw, texts, seeds, recipe.sampling, output="pil")
+        images, was_stored = (paint(), False) if store is None else store.get(texts, seeds, paint)
+        stored += len(batch) * was_stored
         drawn += [Drawn(*row) for row in zip(batch, seeds, images, strict=True)]
+    if store is not None and stored:
+        log.info("%s: %d of %d pictures from the cache %s", label, stored, len(prompts), store.folder)
     return drawn
 
 

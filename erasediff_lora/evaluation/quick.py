@@ -17,6 +17,7 @@ from erasediff_lora.adapter.loading import load
 from erasediff_lora.data.prompts import Prompt, balanced
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.judges import JUDGES, PictureJudge
+from erasediff_lora.evaluation.picture_store import PictureStore
 from erasediff_lora.evaluation.pictures import Drawn, draw, forget_prompts, retain_prompts, save_pairs, save_sheet
 from erasediff_lora.files import write_text
 from erasediff_lora.recipe import Recipe
@@ -55,11 +56,14 @@ def evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     forget_seed, retain_seed = options.seed, options.seed + options.forget_samples
 
     # That the base draws the concept needs no more than a glance; the other three counts are compared.
-    forget_before = draw(denoiser, recipe, to_forget[:BASE_FORGET_SAMPLES], forget_seed, "forget, base")
-    retain_before = draw(denoiser, recipe, to_retain, retain_seed, "retain, base")
-    load(denoiser.pipeline, folder / diffusers_format.FILE, base=denoiser.source)
-    forget_after = draw(denoiser, recipe, to_forget, forget_seed, "forget, erased")
-    retain_after = draw(denoiser, recipe, to_retain, retain_seed, "retain, erased")
+    file, base = folder / diffusers_format.FILE, denoiser.fingerprint()
+    store = PictureStore.of(recipe, denoiser, base, None)
+    forget_before = draw(denoiser, recipe, to_forget[:BASE_FORGET_SAMPLES], forget_seed, "forget, base", store)
+    retain_before = draw(denoiser, recipe, to_retain, retain_seed, "retain, base", store)
+    load(denoiser.pipeline, file, base=denoiser.source)
+    store = PictureStore.of(recipe, denoiser, base, file)
+    forget_after = draw(denoiser, recipe, to_forget, forget_seed, "forget, erased", store)
+    retain_after = draw(denoiser, recipe, to_retain, retain_seed, "retain, erased", store)
 
     save_grid(folder / GRID_FILE, forget_before, forget_after, retain_before, retain_after)
     result: dict[str, Any] = {

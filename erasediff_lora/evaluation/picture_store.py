@@ -1,0 +1,102 @@
+"""Pictures drawn before, so that an evaluation goes on where it stopped and the base is drawn once for all adapters."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.files import sha256, writable
+from erasediff_lora.recipe import Recipe
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PictureStore:
+    """Keeps batches of pictures as PNG files, under a hash of all that they depend on.
+
+    A batch is kept whole, since the pictures of a batch depend on each other in the last bits.
+
+    Attributes:
+        folder: Where the entries lie.
+        depends: What all pictures of this store depend on: base, adapter, sampling, arithmetic.
+    """
+
+    folder: Path
+    depends: dict[str, Any]
+
+    @classmethod
+    def of(cls, recipe: Recipe, denoiser: Denoiser, base: str, adapter: Path | None) -> PictureStore:
+        """The store of a base, with an adapter file or without.
+
+        Args:
+            recipe: For the cache folder and the sampling.
+            denoiser: For dtype and device.
+            base: The denoiser's fingerprint.
+            adapter: The adapter's file; None for the base's own pictures.
+        """
+        return cls(
+            recipe.cache.expanduser() / "pictures",
+            {
+                "format": FORMAT,
+                "base": base,
+                "adapter": None if adapter is None else sha256(adapter.read_bytes()),
+                "dtype": str(denoiser.dtype),
+                "device": denoiser.device.type,
+                "threads": torch.get_num_threads(),
+                "sampling": recipe.sampling.model_dump(mode="json"),
+            },
+        )
+
+    def get(
+        self, prompts: Sequence[str], seeds: Sequence[int], draw: Callable[[], list[Image.Image]]
+    ) -> tuple[list[Image.Image], bool]:
+        """The batch's pictures, and whether they were there already.
+
+        Raises:
+            UserError: If the store cannot be written.
+        """
+        key = sha256(json.dumps(self.depends | {"prompts": prompts, "seeds": seeds}, sort_keys=True).encode())
+        entry = self.folder / key[:32]
+        if (found := _read(entry, len(prompts))) is not None:
+            return found, True
+        images = draw()
+        _write(entry, images)
+        return images, False
+
+
+def _read(entry: Path, count: int) -> list[Image.Image] | None:
+    if not entry.is_dir():
+        return None
+    try:
+        images: list[Image.Image] = [Image.open(entry / f"{index:03}.png") for index in range(count)]
+        for image in images:
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        log.warning("the pictures in %s are damaged (%s) and are drawn anew", entry, error)
+        return None
+    return images
+
+
+def _write(entry: Path, images: Sequence[Image.Image]) -> None:
+    with writable(entry, "cache"):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
+        try:
+            for index, image in enumerate(images):
+                image.save(partial / f"{index:03}.png")
+            shutil.rmtree(entry, ignore_errors=True)
+            partial.replace(entry)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,60 @@
+"""Evaluating again, and after a stop, reuses what was drawn, to the pixel."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def numbers(run: Path) -> dict[str, Any]:
+    return {k: v for k, v in json.loads((run / "evaluation.json").read_text()).items() if k != "seconds"}
+
+
+def reused(said: str) -> dict[str, tuple[int, int]]:
+    """Label -> pictures from the cache, of all."""
+    found = re.findall(r"(\w+, \w+): (\d+) of (\d+) pictures from the cache", said)
+    return {label: (int(some), int(count)) for label, some, count in found}
+
+
+def test_second_evaluation_draws_nothing_and_says_the_same(recipe_file, cli, tmp_path) -> None:
+    first = cli("train", recipe_file(sampling={"batch_size": 1}))
+    assert first.status == 0, first.err
+    assert not reused(first.err)
+    run = tmp_path / "run"
+    before, grid = numbers(run), (run / "before_after.png").read_bytes()
+    again = cli("evaluate", run)
+    assert again.status == 0, again.err
+    assert reused(again.err) == {
+        f"{kind}, {state}": (2, 2) for kind in ("forget", "retain") for state in ("base", "erased")
+    }
+    assert numbers(run) == before
+    assert (run / "before_after.png").read_bytes() == grid
+
+
+def test_missing_and_damaged_pictures_are_drawn_anew(recipe_file, cli, tmp_path) -> None:
+    assert cli("train", recipe_file(sampling={"batch_size": 1})).status == 0
+    run = tmp_path / "run"
+    grid = (run / "before_after.png").read_bytes()
+    entries = sorted((tmp_path / "cache/pictures").iterdir())
+    assert len(entries) == 8 and not [entry for entry in entries if entry.name.startswith(".")]
+    shutil.rmtree(entries[0])
+    damaged = entries[1] / "000.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    result = cli("evaluate", run)
+    assert result.status == 0, result.err
+    assert f"the pictures in {entries[1]} are damaged" in result.err
+    assert sum(some for some, _ in reused(result.err).values()) == 6
+    assert (run / "before_after.png").read_bytes() == grid
+    assert sum(some for some, _ in reused(cli("evaluate", run).err).values()) == 8
+
+
+def test_the_base_is_drawn_once_for_all_adapters(recipe_file, cli, tmp_path) -> None:
+    assert cli("train", recipe_file()).status == 0
+    result = cli("train", recipe_file(), "--training.learning_rate", "0.05", "--output", tmp_path / "other")
+    assert result.status == 0, result.err
+    assert reused(result.err) == {"forget, base": (2, 2), "retain, base": (2, 2)}
+    result = cli("evaluate", tmp_path / "other", "--sampling.guidance", "3")
+    assert result.status == 0 and not reused(result.err)
