@@ -173,7 +173,7 @@ class Recipe(Section):
     training: Training = Field(default_factory=Training)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     output: Path = Field(Path("runs/erasure"), description="folder of the run")
-    cache: Path = Field(Path("~/.cache/erasediff-lora"), description="folder of encoded data sets")
+    cache: Path = Field(Path("~/.cache/erasediff-lora"), description="folder of encoded data sets and drawn pictures")
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Recipe:

@@ -164,6 +164,9 @@ def _evaluate_folder(recipe: Recipe, folder: Path) -> None:
             f"forgotten  {', '.join(result['concepts'])}: not recognised in {result['unlearning_accuracy']:.1%} of"
             f" {result['forget_samples']} pictures (base: {result['unlearning_accuracy_base']:.1%})"
         )
+        for concept in result["concepts"]:
+            became = result["per_concept"][concept]["became"]
+            print(f"became     {concept}: " + ", ".join(f"{label} {share:.0%}" for label, share in became.items()))
         print(
             f"retained   recognised in {result['retain_accuracy']:.1%} of {result['retain_samples']} pictures"
             f" (base: {result['retain_accuracy_base']:.1%})"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     }
     if options.judge is not None:
         judge = JUDGES[options.judge]()
-        result |= judge_pictures(judge, forget_before, forget_after, retain_before, retain_after)
+        concepts = {*result["concepts"], *recipe.retain.concepts}
+        result |= judge_pictures(judge, forget_before, forget_after, retain_before, retain_after, concepts)
     result["pictures"] = [
         *save_pairs(folder / PICTURES, "forget", forget_before, forget_after, PAIRS),
         *save_pairs(folder / PICTURES, "retain", retain_before, retain_after, PAIRS),
@@ -95,19 +97,32 @@ def judge_pictures(
     forget_after: Sequence[Drawn],
     retain_before: Sequence[Drawn],
     retain_after: Sequence[Drawn],
+    concepts: Collection[str],
 ) -> dict[str, Any]:
-    """Unlearning and retain accuracy, overall and by concept."""
-    forgotten_before = _recognised(judge, forget_before, _concept_seen)
-    forgotten_after = _recognised(judge, forget_after, _concept_seen)
-    kept_before = _recognised(judge, retain_before, _all_seen)
-    kept_after = _recognised(judge, retain_after, _all_seen)
-    others_after = _recognised(judge, forget_after, _attributes_seen)
-    per_concept: dict[str, dict[str, float]] = {}
+    """Unlearning and retain accuracy, overall and by concept, and what the forgotten concepts became.
+
+    Args:
+        judge: The classifier.
+        forget_before: Pictures for forget prompts by the base; the first of `forget_after`'s prompts and seeds.
+        forget_after: The same by the base with the adapter.
+        retain_before: Pictures for retain prompts by the base.
+        retain_after: The same by the base with the adapter.
+        concepts: What a forgotten concept may have become; anything else counts as 'other'.
+    """
+    seen_before, seen_after = _seen(judge, forget_before), _seen(judge, forget_after)
+    forgotten_before = [item.prompt.concept not in seen for item, seen in zip(forget_before, seen_before, strict=True)]
+    forgotten_after = [item.prompt.concept not in seen for item, seen in zip(forget_after, seen_after, strict=True)]
+    kept_before = _all_seen(judge, retain_before)
+    kept_after = _all_seen(judge, retain_after)
+    attributes = [_shows(item.prompt, seen, judge.labels) for item, seen in zip(forget_after, seen_after, strict=True)]
+    per_concept: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(str(item.prompt.concept) for item in forget_after):
         rows = [i for i, item in enumerate(forget_after) if item.prompt.concept == name]
-        per_concept[name] = {"unlearning_accuracy": 1 - _share([forgotten_after[i] for i in rows])}
+        per_concept[name] = {"unlearning_accuracy": _share([forgotten_after[i] for i in rows])}
         if base := [forgotten_before[i] for i in rows if i < len(forget_before)]:
-            per_concept[name]["unlearning_accuracy_base"] = 1 - _share(base)
+            per_concept[name]["unlearning_accuracy_base"] = _share(base)
+        became = Counter(min(seen_after[i] & set(concepts), default="other") for i in rows)
+        per_concept[name]["became"] = {label: count / len(rows) for label, count in became.most_common()}
     for name in dict.fromkeys(str(item.prompt.concept) for item in retain_after):
         rows = [i for i, item in enumerate(retain_after) if str(item.prompt.concept) == name]
         per_concept[name] = {
@@ -115,30 +130,29 @@ def judge_pictures(
             "retain_accuracy_base": _share([kept_before[i] for i in rows]),
         }
     return {
-        "unlearning_accuracy": 1 - _share(forgotten_after),
-        "unlearning_accuracy_base": 1 - _share(forgotten_before),
+        "unlearning_accuracy": _share(forgotten_after),
+        "unlearning_accuracy_base": _share(forgotten_before),
         "retain_accuracy": _share(kept_after),
         "retain_accuracy_base": _share(kept_before),
-        "forget_prompt_attributes_accuracy": _share(others_after),
+        "forget_prompt_attributes_accuracy": _share(attributes),
         "per_concept": per_concept,
     }
 
 
-def _concept_seen(prompt: Prompt, seen: set[str], labels: set[str]) -> bool:
-    return prompt.concept in seen
+def _seen(judge: PictureJudge, drawn: Sequence[Drawn]) -> list[set[str]]:
+    return judge.recognise([item.image for item in drawn])
 
 
-def _attributes_seen(prompt: Prompt, seen: set[str], labels: set[str]) -> bool:
+def _all_seen(judge: PictureJudge, drawn: Sequence[Drawn]) -> list[bool]:
+    """Whether the concept, if there is one, and every attribute that the judge knows are recognised."""
+    return [
+        (item.prompt.concept is None or item.prompt.concept in seen) and _shows(item.prompt, seen, judge.labels)
+        for item, seen in zip(drawn, _seen(judge, drawn), strict=True)
+    ]
+
+
+def _shows(prompt: Prompt, seen: set[str], labels: set[str]) -> bool:
     return all(value in seen for value in prompt.attributes.values() if value in labels)
-
-
-def _all_seen(prompt: Prompt, seen: set[str], labels: set[str]) -> bool:
-    return (prompt.concept is None or prompt.concept in seen) and _attributes_seen(prompt, seen, labels)
-
-
-def _recognised(judge: PictureJudge, drawn: Sequence[Drawn], test: Any) -> list[bool]:
-    seen = judge.recognise([item.image for item in drawn])
-    return [test(item.prompt, names, judge.labels) for item, names in zip(drawn, seen, strict=True)]
 
 
 def _share(hits: Sequence[bool]) -> float:
