@@ -132,7 +132,7 @@ def assemble(
         kibibytes=round((folder / diffusers.FILE).stat().st_size / 1024),
         has_recipe=recipe is not None,
     )
-    write_text(folder / "README.md", str(card))
+    write_text(folder / "README.md", f"{card}\n")
     ModelCard.load(folder / "README.md")  # huggingface_hub's own parser
     return folder
 

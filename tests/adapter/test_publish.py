@@ -99,11 +99,13 @@ def test_card_states_the_measured_numbers(run, cli) -> None:
         "unlearning_accuracy_base": 0.012,
         "retain_accuracy": 0.954,
         "retain_accuracy_base": 0.961,
+        "per_concept": {"cat": {"became": {"dog": 0.9, "other": 0.1}}, "dog": {"retain_accuracy": 0.9}},
     }
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     assert cli("publish", run, "--repo", "me/erase-cat", "--dry_run").status == 0
     text = (run / "hub/README.md").read_text()
     assert "| 1.2% | 98.7% | 2 |" in text and "| 96.1% | 95.4% | 2 |" in text
+    assert "In place of cat the judge sees: dog 90%, other 10%." in text
     assert "2 steps" in text and "guidance 2.0" in text
 
 
