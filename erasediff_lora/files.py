@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,30 @@ def atomic(path: Path, field: str = "output") -> Iterator[Path]:
         os.close(handle)
         with _removed_on_failure(Path(name), path) as temporary:
             yield temporary
+
+
+@contextmanager
+def atomic_folder(path: Path, field: str = "output") -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it takes the place of `path`, on failure it goes.
+
+    Args:
+        path: The final folder; what stands there is replaced.
+        field: What the user calls it, for the message.
+
+    Raises:
+        UserError: If the disk is full or the place cannot be written. Nothing is left behind.
+    """
+    with writable(path, field):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            if path.exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

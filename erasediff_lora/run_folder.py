@@ -19,6 +19,10 @@ from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import atomic, save_safetensors, write_text
 
 RECIPE_FILE = "recipe.yaml"
+EVALUATION_FILE = "evaluation.json"
+GRID_FILE = "before_after.png"
+PICTURES = "pictures"
+SET_SHEETS = {"forget": "forget_set.png", "retain": "retain_set.png"}
 LOG_FILE = "training_log.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK_FILE = ".lock"

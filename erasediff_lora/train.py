@@ -32,7 +32,15 @@ from erasediff_lora.objectives import Direction, Network, Objective
 from erasediff_lora.objectives.base import unflatten
 from erasediff_lora.optimizers import create_optimizer, create_schedule
 from erasediff_lora.recipe import RESULT_SECTIONS, Recipe
-from erasediff_lora.run_folder import LOG_FILE, RECIPE_FILE, JsonLog, claim, newest_checkpoint, save_checkpoint
+from erasediff_lora.run_folder import (
+    LOG_FILE,
+    RECIPE_FILE,
+    SET_SHEETS,
+    JsonLog,
+    claim,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 log = logging.getLogger(__name__)
 FP16_LOSS_SCALE = 1024.0
@@ -109,8 +117,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
     modules = targets.resolve(recipe.adapter.targets, denoiser.target_presets, denoiser.network)
 
     with accelerator.main_process_first():
-        forget = sets.prepare(recipe, denoiser, "forget", sheet=recipe.output / "forget_set.png")
-        retain = sets.prepare(recipe, denoiser, "retain", sheet=recipe.output / "retain_set.png")
+        forget = sets.prepare(recipe, denoiser, "forget", sheet=recipe.output / SET_SHEETS["forget"])
+        retain = sets.prepare(recipe, denoiser, "retain", sheet=recipe.output / SET_SHEETS["retain"])
     denoiser.release_encoders()
 
     network = denoiser.network

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from erasediff_lora import __version__, demo
-from erasediff_lora.cli import DEMO_RECIPE, demo_overrides, overrides_from
-from erasediff_lora.evaluation.quick import EVALUATION_FILE, evaluate
+from erasediff_lora.cli.recipes import DEMO_RECIPE, demo_overrides, overrides_from
+from erasediff_lora.evaluation.quick import evaluate
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.run_folder import EVALUATION_FILE
 from erasediff_lora.train import train
 
 SECONDS_FILE = "erasing_seconds.txt"

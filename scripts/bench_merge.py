@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from architectures import SD_1_5, SD_VAE, SDXL
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -41,22 +42,10 @@ print(json.dumps({"import_seconds": imported - began, "seconds": done - imported
 """
 
 
-SDXL: dict[str, Any] = {
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
 # Model -> its UNet's configuration and numbering, and the width, layers and prefix of each text encoder.
 MODELS: dict[str, tuple[dict[str, Any], ldm.UNetNumbering, list[tuple[int, int, str]]]] = {
     "sd15": (
-        {"cross_attention_dim": 768},
+        SD_1_5,
         ldm.UNetNumbering(2, frozenset({1, 2, 3})),
         [(768, 12, "cond_stage_model.transformer.text_model.")],
     ),
@@ -86,12 +75,7 @@ def architecture(model: str) -> dict[str, torch.Size]:
     """Tensor name in a single file -> shape."""
     _, numbering, encoders = MODELS[model]
     with torch.device("meta"):
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-        )
+        vae = AutoencoderKL(**SD_VAE)
         texts = [
             CLIPTextModel(CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers))
             for width, layers, _ in encoders

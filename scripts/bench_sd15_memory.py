@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from architectures import SD_1_5, SD_VAE
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from tokenizers import pre_tokenizers
@@ -47,14 +48,8 @@ def build(folder: Path, dtype: torch.dtype) -> None:
     """Write a Stable Diffusion 1.5 pipeline with random weights."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768)  # the defaults are Stable Diffusion 1's
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            sample_size=512,
-        )
+        unet = UNet2DConditionModel(**SD_1_5)
+        vae = AutoencoderKL(**SD_VAE)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768)
     ).to(dtype)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.adapter.weighted import Weighted
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import PICKLE_SUFFIXES, atomic, writable
+from erasediff_lora.files import PICKLE_SUFFIXES, atomic, atomic_folder
 
 log = logging.getLogger(__name__)
 UNERASED = {*PICKLE_SUFFIXES, ".safetensors", ".msgpack", ".onnx", ".onnx_data", ".h5", ".gguf"}
@@ -49,7 +47,7 @@ def merge(
     """Write a copy of a base with adapters merged into it: W' = W + Σ s · scale · B A.
 
     The sum is taken in float32 and cast once to the tensor's dtype. Every other tensor, the header and every other
-    file stay as they are, byte for byte. One tensor at a time is in memory.
+    file stay as they are, byte for byte. A few blocks of the file are in memory at a time.
 
     Args:
         model: Diffusers folder, single-file checkpoint (LDM keys), or bare UNet file.
@@ -76,7 +74,7 @@ def merge(
         for weighted in adapters:
             weighted.adapter.provenance.require_base(mark, str(model), strict=strict)
     sign = -1.0 if unmerge else 1.0
-    plan = {file.path: _changes(file, checkpoint, adapters, sign) for file in checkpoint.files}
+    plan = {file.path: _updates(file, checkpoint, adapters, sign) for file in checkpoint.files}
     _require_all_placed(checkpoint, adapters)
 
     total = sum(file.path.stat().st_size for file in checkpoint.files)
@@ -86,7 +84,7 @@ def merge(
             with atomic(output) as temporary:
                 _rewrite(checkpoint.files[0], temporary, plan[checkpoint.path], bar.update)
             return output
-        with _atomic_folder(output) as folder:
+        with atomic_folder(output) as folder:
             touched = {component for weighted in adapters for component in weighted.adapter.components}
             _copy_others(checkpoint, folder, touched)
             for file in checkpoint.files:
@@ -123,11 +121,11 @@ def max_difference(one: Path | str, other: Path | str) -> tuple[float, float]:
     return greatest, steps
 
 
-def _changes(
+def _updates(
     file: WeightFile, checkpoint: Checkpoint, adapters: Sequence[Weighted], sign: float
 ) -> dict[str, list[Update]]:
     """What happens to each tensor of a file."""
-    changes: dict[str, list[Update]] = defaultdict(list)
+    updates: dict[str, list[Update]] = defaultdict(list)
     for weighted in adapters:
         for name, layer in weighted.adapter.layers.items():
             if (slot := file.slots.get(name)) is None:
@@ -142,8 +140,8 @@ def _changes(
                         _other_base(weighted.adapter),
                     )
                 )
-            changes[slot.key].append(Update(layer, slot, sign * weighted.strength))
-    return dict(changes)
+            updates[slot.key].append(Update(layer, slot, sign * weighted.strength))
+    return dict(updates)
 
 
 def _require_all_placed(checkpoint: Checkpoint, adapters: Sequence[Weighted]) -> None:
@@ -166,9 +164,9 @@ def _other_base(adapter: LoraAdapter) -> str:
 
 
 def _rewrite(
-    file: WeightFile, target: Path, changes: dict[str, list[Update]], progress: Callable[[int], object]
+    file: WeightFile, target: Path, updates: dict[str, list[Update]], progress: Callable[[int], object]
 ) -> None:
-    adders = {key: partial(_add, rows=file.entries[key].shape[0], updates=updates) for key, updates in changes.items()}
+    adders = {key: partial(_add, rows=file.entries[key].shape[0], updates=mine) for key, mine in updates.items()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the blocks are shared out among threads already
     try:
@@ -218,22 +216,6 @@ def _holds_base(file: Path) -> bool:
         return bool(Checkpoint(file).files)
     except UserError:
         return False
-
-
-@contextmanager
-def _atomic_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output`, which takes its place on success and goes on failure."""
-    with writable(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        try:
-            yield temporary
-            temporary.chmod(0o755)
-            if output.exists():
-                shutil.rmtree(output) if output.is_dir() else output.unlink()
-            temporary.replace(output)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy_others(checkpoint: Checkpoint, folder: Path, touched: set[str]) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,18 +16,18 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Repo
 from PIL import Image
 
 from erasediff_lora.adapter import formats
-from erasediff_lora.adapter.formats import diffusers
+from erasediff_lora.adapter.formats import diffusers, kohya
 from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import atomic, write_text
+from erasediff_lora.files import atomic, atomic_folder, write_text
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, SET_SHEETS
 
 log = logging.getLogger(__name__)
 HUB = "hub"
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "erasediff", "concept-erasure"]
-LICENSES = {"stable-diffusion-v1": "creativeml-openrail-m", "stable-diffusion-v2": "openrail++"}
-TRAINING_IMAGES = ("forget_set.png", "retain_set.png")
+PEFT_FOLDER = "peft"
 Pictures = Literal["both", "after", "none"]
 
 
@@ -82,59 +82,28 @@ def assemble(
 ) -> Path:
     """Make RUN/hub anew: the adapter in every format, the recipe without local paths, numbers, pictures, card."""
     adapter = formats.read(run)
-    recipe = Recipe.load(run / "recipe.yaml") if (run / "recipe.yaml").is_file() else None
+    recipe = Recipe.load(run / RECIPE_FILE) if (run / RECIPE_FILE).is_file() else None
     evaluation = _evaluation(run)
-    folder = run / HUB
-    shutil.rmtree(folder, ignore_errors=True)
-
-    formats.write(adapter, folder, "diffusers")
-    kohya_file, *_ = formats.write(adapter, folder, "kohya")
-    formats.write(adapter, folder / "peft", "peft")
-    shown = _copy_pictures(run, folder, evaluation, pictures)
-    if recipe is not None:
-        write_text(folder / "recipe.yaml", yaml.safe_dump(public_recipe(recipe), sort_keys=False, allow_unicode=True))
-    if evaluation:
-        write_text(folder / "evaluation.json", json.dumps(evaluation | {"pictures": shown}, indent=2) + "\n")
-    if training_images:
-        for name in TRAINING_IMAGES:
-            if (run / name).is_file():
-                shutil.copy2(run / name, folder / name)
     if base_model is None and recipe is not None and recipe.model.is_hub_id:
         base_model = recipe.model.base
     if base_model is None:
         log.warning("warning: the base has no hub id, so the card names none; give it with --base_model owner/name")
-    is_demo = adapter.provenance.base_model == "demo"
-    data = ModelCardData(
-        license=license or ("apache-2.0" if is_demo else _license(adapter)),
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        tags=TAGS,
-        widget=[{"text": entry["prompt"], "output": {"url": entry["picture"]}} for entry in shown] or None,
-        base_model=base_model,
-        base_model_relation="adapter" if base_model else None,
-    )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        adapter=adapter,
-        provenance=adapter.provenance,
-        base=base_model or ("the embedded model of erasediff-lora" if is_demo else adapter.provenance.base_model),
-        base_id=base_model or "PATH_OF_THE_BASE",
-        concepts=list(adapter.provenance.concepts),
-        evaluation=evaluation,
-        repo=repo,
-        has_grid=(folder / "before_after.png").is_file(),
-        diffusers_file=diffusers.FILE,
-        kohya_file=kohya_file.name,
-        peft_folder="peft",
-        is_xl="-xl-" in adapter.architecture,
-        parameters=sum(layer.down.numel() + layer.up.numel() for layer in adapter.layers.values()),
-        kibibytes=round((folder / diffusers.FILE).stat().st_size / 1024),
-        has_recipe=recipe is not None,
-    )
-    write_text(folder / "README.md", f"{card}\n")
-    ModelCard.load(folder / "README.md")  # huggingface_hub's own parser
-    return folder
+    with atomic_folder(run / HUB) as folder:
+        formats.write(adapter, folder, "diffusers")
+        formats.write(adapter, folder, "kohya")
+        formats.write(adapter, folder / PEFT_FOLDER, "peft")
+        shown = _copy_pictures(run, folder, evaluation, pictures)
+        if recipe is not None:
+            write_text(folder / RECIPE_FILE, yaml.safe_dump(public_recipe(recipe), sort_keys=False, allow_unicode=True))
+        if evaluation:
+            write_text(folder / EVALUATION_FILE, json.dumps(evaluation | {"pictures": shown}, indent=2) + "\n")
+        if training_images:
+            for name in SET_SHEETS.values():
+                if (run / name).is_file():
+                    shutil.copy2(run / name, folder / name)
+        write_text(folder / "README.md", _card(adapter, folder, repo, base_model, license, evaluation, shown))
+        ModelCard.load(folder / "README.md")  # huggingface_hub's own parser
+    return run / HUB
 
 
 def upload(folder: Path, repo: str, *, public: bool) -> None:
@@ -171,6 +140,48 @@ def upload(folder: Path, repo: str, *, public: bool) -> None:
         ) from None
 
 
+def _card(
+    adapter: LoraAdapter,
+    folder: Path,
+    repo: str,
+    base_model: str | None,
+    license: str | None,
+    evaluation: Mapping[str, Any],
+    shown: Sequence[Mapping[str, Any]],
+) -> str:
+    """The model card of what lies in the folder."""
+    is_demo = adapter.provenance.base_model == "demo"
+    data = ModelCardData(
+        license=license or _license(adapter),
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=TAGS,
+        widget=[{"text": entry["prompt"], "output": {"url": entry["picture"]}} for entry in shown] or None,
+        base_model=base_model,
+        base_model_relation="adapter" if base_model else None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        adapter=adapter,
+        provenance=adapter.provenance,
+        base=base_model or ("the embedded model of erasediff-lora" if is_demo else adapter.provenance.base_model),
+        base_id=base_model or "PATH_OF_THE_BASE",
+        concepts=list(adapter.provenance.concepts),
+        evaluation=evaluation,
+        repo=repo,
+        has_grid=(folder / GRID_FILE).is_file(),
+        diffusers_file=diffusers.FILE,
+        kohya_file=kohya.target(adapter, folder).name,
+        peft_folder=PEFT_FOLDER,
+        is_xl="-xl-" in adapter.architecture,
+        parameters=sum(layer.down.numel() + layer.up.numel() for layer in adapter.layers.values()),
+        kibibytes=round((folder / diffusers.FILE).stat().st_size / 1024),
+        has_recipe=(folder / RECIPE_FILE).is_file(),
+    )
+    return f"{card}\n"
+
+
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe without this machine's folders."""
     values: dict[str, Any] = recipe.model_dump(mode="json", exclude={"output", "cache"})
@@ -187,7 +198,7 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _evaluation(run: Path) -> dict[str, Any]:
-    file = run / "evaluation.json"
+    file = run / EVALUATION_FILE
     if not file.is_file():
         log.warning("warning: %s has no evaluation.json, so the card states no numbers and shows no pictures", run)
         return {}
@@ -217,11 +228,13 @@ def _copy_pictures(run: Path, folder: Path, evaluation: Mapping[str, Any], pictu
         with atomic(folder / name) as temporary:
             sheet.save(temporary, format="PNG")
         shown.append({"kind": entry["kind"], "prompt": entry["prompt"], "seed": entry["seed"], "picture": name})
-    if pictures == "both" and (run / "before_after.png").is_file():
-        shutil.copy2(run / "before_after.png", folder / "before_after.png")
+    if pictures == "both" and (run / GRID_FILE).is_file():
+        shutil.copy2(run / GRID_FILE, folder / GRID_FILE)
     return shown
 
 
 def _license(adapter: LoraAdapter) -> str:
-    known = [name for prefix, name in LICENSES.items() if adapter.architecture.startswith(prefix)]
-    return known[0] if known else "openrail++"
+    """That of the base's family."""
+    if adapter.provenance.base_model == "demo":
+        return "apache-2.0"
+    return "creativeml-openrail-m" if adapter.architecture == "stable-diffusion-v1" else "openrail++"

@@ -14,6 +14,7 @@ from erasediff_lora import demo
 from erasediff_lora.cli.verb import Verb
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import Recipe, flags
+from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, SET_SHEETS
 
 DEMO_RECIPE = Path(demo.__file__).parent / "recipe.yaml"
 
@@ -43,7 +44,7 @@ def _recipe(parsed: argparse.Namespace, rest: Sequence[str]) -> Recipe:
         if parsed.verb == "demo":
             recipe = Recipe.load(DEMO_RECIPE, demo_overrides(parsed.concept) | overrides)
         elif parsed.recipe.is_dir():
-            recipe = Recipe.load(parsed.recipe / "recipe.yaml", {"output": str(parsed.recipe)} | overrides)
+            recipe = Recipe.load(parsed.recipe / RECIPE_FILE, {"output": str(parsed.recipe)} | overrides)
         else:
             recipe = Recipe.load(parsed.recipe, overrides)
     except UserError as error:
@@ -129,17 +130,17 @@ def _prepare(parsed: argparse.Namespace, rest: list[str]) -> None:
     recipe = _recipe(parsed, rest)
     denoiser = denoisers.load(recipe.model)
     for kind in ("forget", "retain"):
-        sheet = recipe.output / f"{kind}_set.png"
+        sheet = recipe.output / SET_SHEETS[kind]
         encoded = sets.prepare(recipe, denoiser, kind, sheet=sheet)
         print(f"{kind} set: {len(encoded.latents)} pictures, {len(encoded.prompts)} prompts; see {sheet}")
 
 
 def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
-    recipe = _recipe(parsed, rest)
     from accelerate import PartialState
 
     from erasediff_lora.train import train
 
+    recipe = _recipe(parsed, rest)
     began = time.perf_counter()
     folder = train(recipe, resume=parsed.resume, overwrite=parsed.overwrite)
     if PartialState().is_main_process:
@@ -154,7 +155,7 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
 
 def _evaluate_folder(recipe: Recipe, folder: Path) -> None:
     from erasediff_lora.adapter.formats.diffusers import FILE
-    from erasediff_lora.evaluation.quick import GRID_FILE, evaluate
+    from erasediff_lora.evaluation.quick import evaluate
 
     result = evaluate(recipe, folder)
     adapter = folder / FILE
@@ -172,7 +173,7 @@ def _evaluate_folder(recipe: Recipe, folder: Path) -> None:
             f" (base: {result['retain_accuracy_base']:.1%})"
         )
     print(f"pictures   {folder / GRID_FILE}")
-    print(f"numbers    {folder / 'evaluation.json'}")
+    print(f"numbers    {folder / EVALUATION_FILE}")
 
 
 _EPILOG = "recipe fields, settable as --NAME VALUE (values are YAML):\n" + _field_help()

@@ -150,7 +150,7 @@ def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sampl
     depends: dict[str, Any] = {
         "format": FORMAT,
         "kind": kind,
-        "base": denoiser.fingerprint(),
+        "base": denoiser.fingerprint,
         "dtype": str(denoiser.dtype),
         "device": denoiser.device.type,
         "resolution": recipe.sampling.resolution,

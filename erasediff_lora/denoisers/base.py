@@ -53,8 +53,9 @@ class Denoiser(Protocol):
         """A DDPMScheduler with the base's betas and prediction type."""
         ...
 
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over the base's weights and configuration."""
+        """SHA-256 over the base's weights and configuration, read once."""
         ...
 
     def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:

@@ -121,6 +121,7 @@ class StableDiffusion:
             vae = self.pipeline.vae.config
         return int(self.network.config.sample_size) * 2 ** (len(vae["block_out_channels"]) - 1)
 
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the base's weight and configuration files, names included."""
         digest = hashlib.sha256()

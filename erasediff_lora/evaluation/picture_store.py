@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from PIL import Image
 
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.files import sha256, writable
+from erasediff_lora.files import atomic_folder, sha256
 from erasediff_lora.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -37,20 +35,19 @@ class PictureStore:
     depends: dict[str, Any]
 
     @classmethod
-    def of(cls, recipe: Recipe, denoiser: Denoiser, base: str, adapter: Path | None) -> PictureStore:
+    def of(cls, recipe: Recipe, denoiser: Denoiser, adapter: Path | None) -> PictureStore:
         """The store of a base, with an adapter file or without.
 
         Args:
             recipe: For the cache folder and the sampling.
-            denoiser: For dtype and device.
-            base: The denoiser's fingerprint.
+            denoiser: The base.
             adapter: The adapter's file; None for the base's own pictures.
         """
         return cls(
             recipe.cache.expanduser() / "pictures",
             {
                 "format": FORMAT,
-                "base": base,
+                "base": denoiser.fingerprint,
                 "adapter": None if adapter is None else sha256(adapter.read_bytes()),
                 "dtype": str(denoiser.dtype),
                 "device": denoiser.device.type,
@@ -90,13 +87,6 @@ def _read(entry: Path, count: int) -> list[Image.Image] | None:
 
 
 def _write(entry: Path, images: Sequence[Image.Image]) -> None:
-    with writable(entry, "cache"):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
-        try:
-            for index, image in enumerate(images):
-                image.save(partial / f"{index:03}.png")
-            shutil.rmtree(entry, ignore_errors=True)
-            partial.replace(entry)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with atomic_folder(entry, "cache") as partial:
+        for index, image in enumerate(images):
+            image.save(partial / f"{index:03}.png")

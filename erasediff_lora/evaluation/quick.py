@@ -22,10 +22,8 @@ from erasediff_lora.evaluation.picture_store import PictureStore
 from erasediff_lora.evaluation.pictures import Drawn, draw, forget_prompts, retain_prompts, save_pairs, save_sheet
 from erasediff_lora.files import write_text
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
 
-EVALUATION_FILE = "evaluation.json"
-GRID_FILE = "before_after.png"
-PICTURES = "pictures"
 PAIRS = 4
 BASE_FORGET_SAMPLES = 60
 
@@ -57,12 +55,12 @@ def evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     forget_seed, retain_seed = options.seed, options.seed + options.forget_samples
 
     # That the base draws the concept needs no more than a glance; the other three counts are compared.
-    file, base = folder / diffusers_format.FILE, denoiser.fingerprint()
-    store = PictureStore.of(recipe, denoiser, base, None)
+    file = folder / diffusers_format.FILE
+    store = PictureStore.of(recipe, denoiser, None)
     forget_before = draw(denoiser, recipe, to_forget[:BASE_FORGET_SAMPLES], forget_seed, "forget, base", store)
     retain_before = draw(denoiser, recipe, to_retain, retain_seed, "retain, base", store)
     load(denoiser.pipeline, file, base=denoiser.source)
-    store = PictureStore.of(recipe, denoiser, base, file)
+    store = PictureStore.of(recipe, denoiser, file)
     forget_after = draw(denoiser, recipe, to_forget, forget_seed, "forget, erased", store)
     retain_after = draw(denoiser, recipe, to_retain, retain_seed, "retain, erased", store)
 

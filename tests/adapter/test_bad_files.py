@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,8 +216,13 @@ def interruptible():
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_merge_leaves_nothing(signum, tiny_base, good, tmp_path, monkeypatch, cli) -> None:
     class Stopping(merging.tqdm):
+        def __init__(self, **options: object) -> None:
+            super().__init__(**options)
+            self.first = threading.Lock()
+
         def update(self, n: float | None = 1) -> None:
-            os.kill(os.getpid(), signum)
+            if self.first.acquire(blocking=False):  # once, though several threads report
+                os.kill(os.getpid(), signum)
 
     monkeypatch.setattr(merging, "tqdm", Stopping)
     file = pack(tiny_base, tmp_path / "model.safetensors")

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import pipeline, random_adapter
+from architectures import SDXL
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_unet_state_dict_to_peft
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from single_file import pack, unet_blocks, unet_key
-from test_ldm import SDXL
 from torch import Tensor
 
 from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from architectures import SD_1_5, SD_2_1, SDXL
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file
@@ -13,26 +12,6 @@ from single_file import unet_blocks, unet_key
 
 from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats, ldm
 
-SD_1_5: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
-SD_2_1: dict[str, Any] = {
-    "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20),
-    "use_linear_projection": True,
-    "sample_size": 96,
-}
-SDXL: dict[str, Any] = {
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-    "sample_size": 128,
-}
 # Numbers of tensors in the published UNets.
 CASES = {"sd-1.5": (SD_1_5, 686), "sd-2.1": (SD_2_1, 686), "sdxl": (SDXL, 1680)}
 
