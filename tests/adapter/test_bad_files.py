@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -181,26 +182,31 @@ def test_peft_folder_without_its_configuration(tiny_base, tmp_path, cli) -> None
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def small_files():
-    """Any file above 8 KiB is refused by the system, as by a quota."""
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Any file above 8 KiB is refused by the system, as by a quota; not longer than needed, as pytest writes too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 1024, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_quota_in_mid_write(tiny_base, good, tmp_path, request, cli) -> None:
+def test_quota_in_mid_write(tiny_base, good, tmp_path, cli) -> None:
     file = pack(tiny_base, tmp_path / "model.safetensors")
     before = sorted(tmp_path.rglob("*"))
-    request.getfixturevalue("small_files")
+    with small_files():
+        to_file = cli("merge", file, good, "--output", tmp_path / "out.safetensors")
+        to_folder = cli("merge", tiny_base, good, "--output", tmp_path / "out")
+        converted = cli("convert", good, tmp_path / "c.safetensors", "--format", "kohya")
     refused(
-        cli("merge", file, good, "--output", tmp_path / "out.safetensors"),
+        to_file,
         f"output = '{tmp_path / 'out.safetensors'}': cannot be written: File too large.",
         "Free space there, or choose another place.",
     )
-    refused(cli("merge", tiny_base, good, "--output", tmp_path / "out"), "cannot be written: File too large.")
-    refused(cli("convert", good, tmp_path / "c.safetensors", "--format", "kohya"), "cannot be written: File too large.")
+    refused(to_folder, "cannot be written: File too large.")
+    refused(converted, "cannot be written: File too large.")
     assert sorted(tmp_path.rglob("*")) == before
 
 
