@@ -142,9 +142,9 @@ def open_safetensors(path: Path, field: str) -> Any:
         ) from error
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, field: str = "output") -> None:
     """Write a UTF-8 text file atomically."""
-    with atomic(path) as temporary:
+    with atomic(path, field) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.evaluation.settings import Evaluation
 from erasediff_lora.files import sha256
 from erasediff_lora.objectives import ObjectiveSettings
 from erasediff_lora.recipe_checks import cross_check
+from erasediff_lora.schema import Section
 
 RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "training"}
-
-
-class Section(BaseModel):
-    """Base of every recipe section: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class Model(Section):
@@ -147,18 +143,12 @@ class Training(Section):
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
     sample_every: int | None = Field(None, ge=1, description="steps between sample pictures")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="steps between evaluations, of which the best adapter is kept; omit for the last one"
+    )
     log_with: list[Literal["tensorboard", "wandb"]] = Field(
         default_factory=list, description="trackers beside the JSONL log"
     )
-
-
-class Evaluation(Section):
-    """The quick evaluation after training."""
-
-    judge: Literal["demo"] | None = Field(None, description="classifier that names what is seen; none: pictures only")
-    forget_samples: int = Field(200, ge=1, description="pictures for forget prompts")
-    retain_samples: int = Field(200, ge=1, description="pictures for retain prompts, drawn with and without adapter")
-    seed: int = Field(1_000_000, ge=0, description="seed of the first picture")
 
 
 class Recipe(Section):

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from erasediff_lora import demo
 from erasediff_lora.errors import Problem, nearest
+from erasediff_lora.evaluation import judges
 from erasediff_lora.files import PICKLE_SUFFIXES
 
 if TYPE_CHECKING:
+    from erasediff_lora.evaluation.settings import Evaluation
     from erasediff_lora.objectives import ObjectiveSettings
     from erasediff_lora.recipe import Adapter, ForgetSet, Model, RetainSet, Training
 
@@ -48,12 +50,47 @@ def cross_check(sections: dict[str, Any]) -> list[Problem]:
                 "Choose a divisor.",
             )
         )
+    if evaluation := sections.get("evaluation"):
+        problems += _check_evaluation(evaluation, forget, training)
     adapter: Adapter | None = sections.get("adapter")
     for pattern in adapter.targets if adapter and isinstance(adapter.targets, list) else []:
         try:
             re.compile(pattern)
         except re.error as error:
             problems.append(Problem("adapter.targets", pattern, f"is not a regular expression: {error}."))
+    return problems
+
+
+def _check_evaluation(evaluation: Evaluation, forget: ForgetSet | None, training: Training | None) -> list[Problem]:
+    problems = []
+    if evaluation.judge is not None and (problem := judges.check(evaluation.judge)) is not None:
+        problems.append(problem)
+    if training and training.evaluate_every and evaluation.judge is None:
+        problems.append(
+            Problem(
+                "training.evaluate_every",
+                training.evaluate_every,
+                "chooses by what a judge sees, and evaluation.judge names none.",
+                "Name a judge, or omit it.",
+            )
+        )
+    known = [concept.name for concept in forget.concepts] if forget else []
+    for name, others in evaluation.paraphrases.items():
+        if known and name not in known:
+            problems.append(Problem("evaluation.paraphrases", name, "is not to be forgotten.", nearest(name, known)))
+        if not all(other.strip() for other in others) or not others:
+            problems.append(
+                Problem(f"evaluation.paraphrases.{name}", others, "holds no name.", "List other names, or omit it.")
+            )
+    ranges: dict[str, tuple[list[float], float, float]] = {
+        "strengths": (evaluation.strengths, 0, 10),
+        "latent_start.strengths": (evaluation.latent_start.strengths, 0, 1),
+        "relearning.steps": ([float(step) for step in evaluation.relearning.steps], 0, 1e9),
+    }
+    for name, (values, low, high) in ranges.items():
+        for value in values:
+            if not low < value <= high:
+                problems.append(Problem(f"evaluation.{name}", value, f"must be above {low} and at most {high:g}."))
     return problems
 
 

@@ -20,11 +20,14 @@ from erasediff_lora.files import atomic, save_safetensors, write_text
 
 RECIPE_FILE = "recipe.yaml"
 EVALUATION_FILE = "evaluation.json"
+REPORT_FILE = "report.html"
 GRID_FILE = "before_after.png"
 PICTURES = "pictures"
 SET_SHEETS = {"forget": "forget_set.png", "retain": "retain_set.png"}
 LOG_FILE = "training_log.jsonl"
 CHECKPOINTS = "checkpoints"
+BEST_FILE = "checkpoints/best.safetensors"
+SELECTION_FILE = "selection.json"
 LOCK_FILE = ".lock"
 
 
@@ -96,6 +99,30 @@ def _owner(lock: Path) -> dict[str, Any] | None:
     except PermissionError:
         pass
     return owner
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """The evaluation.json in a folder.
+
+    Raises:
+        UserError: If there is none, or it is damaged or of an older version.
+    """
+    file = folder / EVALUATION_FILE
+    try:
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            Problem("run", str(folder), f"has no {EVALUATION_FILE}.", "Make it: erasediff-lora evaluate RUN.")
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            Problem("run", str(file), f"is damaged: {error}.", "Make it again: erasediff-lora evaluate RUN.")
+        ) from None
+    if not isinstance(result, dict) or not {"metrics", "attacks", "verdict"} <= result.keys():
+        raise UserError(
+            Problem("run", str(file), "was written by an older version.", "Make it again: erasediff-lora evaluate RUN.")
+        )
+    return result
 
 
 class JsonLog:

@@ -27,6 +27,7 @@ from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.pictures import draw_prompts, prompt_sheet
+from erasediff_lora.evaluation.selection import Selection
 from erasediff_lora.files import write_text
 from erasediff_lora.objectives import Direction, Network, Objective
 from erasediff_lora.objectives.base import unflatten
@@ -202,6 +203,8 @@ def erase(run: Run, stop: StopSignal) -> None:
             _checkpoint(run, done)
         if training.sample_every and done % training.sample_every == 0:
             _sample(run, done)
+        if training.evaluate_every and done % training.evaluate_every == 0:
+            _evaluate(run, done)
 
 
 def take_step(run: Run, step: int) -> Direction:
@@ -219,9 +222,11 @@ def take_step(run: Run, step: int) -> Direction:
 
 
 def save(run: Run) -> None:
-    """Write the adapter in every format, and the last checkpoint."""
+    """Write the best adapter in every format, and the last checkpoint."""
     _checkpoint(run, run.recipe.training.steps)
     if run.accelerator.is_main_process:
+        if run.recipe.training.evaluate_every and (best := _selection(run).best()) is not None:
+            lora.load_state(run.denoiser.network, best)
         origin = provenance(run.recipe, run.denoiser)
         adapter = lora.collect(run.denoiser.network, run.denoiser.component, run.lora_config, origin)
         for name in formats.FORMATS:
@@ -349,10 +354,28 @@ def _checkpoint(run: Run, step: int) -> Path | None:
 def _sample(run: Run, step: int) -> None:
     """Draw forget and retain prompts with the adapter as it is."""
     if run.accelerator.is_main_process:
-        run.denoiser.network.eval()
-        prompt_sheet(draw_prompts(run.denoiser, run.recipe), run.recipe.output / "samples" / f"step-{step:06d}.png")
-        run.denoiser.release_encoders()
-        run.denoiser.network.train()
+        with _drawing(run):
+            prompt_sheet(draw_prompts(run.denoiser, run.recipe), run.recipe.output / "samples" / f"step-{step:06d}.png")
+
+
+def _evaluate(run: Run, step: int) -> None:
+    """Keep the adapter as it is, if it is the best so far."""
+    if run.accelerator.is_main_process:
+        with _drawing(run):
+            _selection(run).consider(step, lora.state(run.denoiser.network))
+
+
+def _selection(run: Run) -> Selection:
+    return Selection(run.recipe, run.denoiser, lambda: lora.disabled(run.denoiser.network))
+
+
+@contextmanager
+def _drawing(run: Run) -> Iterator[None]:
+    """The network at rest, with the encoders for the time being."""
+    run.denoiser.network.eval()
+    yield
+    run.denoiser.release_encoders()
+    run.denoiser.network.train()
 
 
 class StopSignal:

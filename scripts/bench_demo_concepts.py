@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from erasediff_lora import __version__, demo
-from erasediff_lora.cli.recipes import DEMO_RECIPE, demo_overrides, overrides_from
-from erasediff_lora.evaluation.quick import evaluate
+from erasediff_lora.cli.recipe_flags import overrides_from
+from erasediff_lora.cli.recipes import DEMO_RECIPE, demo_overrides
+from erasediff_lora.evaluation.evaluate import evaluate
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.run_folder import EVALUATION_FILE
 from erasediff_lora.train import train
@@ -35,9 +36,9 @@ def erase(name: str, seed: int, runs: Path, overrides: dict) -> dict:
         began = time.perf_counter()
         train(recipe, overwrite=True)
         (folder / SECONDS_FILE).write_text(f"{time.perf_counter() - began:.1f}")
-        evaluate(recipe, folder)
+        evaluate(recipe, folder, folder)
     result = json.loads((folder / EVALUATION_FILE).read_text())
-    return result | {
+    return result["metrics"]["accuracy"] | {
         "name": name,
         "seed": seed,
         "erasing_seconds": float((folder / SECONDS_FILE).read_text()),

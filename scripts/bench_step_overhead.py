@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from erasediff_lora import __version__, train
-from erasediff_lora.cli.recipes import overrides_from
+from erasediff_lora.cli.recipe_flags import overrides_from
 from erasediff_lora.recipe import Recipe
 
 ROUNDS = 30

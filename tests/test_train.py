@@ -48,7 +48,7 @@ def test_a_run_leaves_everything_a_user_needs(recipe_file, cli, tmp_path) -> Non
     for name in (
         "pytorch_lora_weights.safetensors", "erase-cat.safetensors", "adapter_model.safetensors",
         "adapter_config.json", "recipe.yaml", "pictures/forget-1-base.png", "pictures/retain-2-erased.png",
-        "training_log.jsonl", "before_after.png", "evaluation.json", "forget_set.png", "retain_set.png",
+        "training_log.jsonl", "before_after.png", "evaluation.json", "report.html", "forget_set.png", "retain_set.png",
         "samples/step-000002.png", "samples/step-000004.png", "checkpoints/step-000004/trainer.pt",
     ):  # fmt: skip
         assert (run / name).stat().st_mode & 0o777 == 0o644, name
@@ -177,15 +177,15 @@ def test_fresh_diffusers_draws_what_the_trainer_showed(tiny_base, recipe_file, c
 
     from erasediff_lora import denoisers
     from erasediff_lora.adapter import load
-    from erasediff_lora.evaluation.pictures import draw, forget_prompts
+    from erasediff_lora.evaluation.pictures import draw, forget_prompts, painter
     from erasediff_lora.recipe import Recipe
 
     recipe = Recipe.load(run / "recipe.yaml")
     denoiser = denoisers.load(recipe.model)
     prompts = forget_prompts(recipe) * 2
-    plain = draw(denoiser, recipe, prompts, 1000000, "base")
+    plain = draw(painter(denoiser, recipe), recipe, prompts, 1000000, "base")
     load(denoiser.pipeline, run, strict=True)
-    shown = draw(denoiser, recipe, prompts, 1000000, "erased")
+    shown = draw(painter(denoiser, recipe), recipe, prompts, 1000000, "erased")
     for index, (erased, base) in enumerate(zip(shown, plain, strict=True)):
         fresh = Image.open(tmp_path / f"{index}.png")
         assert fresh.tobytes() == erased.image.tobytes()

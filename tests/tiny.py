@@ -82,7 +82,7 @@ def tiny_values(base: Path, root: Path, **sections: Any) -> dict[str, Any]:
         "sampling": {"steps": 2, "guidance": 2.0, "batch_size": 4},
         "adapter": {"rank": 2, "targets": "attention"},
         "training": {"steps": 4, "batch_size": 2, "threads": 1, "checkpoint_every": 2},
-        "evaluation": {"forget_samples": 2, "retain_samples": 2},
+        "evaluation": {"forget_samples": 2, "retain_samples": 2, "metrics": []},
         "output": str(root / "run"),
         "cache": str(root / "cache"),
     }

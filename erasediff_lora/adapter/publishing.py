@@ -21,7 +21,7 @@ from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import atomic, atomic_folder, write_text
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, SET_SHEETS
+from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, SET_SHEETS, read_evaluation
 
 log = logging.getLogger(__name__)
 HUB = "hub"
@@ -96,7 +96,8 @@ def assemble(
         if recipe is not None:
             write_text(folder / RECIPE_FILE, yaml.safe_dump(public_recipe(recipe), sort_keys=False, allow_unicode=True))
         if evaluation:
-            write_text(folder / EVALUATION_FILE, json.dumps(evaluation | {"pictures": shown}, indent=2) + "\n")
+            kept = {name: value for name, value in evaluation.items() if name != "strips"}
+            write_text(folder / EVALUATION_FILE, json.dumps(kept | {"pictures": shown}, indent=2) + "\n")
         if training_images:
             for name in SET_SHEETS.values():
                 if (run / name).is_file():
@@ -198,17 +199,10 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _evaluation(run: Path) -> dict[str, Any]:
-    file = run / EVALUATION_FILE
-    if not file.is_file():
+    if not (run / EVALUATION_FILE).is_file():
         log.warning("warning: %s has no evaluation.json, so the card states no numbers and shows no pictures", run)
         return {}
-    try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return values | {"base": Path(values["base"]).name if Path(values["base"]).exists() else values["base"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            Problem("run", str(file), f"is damaged: {error}.", "Make it again with erasediff-lora evaluate RUN.")
-        ) from None
+    return read_evaluation(run)
 
 
 def _copy_pictures(run: Path, folder: Path, evaluation: Mapping[str, Any], pictures: Pictures) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from erasediff_lora import __version__
-from erasediff_lora.cli import adapters, recipes
+from erasediff_lora.cli import adapters, evaluation, recipes
 from erasediff_lora.errors import UserError
 
-VERBS = recipes.VERBS | adapters.VERBS
+VERBS = recipes.VERBS | evaluation.VERBS | adapters.VERBS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erasediff_lora.cli.verb import Verb
+from erasediff_lora.cli.verb import Verb, require_none
 from erasediff_lora.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parsed: argparse.Namespace, rest: list[str]) -> None:
-    _require_none(rest)
+    require_none(rest)
     from erasediff_lora.adapter import formats
 
     name, adapter = formats.read_as(parsed.adapter)
@@ -55,7 +55,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(parsed: argparse.Namespace, rest: list[str]) -> None:
-    _require_none(rest)
+    require_none(rest)
     from erasediff_lora.adapter import formats
 
     for file in formats.write(formats.read(parsed.adapter), parsed.output, parsed.format, overwrite=parsed.overwrite):
@@ -72,7 +72,7 @@ def _stack_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _stack(parsed: argparse.Namespace, rest: list[str]) -> None:
-    _require_none(rest)
+    require_none(rest)
     from erasediff_lora.adapter import formats, stacking
     from erasediff_lora.files import write_text
 
@@ -132,7 +132,7 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _merge(parsed: argparse.Namespace, rest: list[str]) -> None:
-    _require_none(rest)
+    require_none(rest)
     from erasediff_lora.adapter import Checkpoint, max_difference, merge
 
     if parsed.compare is not None:
@@ -165,7 +165,7 @@ def _extract_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _extract(parsed: argparse.Namespace, rest: list[str]) -> None:
-    _require_none(rest)
+    require_none(rest)
     from erasediff_lora.adapter import extract, formats
 
     problems = []
@@ -210,7 +210,7 @@ def _publish_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _publish(parsed: argparse.Namespace, rest: list[str]) -> None:
-    _require_none(rest)
+    require_none(rest)
     from erasediff_lora.adapter import publish
 
     folder = publish(
@@ -242,11 +242,6 @@ def _weighted(texts: list[str]) -> list[Weighted]:
     if problems:
         raise UserError(*problems)
     return adapters
-
-
-def _require_none(rest: list[str]) -> None:
-    if rest:
-        raise UserError(*(Problem("argument", word, "is not expected here.", "See --help.") for word in rest))
 
 
 VERBS = {

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from erasediff_lora.errors import Problem, UserError
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -22,3 +24,13 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], object]
     run: Callable[[argparse.Namespace, list[str]], None]
     epilog: str = ""
+
+
+def require_none(rest: list[str]) -> None:
+    """Refuse words that a verb's parser did not know.
+
+    Raises:
+        UserError: If there are any.
+    """
+    if rest:
+        raise UserError(*(Problem("argument", word, "is not expected here.", "See --help.") for word in rest))

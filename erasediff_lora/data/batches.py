@@ -42,7 +42,7 @@ class BatchSampler:
     def _draw(self, data: EncodedSet, step: int, kind: int) -> list[Batch]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + kind)
         count = self.batch_size
-        chosen = _balanced_choice(len(data.latents), count, generator)
+        chosen = balanced_choice(len(data.latents), count, generator)
         latents = data.latents[chosen]
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (count,), generator=generator)
@@ -58,7 +58,7 @@ class BatchSampler:
             columns = (anchor_draw * data.anchors.shape[1]).long()
             anchors = data.anchors[chosen, columns]
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
-        target = self._target(latents, noise, timesteps)
+        target = denoising_target(self.noise_scheduler, latents, noise, timesteps)
         weights = self._min_snr_weights(timesteps) if kind == RETAIN and self.min_snr_gamma else None
 
         def batch(rows: Tensor) -> Batch:
@@ -79,17 +79,6 @@ class BatchSampler:
         mine = torch.arange(count).chunk(self.world)[self.rank]
         return [batch(rows) for rows in mine.chunk(self.micro_batches)]
 
-    def _target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        match self.noise_scheduler.config.prediction_type:
-            case "epsilon":
-                return noise
-            case "v_prediction":
-                return self.noise_scheduler.get_velocity(latents, noise, timesteps)
-            case "sample":
-                return latents
-            case other:
-                raise ValueError(f"unsupported prediction type {other!r}")
-
     def _min_snr_weights(self, timesteps: Tensor) -> Tensor:
         """min(SNR, γ) in units of the x₀ loss, carried over to the prediction type (Hang et al., 2023)."""
         alphas = self.noise_scheduler.alphas_cumprod[timesteps]
@@ -104,7 +93,27 @@ class BatchSampler:
                 return clipped
 
 
-def _balanced_choice(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` indices, without repetition as far as `total` goes."""
+def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the network should predict for the noised latents, by the scheduler's prediction type; (B, C, h, w).
+
+    Args:
+        noise_scheduler: A diffusers scheduler.
+        latents: Clean ones, (B, C, h, w).
+        noise: What was added, (B, C, h, w).
+        timesteps: (B,) int64.
+    """
+    match noise_scheduler.config.prediction_type:
+        case "epsilon":
+            return noise
+        case "v_prediction":
+            return noise_scheduler.get_velocity(latents, noise, timesteps)
+        case "sample":
+            return latents
+        case other:
+            raise ValueError(f"unsupported prediction type {other!r}")
+
+
+def balanced_choice(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` random indices, without repetition as far as `total` goes."""
     passes = [torch.randperm(total, generator=generator) for _ in range(-(-count // total))]
     return torch.cat(passes)[:count]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from erasediff_lora.denoisers.base import Denoiser
+from erasediff_lora.denoisers.base import SLOT, Denoiser
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
 from erasediff_lora.recipe import Model
 
@@ -14,4 +14,4 @@ def load(model: Model) -> Denoiser:
     return DENOISERS[model.family](model)
 
 
-__all__ = ["DENOISERS", "Denoiser", "load"]
+__all__ = ["DENOISERS", "SLOT", "Denoiser", "load"]

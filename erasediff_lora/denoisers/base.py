@@ -12,6 +12,9 @@ from torch import Tensor
 
 from erasediff_lora.recipe import Sampling
 
+SLOT = "<*>"
+"""Stands in a prompt for given token embeddings."""
+
 
 class Denoiser(Protocol):
     """A frozen base model of one family. One file each, registered in `erasediff_lora.denoisers`."""
@@ -66,6 +69,23 @@ class Denoiser(Protocol):
         """Prompt embeddings, (N, L, D)."""
         ...
 
+    def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
+        """Prompt embeddings (N, L, D) with `vectors` (V, E) in the place of SLOT; differentiable in them."""
+        ...
+
+    @property
+    def token_embeddings(self) -> Tensor:
+        """The text encoder's table of ordinary tokens, (T, E)."""
+        ...
+
+    def embed_word(self, word: str) -> Tensor:
+        """Embeddings of a word's tokens, (W, E)."""
+        ...
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        """The text of rows of `token_embeddings`."""
+        ...
+
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Scaled latents (N, C, H/f, W/f) of pictures (N, 3, H, W) in [-1, 1]."""
         ...
@@ -74,8 +94,19 @@ class Denoiser(Protocol):
         """Pictures of scaled latents."""
         ...
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, *, output: str) -> Any:
-        """Draw one picture a prompt, each from its own seed; `output` is 'pil' or 'latent'."""
+    def draw(self, prompts: Sequence[str] | Tensor, seeds: Sequence[int], sampling: Sampling, *, output: str) -> Any:
+        """Draw one picture a prompt or row of embeddings (N, L, D), each from its own seed, as 'pil' or 'latent'."""
+        ...
+
+    def draw_from(
+        self,
+        images: Sequence[Image.Image],
+        strength: float,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        sampling: Sampling,
+    ) -> list[Image.Image]:
+        """Noise each picture by that share of the schedule and denoise it under its prompt (SDEdit)."""
         ...
 
     def release_encoders(self) -> None:

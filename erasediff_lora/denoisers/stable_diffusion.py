@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from erasediff_lora import demo
+from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import PICKLE_SUFFIXES
 from erasediff_lora.recipe import Model, Sampling
@@ -146,6 +153,45 @@ class StableDiffusion:
         ]
         return torch.cat(chunks)
 
+    def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
+        tokenizer, text_encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
+        length = tokenizer.model_max_length
+        rows, places = [], []
+        for index, prompt in enumerate(prompts):
+            ids = [tokenizer.bos_token_id]
+            for number, part in enumerate(prompt.split(SLOT)):
+                if number:
+                    places += [(index, len(ids) + offset, offset) for offset in range(len(vectors))]
+                    ids += [0] * len(vectors)
+                ids += tokenizer(part, add_special_tokens=False).input_ids
+            ids = [*ids[: length - 1], tokenizer.eos_token_id]
+            rows.append(ids + [tokenizer.pad_token_id] * (length - len(ids)))
+        row, column, source = (list(part) for part in zip(*(p for p in places if p[1] < length - 1), strict=True))
+
+        def fill(module: Any, inputs: Any, output: Tensor) -> Tensor:
+            return output.index_put((torch.tensor(row), torch.tensor(column)), vectors[source].to(output))
+
+        handle = text_encoder.get_input_embeddings().register_forward_hook(fill)
+        try:
+            return text_encoder(torch.tensor(rows, device=self.device))[0]
+        finally:
+            handle.remove()
+
+    @property
+    def token_embeddings(self) -> Tensor:
+        special = set(self.pipeline.tokenizer.all_special_ids)
+        table = self.pipeline.text_encoder.get_input_embeddings().weight
+        return table[[index for index in range(len(table)) if index not in special]]
+
+    def embed_word(self, word: str) -> Tensor:
+        ids = self.pipeline.tokenizer(word, add_special_tokens=False).input_ids
+        return self.pipeline.text_encoder.get_input_embeddings().weight[ids]
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        tokenizer = self.pipeline.tokenizer
+        ordinary = [index for index in range(len(tokenizer)) if index not in set(tokenizer.all_special_ids)]
+        return tokenizer.decode([ordinary[token] for token in tokens])
+
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         vae = self.pipeline.vae
@@ -159,16 +205,39 @@ class StableDiffusion:
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, *, output: str = "pil") -> Any:
+    def draw(
+        self, prompts: Sequence[str] | Tensor, seeds: Sequence[int], sampling: Sampling, *, output: str = "pil"
+    ) -> Any:
         side = sampling.resolution or self.resolution
+        given = {"prompt_embeds": prompts} if isinstance(prompts, Tensor) else {"prompt": list(prompts)}
         return self.pipeline(
-            prompt=list(prompts),
+            **given,
             height=side,
             width=side,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            generator=_generators(seeds),
             output_type=output,
+        ).images
+
+    @torch.no_grad()
+    def draw_from(
+        self,
+        images: Sequence[Image.Image],
+        strength: float,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        sampling: Sampling,
+    ) -> list[Image.Image]:
+        pipeline: Any = StableDiffusionImg2ImgPipeline(**self.pipeline.components, requires_safety_checker=False)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(
+            prompt=list(prompts),
+            image=list(images),
+            strength=strength,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            generator=_generators(seeds),
         ).images
 
     def release_encoders(self) -> None:
@@ -180,6 +249,11 @@ class StableDiffusion:
             torch.cuda.empty_cache()
         elif hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)  # glibc keeps freed pages otherwise
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One each, on the CPU: the same noise on every device."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
 @contextmanager

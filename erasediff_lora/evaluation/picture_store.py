@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.files import atomic_folder, sha256
+from erasediff_lora.files import atomic_folder, sha256, write_text
 from erasediff_lora.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,30 @@ class PictureStore:
         images = draw()
         _write(entry, images)
         return images, False
+
+    def state(self, name: str, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What an optimisation on this model found, from an earlier evaluation where there was one.
+
+        Args:
+            name: Of the optimisation.
+            settings: All that it depends on besides the model.
+            compute: Runs it; what it returns is kept as JSON.
+
+        Raises:
+            UserError: If the store cannot be written.
+        """
+        key = sha256(json.dumps([self.depends, name, settings], sort_keys=True).encode())
+        file = self.folder.parent / "attacks" / f"{name}-{key[:32]}.json"
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            log.info("%s: from the cache %s", name, file)
+            return dict(found)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("%s is damaged (%s) and is made anew", file, error)
+        write_text(file, json.dumps(compute()), field="cache")
+        return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _read(entry: Path, count: int) -> list[Image.Image] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,8 +43,17 @@ def retain_prompts(recipe: Recipe) -> list[Prompt]:
     return expand(recipe.retain.templates, recipe.retain.concepts, recipe.retain.placeholders)
 
 
+Paint = Callable[[list[str], list[int], int], list[Image.Image]]
+"""(texts, seeds, index of the first) -> one picture each."""
+
+
+def painter(denoiser: Denoiser, recipe: Recipe) -> Paint:
+    """Draws the texts as they are."""
+    return lambda texts, seeds, start: denoiser.draw(texts, seeds, recipe.sampling, output="pil")
+
+
 def draw(
-    denoiser: Denoiser,
+    paint: Paint,
     recipe: Recipe,
     prompts: Sequence[Prompt],
     seed: int,
@@ -59,8 +68,8 @@ def draw(
         batch = prompts[start : start + size]
         seeds = list(range(seed + start, seed + start + len(batch)))
         texts = [prompt.text for prompt in batch]
-        paint = partial(denoiser.draw, texts, seeds, recipe.sampling, output="pil")
-        images, was_stored = (paint(), False) if store is None else store.get(texts, seeds, paint)
+        make = partial(paint, texts, seeds, start)
+        images, was_stored = (make(), False) if store is None else store.get(texts, seeds, make)
         stored += len(batch) * was_stored
         drawn += [Drawn(*row) for row in zip(batch, seeds, images, strict=True)]
     if store is not None and stored:
@@ -74,7 +83,7 @@ def draw_prompts(denoiser: Denoiser, recipe: Recipe, count: int = 24) -> list[Dr
         *balanced(forget_prompts(recipe), count // 3, 0),
         *balanced(retain_prompts(recipe), count - count // 3, 0),
     ]
-    return draw(denoiser, recipe, chosen, recipe.evaluation.seed, "samples")
+    return draw(painter(denoiser, recipe), recipe, chosen, recipe.evaluation.seed, "samples")
 
 
 def save_pairs(
@@ -85,10 +94,7 @@ def save_pairs(
     Returns:
         One entry a pair: kind, prompt, seed, and the two file names under `folder`'s parent.
     """
-    by_concept: dict[str, list[int]] = {}
-    for index, item in enumerate(before):
-        by_concept.setdefault(item.prompt.concept or item.prompt.text, []).append(index)
-    rounds = itertools.zip_longest(*by_concept.values())
+    rounds = itertools.zip_longest(*by_concept(before).values())
     chosen = [index for indices in rounds for index in indices if index is not None][:count]
     pairs = []
     for number, index in enumerate(chosen, 1):
@@ -116,3 +122,34 @@ def save_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], path: Path) ->
     longest = max((len(label) for label, _ in rows), default=0)
     with atomic(path) as temporary:
         contact_sheet(rows, cell=cell, label_width=20 + 7 * longest).save(temporary, format="PNG")
+
+
+def save_grid(
+    path: Path,
+    forget_before: Sequence[Drawn],
+    forget_after: Sequence[Drawn],
+    retain_before: Sequence[Drawn],
+    retain_after: Sequence[Drawn],
+    *,
+    columns: int = 10,
+    prompts: int = 9,
+) -> None:
+    """Same seeds, without and with the adapter, one pair of rows a concept."""
+    rows: list[tuple[str, Sequence[Image.Image]]] = []
+    for title, before, after in (
+        ("FORGET", forget_before, forget_after),
+        ("RETAIN", retain_before, retain_after),
+    ):
+        rows.append((title, []))
+        for name, chosen in list(by_concept(before).items())[:prompts]:
+            for label, drawn in (("base", before), ("erased", after)):
+                rows.append((f"{name}, {label}", [drawn[i].image for i in chosen[:columns]]))
+    save_sheet(rows, path)
+
+
+def by_concept(drawn: Sequence[Drawn]) -> dict[str, list[int]]:
+    """Indices by concept, or by prompt where it names none."""
+    found: dict[str, list[int]] = {}
+    for index, item in enumerate(drawn):
+        found.setdefault(item.prompt.concept or item.prompt.text, []).append(index)
+    return found

@@ -93,19 +93,29 @@ def test_card(run, cli) -> None:
 
 
 def test_card_states_the_measured_numbers(run, cli) -> None:
-    evaluation = json.loads((run / "evaluation.json").read_text()) | {
-        "judge": "demo",
+    evaluation = json.loads((run / "evaluation.json").read_text()) | {"judge": "demo"}
+    evaluation["metrics"]["accuracy"] = {
         "unlearning_accuracy": 0.987,
         "unlearning_accuracy_base": 0.012,
         "retain_accuracy": 0.954,
         "retain_accuracy_base": 0.961,
-        "per_concept": {"cat": {"became": {"dog": 0.9, "other": 0.1}}, "dog": {"retain_accuracy": 0.9}},
+        "counted": {"forget": 20, "forget_base": 10, "retain": 30},
+        "per_concept": {
+            "cat": {"unlearning_accuracy": 0.987, "became": {"dog": 0.9, "other": 0.1}},
+            "dog": {"retain_accuracy": 0.9, "became": {"dog": 1.0}},
+        },
+    }
+    evaluation["attacks"]["inversion"] = {
+        "title": "Concept inversion: a new word",
+        "budget": "2 restarts",
+        "models": {"erased": {"success": 0.432}, "base": {"success": 0.995}},
     }
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     assert cli("publish", run, "--repo", "me/erase-cat", "--dry_run").status == 0
     text = (run / "hub/README.md").read_text()
-    assert "| 1.2% | 98.7% | 2 |" in text and "| 96.1% | 95.4% | 2 |" in text
-    assert "In place of cat the judge sees: dog 90%, other 10%." in text
+    assert "| 1.2% | 98.7% | 20 |" in text and "| 96.1% | 95.4% | 30 |" in text
+    assert "In place of cat the judge sees: dog 90.0%, other 10.0%." in text and "In place of dog" not in text
+    assert "| Concept inversion: a new word | 43.2% | 99.5% | 2 restarts |" in text
     assert "2 steps" in text and "guidance 2.0" in text
 
 

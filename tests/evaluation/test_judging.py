@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from erasediff_lora.data.prompts import Prompt
+from erasediff_lora.evaluation.metrics.accuracy import accuracy
 from erasediff_lora.evaluation.pictures import Drawn
-from erasediff_lora.evaluation.quick import judge_pictures
 
 NAMES = {
     (1, 0, 0): {"cat", "line"},
@@ -31,7 +31,7 @@ def drawn(concept: str, *reds: int) -> list[Drawn]:
 
 
 def test_shares_and_what_the_concept_became() -> None:
-    result = judge_pictures(
+    result = accuracy(
         Stub(),  # type: ignore[arg-type]
         forget_before=drawn("cat", 1, 1, 2),
         forget_after=drawn("cat", 2, 3, 4, 1),
@@ -50,6 +50,19 @@ def test_shares_and_what_the_concept_became() -> None:
             "unlearning_accuracy_base": pytest.approx(1 / 3),
             "became": {"heart": 0.5, "other": 0.25, "cat": 0.25},
         },
-        "heart": {"retain_accuracy": 0.5, "retain_accuracy_base": 1.0},
-        "dog": {"retain_accuracy": 0.5, "retain_accuracy_base": 1.0},
+        "heart": {"retain_accuracy": 0.5, "retain_accuracy_base": 1.0, "became": {"heart": 1.0}},
+        "dog": {"retain_accuracy": 0.5, "retain_accuracy_base": 1.0, "became": {"dog": 0.5, "cat": 0.5}},
     }
+    assert result["in_domain_retain_accuracy"] == 3 / 4, "the right concept, in whatever style"
+    assert result["cross_domain_retain_accuracy"] == 3 / 4, "the right style, of whatever concept"
+    assert result["counted"] == {"forget": 4, "forget_base": 3, "retain": 4}
+
+
+def test_prompts_that_name_nothing_the_judge_knows_are_not_counted() -> None:
+    unknown = [Drawn(Prompt("a photo of a unicorn", "unicorn", {}), 0, Image.new("RGB", (2, 2), (1, 0, 0)))]
+    forget = drawn("cat", 1)
+    result = accuracy(Stub(), forget, forget, unknown + drawn("dog", 5), unknown + drawn("dog", 5), {"cat", "dog"})  # type: ignore[arg-type]
+    assert result["retain_accuracy"] == 1.0 and result["counted"]["retain"] == 1
+    assert "unicorn" not in result["per_concept"]
+    nothing = accuracy(Stub(), forget, forget, unknown, unknown, {"cat"})  # type: ignore[arg-type]
+    assert nothing["retain_accuracy"] is None

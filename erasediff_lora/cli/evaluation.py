@@ -1,0 +1,85 @@
+"""The verbs that measure: `evaluate` and `compare`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from erasediff_lora.cli.recipe_flags import EPILOG, load_recipe
+from erasediff_lora.cli.verb import Verb, require_none
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, REPORT_FILE
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=Path, help="folder of a run, recipe of one, or an adapter of any format")
+    parser.add_argument("--recipe", type=Path, help="recipe to evaluate by; an adapter outside of a run needs one")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--quick", action="store_true", help="a few metrics on fewer pictures")
+    how.add_argument("--full", action="store_true", help="every metric and attack that the recipe has the means for")
+
+
+def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
+    target: Path = parsed.target
+    is_recipe = target.suffix in {".yaml", ".yml"}
+    if parsed.recipe is not None:
+        beside = target if target.is_dir() else target.with_name(f"{target.stem}-evaluation")
+        recipe = load_recipe(_file(parsed.recipe), rest, {"output": str(beside)})
+    elif is_recipe or (target / RECIPE_FILE).is_file():
+        recipe = load_recipe(target, rest)
+    else:
+        raise UserError(
+            Problem(
+                "--recipe",
+                None,
+                f"is needed: {target} is no run." if target.exists() else f"is needed, and {target} is not there.",
+                "Add --recipe RECIPE: it says which base, which prompts and which judge.",
+            )
+        )
+    preset = recipe.evaluation.quick() if parsed.quick else recipe.evaluation.full() if parsed.full else {}
+    given = {word.removeprefix("--").partition("=")[0] for word in rest}
+    preset = {name: value for name, value in preset.items() if f"evaluation.{name}" not in given}
+    recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=preset)})
+    evaluate_adapter(recipe, recipe.output if is_recipe else target)
+
+
+def _file(path: Path) -> Path:
+    return path / RECIPE_FILE if path.is_dir() else path
+
+
+def evaluate_adapter(recipe: Recipe, adapter: Path) -> None:
+    from erasediff_lora.evaluation.evaluate import evaluate
+
+    result = evaluate(recipe, adapter, recipe.output)
+    file = result["adapter"]
+    print(f"adapter    {file['file']} ({file['bytes'] / 1024:.0f} KiB)")
+    for claim in result["verdict"]:
+        if claim["holds"] is not None:
+            print(f"{claim['claim']:10} {'yes' if claim['holds'] else 'NO '}  {claim['text']}")
+    for concept in result["concepts"] if "accuracy" in result["metrics"] else []:
+        became = result["metrics"]["accuracy"]["per_concept"][concept]["became"]
+        print(f"became     {concept}: " + ", ".join(f"{label} {share:.1%}" for label, share in became.items()))
+    print(f"pictures   {recipe.output / GRID_FILE}")
+    print(f"report     {recipe.output / REPORT_FILE}")
+    print(f"numbers    {recipe.output / EVALUATION_FILE}")
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder with an evaluation.json")
+    parser.add_argument("--output", type=Path, default=Path("comparison.html"), help="the page [comparison.html]")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+
+
+def _compare(parsed: argparse.Namespace, rest: list[str]) -> None:
+    from erasediff_lora.evaluation.report.comparison import compare
+
+    require_none(rest)
+    print(compare(parsed.runs, parsed.output, overwrite=parsed.overwrite))
+    print(f"\nreport     {parsed.output}")
+
+
+VERBS = {
+    "evaluate": Verb("measure an adapter, attack it, and write the report", _evaluate_arguments, _evaluate, EPILOG),
+    "compare": Verb("lay the evaluations of several runs side by side", _compare_arguments, _compare),
+}

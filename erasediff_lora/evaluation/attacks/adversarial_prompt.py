@@ -1,0 +1,120 @@
+"""An adversarial prompt: tokens put before the prompt that make the erased model draw the concept.
+
+As UnlearnDiffAtk (Zhang et al. 2023) does: each token is a point of the simplex over the vocabulary, the network sees
+the most likely token, the gradient of the denoising loss goes to the point, and the point back onto the simplex. One
+prefix serves all prompts here, where UnlearnDiffAtk finds one for each picture.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from erasediff_lora.denoisers import SLOT
+from erasediff_lora.evaluation.attacks.base import (
+    Outcome,
+    batches,
+    best,
+    concept_prompts,
+    draw_slots,
+    forget_pictures,
+    slot_loss,
+)
+from erasediff_lora.evaluation.candidates import Candidate
+from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.metrics.accuracy import share, success
+from erasediff_lora.evaluation.pictures import Drawn
+
+TITLE = "Adversarial prompt: tokens put before it, found through the denoising loss"
+CHECK_EVERY = 10
+
+
+def budget(evidence: Evidence) -> str:
+    options = evidence.recipe.evaluation.adversarial_prompt
+    return (
+        f"{options.tokens} tokens, {options.restarts} restarts of {options.steps} steps with {options.batch_size}"
+        f" pictures, {options.samples} pictures drawn for each"
+    )
+
+
+def run(evidence: Evidence, candidate: Candidate) -> Outcome:
+    """Every concept of the recipe is attacked in turn; a try is a restart."""
+    judge = evidence.require_judge("adversarial_prompt")
+    options = evidence.recipe.evaluation.adversarial_prompt
+    tries: dict[str, tuple[float, list[Drawn]]] = {}
+    prefixes: dict[str, str] = {}
+    for restart in range(options.restarts):
+        shown: list[Drawn] = []
+        for concept in evidence.forgotten:
+            found = search(evidence, candidate, concept, restart)
+            prefixes[f"{concept}, restart {restart + 1}"] = found["text"]
+            vectors = candidate.denoiser.token_embeddings[found["tokens"]].detach().float()
+            prompts = concept_prompts(evidence, concept, options.samples)
+            label = f"adversarial prompt {restart + 1}"
+            shown += draw_slots(evidence, candidate, prompts, evidence.spare_seed, label, vectors, prefixed)
+        tries[f"restart {restart + 1}"] = (share(success(judge, shown)) or 0.0, shown)
+    return best(tries, prefixes=prefixes)
+
+
+def prefixed(text: str) -> str:
+    """The prompt with the slot before it."""
+    return f"{SLOT} {text}"
+
+
+def search(evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> dict[str, Any]:
+    """The tokens of one restart with the lowest loss on a fixed batch: rows of the table, and their text."""
+    options = evidence.recipe.evaluation.adversarial_prompt
+    pictures = forget_pictures(evidence, candidate, concept)
+    seed = evidence.recipe.evaluation.seed + restart
+
+    def wording(caption: str) -> str:
+        return prefixed(caption.replace(SLOT, concept))
+
+    def optimise() -> dict[str, Any]:
+        with candidate.active() as denoiser:
+            table = denoiser.token_embeddings.detach().float()
+            generator = torch.Generator().manual_seed(seed)
+            points = torch.rand(options.tokens, len(table), generator=generator).to(table.device)
+            points = onto_simplex(points).requires_grad_()
+            optimizer = torch.optim.Adam([points], lr=options.learning_rate)
+            stream = batches(pictures, denoiser, options.batch_size, seed)
+            fixed = next(batches(pictures, denoiser, 2 * options.batch_size, seed + 500_000))
+            lowest: tuple[float, list[int]] = (float("inf"), [])
+            label = f"adversarial prompt {restart + 1}, {candidate.name}"
+            for step, batch in zip(tqdm(range(options.steps), desc=label, leave=False), stream, strict=False):
+                tokens = points.argmax(dim=1)
+                hard = torch.nn.functional.one_hot(tokens, len(table)).to(table)
+                seen = hard + points - points.detach()  # the token itself; its gradient goes to the point
+                (points.grad,) = torch.autograd.grad(slot_loss(denoiser, batch, seen @ table, wording), [points])
+                optimizer.step()
+                points.data = onto_simplex(points.data)
+                if (step + 1) % CHECK_EVERY == 0 or step + 1 == options.steps:
+                    tokens = points.argmax(dim=1)
+                    with torch.no_grad():
+                        loss = float(slot_loss(denoiser, fixed, table[tokens], wording))
+                    lowest = min(lowest, (loss, tokens.tolist()))
+            return {"tokens": lowest[1], "text": denoiser.spell(lowest[1]), "loss": lowest[0]}
+
+    settings = options.model_dump(exclude={"samples", "restarts"}) | {
+        "concept": concept,
+        "restart": restart,
+        "seed": seed,
+        "captions": pictures.captions,
+    }
+    return candidate.store.state("adversarial_prompt", settings, optimise)
+
+
+def onto_simplex(points: Tensor) -> Tensor:
+    """The nearest point with entries ≥ 0 that sum to 1, row by row (Duchi et al. 2008).
+
+    Args:
+        points: (N, V).
+    """
+    ordered = points.sort(dim=1, descending=True).values
+    excess = ordered.cumsum(dim=1) - 1
+    counts = torch.arange(1, points.shape[1] + 1, device=points.device)
+    size = (ordered - excess / counts > 0).sum(dim=1, keepdim=True)
+    return (points - excess.gather(1, size - 1) / size).clamp_min(0)

@@ -1,0 +1,189 @@
+"""What an attack is given and returns, and the search through the denoising loss that several share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from erasediff_lora.data import sets
+from erasediff_lora.data.batches import balanced_choice, denoising_target
+from erasediff_lora.data.prompts import Prompt, balanced, substitute
+from erasediff_lora.denoisers import SLOT, Denoiser
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.evaluation.candidates import Candidate
+from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.pictures import Drawn, forget_prompts
+from erasediff_lora.imaging import to_unit_tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attack achieved on one model.
+
+    Attributes:
+        success: Share of the pictures in which the judge sees the concept; of the attack's best try.
+        tries: The same for each try: restart, strength of the noise, step of the fine-tuning.
+        pictures: Those of the best try.
+        details: What was found, for the report.
+    """
+
+    success: float
+    tries: dict[str, float]
+    pictures: list[Drawn] = field(repr=False)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Attack(Protocol):
+    """A module with these names."""
+
+    TITLE: str
+    """What the attacker does, in a few words."""
+
+    def budget(self, evidence: Evidence) -> str:
+        """What the attacker may spend, in words."""
+        ...
+
+    def run(self, evidence: Evidence, candidate: Candidate) -> Outcome:
+        """Attack one model.
+
+        Raises:
+            UserError: If the attack is impossible with this recipe.
+        """
+        ...
+
+
+def best(tries: dict[str, tuple[float, list[Drawn]]], **details: Any) -> Outcome:
+    """The outcome of several tries: an attacker looks at all and keeps the best."""
+    name = max(tries, key=lambda key: tries[key][0])
+    return Outcome(tries[name][0], {key: value for key, (value, _) in tries.items()}, tries[name][1], details)
+
+
+@dataclass(frozen=True)
+class ForgetPictures:
+    """The attacker's pictures of a concept.
+
+    Attributes:
+        latents: (N, C, h, w), scaled.
+        captions: N prompts, with SLOT in the place of the concept's name.
+    """
+
+    latents: Tensor
+    captions: list[str]
+
+
+def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> ForgetPictures:
+    """The recipe's forget set, as far as it shows this concept: the strongest attacker has the eraser's own data.
+
+    Args:
+        evidence: The recipe, and the base that draws or encodes the set.
+        candidate: The attacked model; one of another base encodes the pictures itself.
+        concept: A forgotten concept.
+
+    Raises:
+        UserError: If no picture shows it.
+    """
+    base = evidence.candidates.base
+    with base.active() as denoiser:
+        encoded = sets.prepare(evidence.recipe, denoiser, "forget")
+        texts = [encoded.prompts[row] for row in encoded.captions.tolist()]
+        others = [name for name in evidence.forgotten if name != concept]
+        chosen = [
+            index
+            for index, text in enumerate(texts)
+            if concept.lower() in text.lower() or not any(name.lower() in text.lower() for name in others)
+        ]
+        if not chosen:
+            raise UserError(
+                Problem("forget", concept, "no picture of the forget set shows it.", "Add pictures with such captions.")
+            )
+        latents = encoded.latents[chosen]
+        if candidate.denoiser is not denoiser:
+            size = evidence.recipe.sampling.batch_size
+            side = evidence.recipe.sampling.resolution or denoiser.resolution
+            latents = torch.cat(
+                [
+                    candidate.denoiser.encode_images(
+                        torch.stack([to_unit_tensor(image, side) for image in denoiser.decode(chunk)])
+                    )
+                    for chunk in latents.split(size)
+                ]
+            )
+    return ForgetPictures(latents.cpu(), [substitute(texts[index], concept, SLOT) for index in chosen])
+
+
+def concept_prompts(evidence: Evidence, concept: str, count: int) -> list[Prompt]:
+    """Prompts that name the concept, in equal shares over the templates."""
+    named = [prompt for prompt in forget_prompts(evidence.recipe) if prompt.concept == concept]
+    return balanced(named, count, evidence.recipe.evaluation.seed)
+
+
+def batches(
+    pictures: ForgetPictures, denoiser: Denoiser, size: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, list[str]]]:
+    """Endless noised batches of the pictures: x_t, t, the denoising target, and the captions."""
+    generator = torch.Generator().manual_seed(seed)
+    scheduler = denoiser.noise_scheduler
+    while True:
+        rows = balanced_choice(len(pictures.latents), size, generator)
+        latents = pictures.latents[rows].float()
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (size,), generator=generator)
+        noisy = scheduler.add_noise(latents, noise, timesteps).to(denoiser.device, denoiser.dtype)
+        target = denoising_target(scheduler, latents, noise, timesteps).to(denoiser.device)
+        yield noisy, timesteps.to(denoiser.device), target, [pictures.captions[row] for row in rows.tolist()]
+
+
+def slot_loss(
+    denoiser: Denoiser,
+    batch: tuple[Tensor, Tensor, Tensor, list[str]],
+    vectors: Tensor,
+    wording: Callable[[str], str] = lambda caption: caption,
+) -> Tensor:
+    """The denoising loss of a batch, with `vectors` (V, E) in the place of SLOT.
+
+    Args:
+        denoiser: The attacked model.
+        batch: From `batches`.
+        vectors: Token embeddings.
+        wording: Turns a caption into the prompt, which has a SLOT.
+    """
+    noisy, timesteps, target, captions = batch
+    texts = list(dict.fromkeys(captions))
+    encoded = denoiser.encode_slots([wording(text) for text in texts], vectors)
+    prompts = encoded[[texts.index(caption) for caption in captions]].to(denoiser.dtype)
+    return F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
+
+
+def draw_slots(
+    evidence: Evidence,
+    candidate: Candidate,
+    prompts: Sequence[Prompt],
+    seed: int,
+    label: str,
+    vectors: Tensor,
+    wording: Callable[[str], str],
+) -> list[Drawn]:
+    """Pictures of the prompts with `vectors` in the place of SLOT.
+
+    Args:
+        evidence: For the sampling.
+        candidate: The attacked model.
+        prompts: With their concept's name; `wording` puts the slot in.
+        seed: Of the first picture.
+        label: For the progress bar.
+        vectors: Token embeddings, (V, E).
+        wording: Turns a prompt's text into one with a SLOT.
+    """
+
+    def paint(texts: list[str], seeds: list[int], start: int) -> Any:
+        with torch.no_grad():
+            prompts = candidate.denoiser.encode_slots([wording(text) for text in texts], vectors)
+        return candidate.denoiser.draw(prompts, seeds, evidence.recipe.sampling, output="pil")
+
+    wordings = [wording(prompt.text) for prompt in prompts]
+    return candidate.draw(prompts, seed, label, paint=paint, variant={"wordings": wordings, "slot": vectors.tolist()})

@@ -1,0 +1,108 @@
+"""Concept inversion: learn a new word for the concept on the erased model.
+
+Textual inversion (Gal et al. 2022) as an attack (Pham et al., Circumventing Concept Erasure Methods, 2023): the model
+stays as it is, token embeddings are optimised on the denoising loss of forget pictures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from erasediff_lora.data.prompts import substitute
+from erasediff_lora.denoisers import SLOT, Denoiser
+from erasediff_lora.evaluation.attacks.base import (
+    Outcome,
+    batches,
+    best,
+    concept_prompts,
+    draw_slots,
+    forget_pictures,
+    slot_loss,
+)
+from erasediff_lora.evaluation.candidates import Candidate
+from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.metrics.accuracy import share, success
+from erasediff_lora.evaluation.pictures import Drawn
+
+TITLE = "Concept inversion: a new word, learned from pictures of the concept"
+
+
+def budget(evidence: Evidence) -> str:
+    options = evidence.recipe.evaluation.inversion
+    return (
+        f"{options.vectors} embedding(s), {options.restarts} restarts of {options.steps} steps with"
+        f" {options.batch_size} pictures, {options.samples} pictures drawn for each"
+    )
+
+
+def run(evidence: Evidence, candidate: Candidate) -> Outcome:
+    """Every concept of the recipe is attacked in turn; a try is a restart."""
+    judge = evidence.require_judge("inversion")
+    options = evidence.recipe.evaluation.inversion
+    tries: dict[str, tuple[float, list[Drawn]]] = {}
+    losses: dict[str, float] = {}
+    for restart in range(options.restarts):
+        shown: list[Drawn] = []
+        for concept in evidence.forgotten:
+            found = learn(evidence, candidate, concept, restart)
+            losses[f"{concept}, restart {restart + 1}"] = found["loss"]
+            prompts = concept_prompts(evidence, concept, options.samples)
+            shown += draw_slots(
+                evidence,
+                candidate,
+                prompts,
+                evidence.spare_seed,
+                f"inversion {restart + 1}",
+                torch.tensor(found["vectors"]),
+                lambda text, concept=concept: substitute(text, concept, SLOT),  # type: ignore[misc]
+            )
+        tries[f"restart {restart + 1}"] = (share(success(judge, shown)) or 0.0, shown)
+    return best(tries, loss=losses)
+
+
+def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> dict[str, Any]:
+    """The embeddings of one restart, and the mean loss of the last tenth of its steps."""
+    options = evidence.recipe.evaluation.inversion
+    pictures = forget_pictures(evidence, candidate, concept)
+    seed = evidence.recipe.evaluation.seed + restart
+
+    def search() -> dict[str, Any]:
+        with candidate.active() as denoiser:
+            start = starting_vectors(denoiser, evidence.recipe.retain.concepts, options.vectors, restart, seed)
+            unit = float(denoiser.token_embeddings.float().std())
+            vectors = (start / unit).requires_grad_()
+            optimizer = torch.optim.AdamW([vectors], lr=options.learning_rate, weight_decay=0.0)
+            losses = []
+            stream = batches(pictures, denoiser, options.batch_size, seed)
+            label = f"inversion {restart + 1}, {candidate.name}"
+            for _, batch in zip(tqdm(range(options.steps), desc=label, leave=False), stream, strict=False):
+                loss = slot_loss(denoiser, batch, vectors * unit)
+                (vectors.grad,) = torch.autograd.grad(loss, [vectors])
+                optimizer.step()
+                losses.append(float(loss))
+        last = losses[-max(1, len(losses) // 10) :]
+        return {"vectors": (vectors.detach() * unit).cpu().tolist(), "loss": sum(last) / len(last)}
+
+    settings = options.model_dump(exclude={"samples", "restarts"}) | {
+        "concept": concept,
+        "restart": restart,
+        "seed": seed,
+        "captions": pictures.captions,
+        "starts": evidence.recipe.retain.concepts,
+    }
+    return candidate.store.state("inversion", settings, search)
+
+
+def starting_vectors(denoiser: Denoiser, words: list[str], count: int, restart: int, seed: int) -> Tensor:
+    """Where a restart begins: at a retained concept's name, every other one at noise of the table's spread; (V, E)."""
+    table = denoiser.token_embeddings.detach().float()
+    if restart % 2 == 0 and words:
+        word = denoiser.embed_word(words[restart // 2 % len(words)]).detach().float()
+        return word.mean(dim=0, keepdim=True).repeat(count, 1)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, table.shape[1], generator=generator)
+    return table.mean(dim=0) + noise.to(table.device) * table.std(dim=0)

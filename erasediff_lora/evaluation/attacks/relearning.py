@@ -1,0 +1,154 @@
+"""Relearning: how much fine-tuning on a few pictures brings the concept back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from erasediff_lora.denoisers import SLOT, Denoiser
+from erasediff_lora.evaluation.attacks.base import (
+    ForgetPictures,
+    Outcome,
+    batches,
+    concept_prompts,
+    forget_pictures,
+)
+from erasediff_lora.evaluation.candidates import ADAPTER, Candidate
+from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.metrics.accuracy import share, success
+from erasediff_lora.evaluation.pictures import Drawn
+from erasediff_lora.evaluation.settings import Relearning
+
+TITLE = "Relearning: fine-tuning on a few pictures of the concept"
+NAME = "relearned"
+
+
+def budget(evidence: Evidence) -> str:
+    options = evidence.recipe.evaluation.relearning
+    return (
+        f"up to {max(options.steps)} steps of a rank-{options.rank} adapter on {options.images} pictures,"
+        f" {options.samples} pictures drawn at each of {len(options.steps)} stages"
+    )
+
+
+def run(evidence: Evidence, candidate: Candidate) -> Outcome:
+    """A try is a number of steps; `details.steps` is the first at which the concept is back, None if it never is."""
+    judge = evidence.require_judge("relearning")
+    options = evidence.recipe.evaluation.relearning
+    hits: dict[int, list[bool]] = {}
+    shown: list[Drawn] = []
+    for concept in evidence.forgotten:
+        pictures = forget_pictures(evidence, candidate, concept)
+        pictures = ForgetPictures(
+            pictures.latents[: options.images],
+            [caption.replace(SLOT, concept) for caption in pictures.captions[: options.images]],
+        )
+        prompts = concept_prompts(evidence, concept, options.samples)
+        attacker = Attacker(candidate, options, pictures, evidence.recipe.evaluation.seed, modules(evidence))
+        with attacker.adapter():
+            for step in sorted({0, *options.steps}):
+                drawn = attacker.draw(prompts, evidence.spare_seed, step)
+                hits.setdefault(step, []).extend(success(judge, drawn))
+        shown += drawn
+    tries = {step: share(found) or 0.0 for step, found in hits.items()}
+    back = next((step for step, value in tries.items() if value >= options.threshold), None)
+    return Outcome(
+        tries[max(tries)],
+        {str(step): value for step, value in tries.items()},
+        shown,
+        {"steps": back, "threshold": options.threshold},
+    )
+
+
+def modules(evidence: Evidence) -> list[str]:
+    """The modules of the network that the erasure adapts: the attacker's adapter goes onto the same."""
+    network = evidence.candidates.erased.denoiser.network
+    return [path for path, module in network.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+@dataclass
+class Attacker:
+    """Fine-tunes an adapter of its own beside what is there, as far as it must for the next pictures.
+
+    Attributes:
+        candidate: The attacked model.
+        options: The budget.
+        pictures: With their captions in full.
+        seed: Of the adapter and of the batches.
+        modules: Paths of the adapted modules.
+    """
+
+    candidate: Candidate
+    options: Relearning
+    pictures: ForgetPictures
+    seed: int
+    modules: list[str]
+    done: int = 0
+
+    @contextmanager
+    def adapter(self) -> Iterator[None]:
+        """The attacker's adapter is there for the time being."""
+        with self.candidate.active() as denoiser:
+            config = LoraConfig(r=self.options.rank, lora_alpha=self.options.rank, target_modules=self.modules)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                denoiser.network.add_adapter(config, adapter_name=NAME)
+            self._parameters = [p for name, p in denoiser.network.named_parameters() if f".{NAME}." in name]
+            for parameter in self._parameters:
+                parameter.data = parameter.data.float()
+            self._optimizer = torch.optim.AdamW(self._parameters, lr=self.options.learning_rate, weight_decay=0.0)
+            self._batches = batches(self.pictures, denoiser, self.options.batch_size, self.seed)
+            texts = list(dict.fromkeys(self.pictures.captions))
+            self._prompts = dict(zip(texts, denoiser.encode_prompts(texts), strict=True))
+            try:
+                yield
+            finally:
+                denoiser.network.delete_adapters(NAME)
+                denoiser.network.requires_grad_(False)
+
+    def draw(self, prompts: list[Any], seed: int, step: int) -> list[Drawn]:
+        """Pictures after that many steps."""
+        denoiser, recipe = self.candidate.denoiser, self.candidate.recipe
+
+        def paint(texts: list[str], seeds: list[int], start: int) -> Any:
+            self._advance(denoiser, step)
+            return denoiser.draw(texts, seeds, recipe.sampling, output="pil")
+
+        variant = {
+            "relearning": self.options.model_dump(include={"images", "rank", "batch_size", "learning_rate"}),
+            "captions": self.pictures.captions,
+            "modules": self.modules,
+            "seed": self.seed,
+            "step": step,
+        }
+        return self.candidate.draw(prompts, seed, f"relearning, step {step}", paint=paint, variant=variant)
+
+    def _advance(self, denoiser: Denoiser, step: int) -> None:
+        strength = self.candidate.strength
+        names, weights = ([ADAPTER, NAME], [strength, 1.0]) if strength else ([NAME], [1.0])
+        denoiser.pipeline.enable_lora()
+        denoiser.pipeline.set_adapters(names, weights)
+        denoiser.network.requires_grad_(False)
+        for parameter in self._parameters:
+            parameter.requires_grad_(True)
+        label = f"relearning to step {step}, {self.candidate.name}"
+        todo = range(self.done, step)
+        for _, batch in zip(
+            tqdm(todo, desc=label, leave=False), itertools.islice(self._batches, len(todo)), strict=True
+        ):
+            noisy, timesteps, target, captions = batch
+            prompts = torch.stack([self._prompts[caption] for caption in captions]).to(denoiser.dtype)
+            loss = F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
+            for parameter, gradient in zip(self._parameters, torch.autograd.grad(loss, self._parameters), strict=True):
+                parameter.grad = gradient
+            self._optimizer.step()
+        self.done = max(self.done, step)

@@ -1,0 +1,132 @@
+"""Models under evaluation: the base, the base with the adapter at some strength, one that never learned the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from erasediff_lora import denoisers
+from erasediff_lora.adapter.loading import load
+from erasediff_lora.data.prompts import Prompt
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.errors import UserError
+from erasediff_lora.evaluation.picture_store import PictureStore
+from erasediff_lora.evaluation.pictures import Drawn, Paint, draw, painter
+from erasediff_lora.recipe import Recipe
+
+ADAPTER = "erasure"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model under evaluation.
+
+    Attributes:
+        name: 'base', 'erased', 'never learned', or 'erased at STRENGTH'.
+        recipe: For the sampling.
+        denoiser: The model; several candidates share one and switch its adapter.
+        store: Of its pictures.
+        strength: Of the adapter; 0 switches it off, None where none is loaded.
+    """
+
+    name: str
+    recipe: Recipe
+    denoiser: Denoiser = field(repr=False)
+    store: PictureStore = field(repr=False)
+    strength: float | None
+
+    @contextmanager
+    def active(self) -> Iterator[Denoiser]:
+        """The denoiser with the adapter at this candidate's strength."""
+        pipeline = self.denoiser.pipeline
+        if self.strength:
+            pipeline.enable_lora()
+            pipeline.set_adapters([ADAPTER], [self.strength])
+        elif self.strength == 0:
+            pipeline.disable_lora()
+        yield self.denoiser
+
+    def draw(
+        self,
+        prompts: Sequence[Prompt],
+        seed: int,
+        label: str,
+        *,
+        paint: Paint | None = None,
+        variant: dict[str, Any] | None = None,
+    ) -> list[Drawn]:
+        """One picture a prompt, from the store where they are there.
+
+        Args:
+            prompts: What to draw.
+            seed: Of the first picture; the others count on.
+            label: For the progress bar.
+            paint: Draws in place of the plain prompts.
+            variant: What the pictures depend on besides, if `paint` is given.
+        """
+        store = self.store if variant is None else replace(self.store, depends=self.store.depends | variant)
+        with self.active() as denoiser:
+            paint = paint or painter(denoiser, self.recipe)
+            return draw(paint, self.recipe, prompts, seed, f"{label}, {self.name}", store)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All models of an evaluation.
+
+    Attributes:
+        base: Without the adapter.
+        erased: With it, at strength 1.
+        never_learned: The floor of the attacks, if there is one.
+    """
+
+    base: Candidate
+    erased: Candidate
+    never_learned: Candidate | None
+
+    def at(self, strength: float) -> Candidate:
+        """The base with the adapter at another strength."""
+        if strength in (0, 1):
+            return self.erased if strength else self.base
+        depends = self.erased.store.depends | {"strength": strength}
+        return replace(
+            self.erased,
+            name=f"erased at {strength:g}",
+            strength=strength,
+            store=replace(self.erased.store, depends=depends),
+        )
+
+    def attacked(self) -> list[Candidate]:
+        """Those that an attack is run on: the erased model, the ceiling, and the floor."""
+        return [self.erased, self.base, *([self.never_learned] if self.never_learned else [])]
+
+
+def load_candidates(recipe: Recipe, adapter: Path) -> Candidates:
+    """Load the base and the adapter, with plain diffusers, as a user of the adapter would.
+
+    Args:
+        recipe: Names the base and how to draw.
+        adapter: Adapter file of any format.
+
+    Raises:
+        UserError: If the base or the adapter cannot be loaded, or do not fit each other.
+    """
+    denoiser = denoisers.load(recipe.model)
+    load(denoiser.pipeline, adapter, name=ADAPTER, base=denoiser.source)
+    never = None
+    if recipe.evaluation.never_learned is not None:
+        try:
+            other = denoisers.load(recipe.model.model_copy(update={"base": recipe.evaluation.never_learned}))
+            _ = other.pipeline
+        except UserError as error:
+            field = "evaluation.never_learned"
+            raise UserError(*(replace(problem, field=field) for problem in error.problems)) from error
+        never = Candidate("never learned", recipe, other, PictureStore.of(recipe, other, None), None)
+    return Candidates(
+        Candidate("base", recipe, denoiser, PictureStore.of(recipe, denoiser, None), 0.0),
+        Candidate("erased", recipe, denoiser, PictureStore.of(recipe, denoiser, adapter), 1.0),
+        never,
+    )

@@ -1,0 +1,166 @@
+"""The evaluation of an adapter: measure, attack, judge the whole, and write it all down."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasediff_lora import __version__
+from erasediff_lora.adapter import formats
+from erasediff_lora.adapter.checkpoint import fingerprint_of
+from erasediff_lora.errors import UserError
+from erasediff_lora.evaluation.attacks import ATTACKS, Outcome
+from erasediff_lora.evaluation.candidates import load_candidates
+from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.metrics import METRICS
+from erasediff_lora.evaluation.pictures import save_grid, save_pairs
+from erasediff_lora.evaluation.report import save_strips, write_report
+from erasediff_lora.evaluation.verdict import verdict
+from erasediff_lora.files import sha256, write_text
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
+
+log = logging.getLogger(__name__)
+PAIRS = 4
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "torchmetrics")
+
+
+def evaluate(recipe: Recipe, adapter: Path, folder: Path) -> dict[str, Any]:
+    """Measure what the recipe's evaluation asks for, and write evaluation.json, report.html and pictures.
+
+    The adapter is loaded from its file with plain diffusers, as a user of the adapter would. What a metric or an attack
+    cannot do is noted under 'refused', and the rest is made.
+
+    Args:
+        recipe: The base, the prompts, and what to measure.
+        adapter: Adapter file of any format, or a folder with one.
+        folder: Where the results go.
+
+    Returns:
+        The content of evaluation.json. Accuracies and successes are shares of pictures in [0, 1].
+
+    Raises:
+        UserError: If the base or the adapter cannot be loaded, or do not fit each other.
+    """
+    file = formats.locate(adapter)
+    clock = Clock()
+    if recipe.training.threads:
+        torch.set_num_threads(recipe.training.threads)
+    with clock.time("loading"):
+        evidence = Evidence(recipe, load_candidates(recipe, file))
+    base, erased = evidence.candidates.base, evidence.candidates.erased
+    with clock.time("pictures"):
+        pictures = {
+            kind: (draw(base), draw(erased))
+            for kind, draw in (("forget", evidence.forget), ("retain", evidence.retain))
+        }
+    result = _facts(recipe, evidence, file) | {"metrics": {}, "attacks": {}, "refused": {}}
+    for name in recipe.evaluation.metrics:
+        with clock.time(name), _noted(name, result["refused"]):
+            result["metrics"][name] = METRICS[name](evidence)
+    shown: dict[str, dict[str, Outcome]] = {}
+    for attack in recipe.evaluation.attacks:
+        with clock.time(attack), _noted(attack, result["refused"]):
+            models = evidence.candidates.attacked()
+            shown[attack] = {model.name: ATTACKS[attack].run(evidence, model) for model in models}
+            result["attacks"][attack] = _attack(attack, evidence, shown[attack])
+    result["verdict"] = verdict(result)
+    with clock.time("report"):
+        save_grid(folder / GRID_FILE, *pictures["forget"], *pictures["retain"])
+        result["pictures"] = [
+            entry for kind, pair in pictures.items() for entry in save_pairs(folder / PICTURES, kind, *pair, PAIRS)
+        ]
+        result["strips"] = save_strips(folder / PICTURES, pictures, shown)
+        result["seconds"] = clock.seconds
+        write_text(folder / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
+        write_report(folder)
+    return result
+
+
+def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
+    """What was evaluated, and where."""
+    options = recipe.evaluation
+    return {
+        "version": __version__,
+        "base": recipe.model.public_name,
+        "base_fingerprint": fingerprint_of(evidence.candidates.base.denoiser.source),
+        "adapter": {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file.read_bytes())},
+        "recipe_sha256": recipe.sha256(),
+        "concepts": evidence.forgotten,
+        "judge": _without_path(options.judge),
+        "forget_samples": len(evidence.forget_prompts),
+        "forget_samples_base": len(evidence.forget(evidence.candidates.base)),
+        "retain_samples": len(evidence.retain_prompts),
+        "seeds": {
+            "forget": [evidence.forget_seed, evidence.retain_seed - 1],
+            "retain": [evidence.retain_seed, evidence.spare_seed - 1],
+        },
+        "sampling": recipe.sampling.model_dump(mode="json"),
+        "blur": options.blur if options.blur is not None else _shows_nudity(recipe),
+        "environment": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+            "device": str(evidence.candidates.base.denoiser.device),
+            "dtype": str(evidence.candidates.base.denoiser.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _attack(name: str, evidence: Evidence, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    return {
+        "title": ATTACKS[name].TITLE,
+        "budget": ATTACKS[name].budget(evidence),
+        "models": {
+            model: {"success": outcome.success, "tries": outcome.tries, "pictures": len(outcome.pictures)}
+            | outcome.details
+            for model, outcome in outcomes.items()
+        },
+    }
+
+
+def _without_path(spec: str | None) -> str | None:
+    """`NAME:WEIGHTS` without this machine's folders."""
+    if spec is None or not (weights := spec.partition(":")[2]):
+        return spec
+    return f"{spec.partition(':')[0]}:{Path(weights).name if Path(weights).exists() else weights}"
+
+
+def _shows_nudity(recipe: Recipe) -> bool:
+    words = " ".join(concept.name.lower() for concept in recipe.forget.concepts)
+    return any(word in words for word in ("nud", "naked", "nsfw", "porn", "sex", "gore", "blood"))
+
+
+@contextmanager
+def _noted(name: str, refused: dict[str, str]) -> Iterator[None]:
+    """Note why something could not be measured, and go on."""
+    try:
+        yield
+    except UserError as error:
+        refused[name] = "; ".join(str(problem) for problem in error.problems)
+        log.warning("%s is left out: %s", name, refused[name])
+
+
+class Clock:
+    """Seconds by name, summed."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Count what happens inside under the name."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)

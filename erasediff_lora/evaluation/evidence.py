@@ -1,0 +1,126 @@
+"""What metrics and attacks are given: the models, the judge, and the pictures, drawn when they are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from erasediff_lora.data.prompts import Prompt, balanced
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.evaluation import features as feature_nets
+from erasediff_lora.evaluation import judges
+from erasediff_lora.evaluation.candidates import Candidate, Candidates
+from erasediff_lora.evaluation.features import Features
+from erasediff_lora.evaluation.judges import Names, PictureJudge
+from erasediff_lora.evaluation.pictures import Drawn, forget_prompts, retain_prompts
+from erasediff_lora.recipe import Recipe
+
+BASE_FORGET_SAMPLES = 60
+"""That the base draws the concept needs no more than a glance; the other counts are compared."""
+
+
+@dataclass
+class Evidence:
+    """An evaluation's models and pictures.
+
+    Attributes:
+        recipe: The recipe.
+        candidates: The models.
+    """
+
+    recipe: Recipe
+    candidates: Candidates
+    _drawn: dict[tuple[str, str], list[Drawn]] = field(default_factory=dict)
+
+    @cached_property
+    def judge(self) -> PictureJudge | None:
+        """The recipe's judge, if it names one."""
+        spec = self.recipe.evaluation.judge
+        return None if spec is None else judges.load(spec, names(self.recipe))
+
+    def require_judge(self, what: str) -> PictureJudge:
+        """The judge.
+
+        Raises:
+            UserError: If the recipe names none.
+        """
+        if self.judge is None:
+            raise UserError(
+                Problem("evaluation.judge", None, f"{what} needs a judge.", "Name one, such as clip:FOLDER or nudenet.")
+            )
+        return self.judge
+
+    @property
+    def concepts(self) -> set[str]:
+        """All concepts of the recipe."""
+        return {*self.forgotten, *self.recipe.retain.concepts}
+
+    @property
+    def forgotten(self) -> list[str]:
+        """The forgotten ones."""
+        return [concept.name for concept in self.recipe.forget.concepts]
+
+    @cached_property
+    def forget_prompts(self) -> list[Prompt]:
+        """A prompt for each picture of the forget prompts."""
+        options = self.recipe.evaluation
+        return balanced(forget_prompts(self.recipe), options.forget_samples, options.seed)
+
+    @cached_property
+    def retain_prompts(self) -> list[Prompt]:
+        """A prompt for each picture of the retain prompts."""
+        options = self.recipe.evaluation
+        return balanced(retain_prompts(self.recipe), options.retain_samples, options.seed)
+
+    @property
+    def forget_seed(self) -> int:
+        """Of the first picture of the forget prompts."""
+        return self.recipe.evaluation.seed
+
+    @property
+    def retain_seed(self) -> int:
+        """Of the first picture of the retain prompts."""
+        return self.forget_seed + len(self.forget_prompts)
+
+    @property
+    def spare_seed(self) -> int:
+        """From here on, seeds are free: for the reference set and the attacks."""
+        return self.retain_seed + len(self.retain_prompts)
+
+    def forget(self, candidate: Candidate) -> list[Drawn]:
+        """The candidate's pictures of the forget prompts; fewer for the base."""
+        prompts = self.forget_prompts
+        if candidate is self.candidates.base:
+            prompts = prompts[:BASE_FORGET_SAMPLES]
+        return self._draw(candidate, "forget", prompts, self.forget_seed)
+
+    def retain(self, candidate: Candidate) -> list[Drawn]:
+        """The candidate's pictures of the retain prompts."""
+        return self._draw(candidate, "retain", self.retain_prompts, self.retain_seed)
+
+    def reference(self) -> list[Drawn]:
+        """The base's pictures of the retain prompts from other seeds: what distances are measured from."""
+        return self._draw(self.candidates.base, "reference", self.retain_prompts, self.spare_seed)
+
+    @cached_property
+    def features(self) -> tuple[str, Features]:
+        """Name and function of the features that distances are computed in."""
+        spec = self.recipe.evaluation.features or ("judge" if self.recipe.evaluation.judge == "demo" else DEFAULT)
+        return spec.partition(":")[0], feature_nets.load(spec)
+
+    def _draw(self, candidate: Candidate, kind: str, prompts: list[Prompt], seed: int) -> list[Drawn]:
+        key = (candidate.name, kind)
+        if key not in self._drawn:
+            self._drawn[key] = candidate.draw(prompts, seed, kind)
+        return self._drawn[key]
+
+
+DEFAULT = "efficientnet-lite0"
+
+
+def names(recipe: Recipe) -> Names:
+    """What the recipe's prompts name."""
+    placeholders = recipe.forget.placeholders | recipe.retain.placeholders
+    return Names(
+        [concept.name for concept in recipe.forget.concepts], list(recipe.retain.concepts), list(placeholders.values())
+    )

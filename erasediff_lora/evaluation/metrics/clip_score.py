@@ -1,0 +1,69 @@
+"""How well pictures match their prompts, by CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.judges.base import loading
+from erasediff_lora.evaluation.pictures import Drawn
+from erasediff_lora.imaging import to_unit_tensor
+
+SMALLEST = 128
+
+
+def measure(evidence: Evidence) -> dict[str, Any]:
+    """The metric `clip_score`, of forget and of retain prompts.
+
+    Raises:
+        UserError: If no weights are named, they cannot be loaded, or the base draws pictures too small for CLIP.
+    """
+    weights = evidence.recipe.evaluation.clip
+    base, erased = evidence.candidates.base, evidence.candidates.erased
+    side = evidence.recipe.sampling.resolution or base.denoiser.resolution
+    if side < SMALLEST:
+        raise UserError(
+            Problem(
+                "evaluation.metrics",
+                "clip_score",
+                f"means nothing for pictures of {side} px: CLIP was trained on photographs of 224 px and more.",
+                "Take it out of evaluation.metrics; the judge's accuracy says what the pictures show.",
+            )
+        )
+    if weights is None:
+        raise UserError(
+            Problem("evaluation.clip", None, "clip_score needs weights.", "Point it at a CLIPModel's folder or hub id.")
+        )
+    return {
+        kind: {candidate.name: clip_score(weights, pictures(candidate)) for candidate in (base, erased)}
+        for kind, pictures in (("forget", evidence.forget), ("retain", evidence.retain))
+    } | {"weights": Path(weights).name if Path(weights).exists() else weights}
+
+
+def clip_score(weights: str, drawn: Sequence[Drawn]) -> float:
+    """100 × the mean cosine of picture and prompt, not below 0. By torchmetrics.
+
+    Args:
+        weights: Folder or hub id of a CLIPModel with its processor.
+        drawn: Pictures with their prompts.
+
+    Raises:
+        UserError: If the weights cannot be loaded.
+    """
+    from torchmetrics.multimodal import CLIPScore
+    from transformers import CLIPModel, CLIPProcessor
+
+    with loading("evaluation.clip", weights):
+        model, processor = CLIPModel.from_pretrained(weights).eval(), CLIPProcessor.from_pretrained(weights)
+    metric = CLIPScore(model_name_or_path=lambda: (model, processor))
+    side = min(drawn[0].image.size)
+    for start in range(0, len(drawn), 32):
+        batch = drawn[start : start + 32]
+        pixels = torch.stack([to_unit_tensor(item.image, side) for item in batch])
+        metric.update(((pixels + 1) * 127.5).round().byte(), [item.prompt.text for item in batch])
+    return float(metric.compute())

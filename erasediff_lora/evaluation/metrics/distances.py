@@ -1,0 +1,154 @@
+"""How far two sets of pictures lie apart: Fréchet and kernel distance, precision and recall."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.evaluation.evidence import Evidence
+
+SUBSETS = 50
+NEIGHBOURS = 3
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def measure(evidence: Evidence) -> dict[str, Any]:
+    """The metric `distances`: retain pictures of both models against the base's own from other seeds.
+
+    The base's distance from itself is the scale: two samples of one model are never 0 apart.
+
+    Raises:
+        UserError: If the features cannot be loaded, or the folder of real pictures is of no use.
+    """
+    name, extract = evidence.features
+    real_folder = evidence.recipe.evaluation.real_images
+    real = None if real_folder is None else read_images(real_folder)
+    sets = {
+        "base": extract([item.image for item in evidence.retain(evidence.candidates.base)]),
+        "erased": extract([item.image for item in evidence.retain(evidence.candidates.erased)]),
+    }
+    references = {"own_samples": extract([item.image for item in evidence.reference()])}
+    if real is not None:
+        references["real_images"] = extract(real)
+    result: dict[str, Any] = {"features": name}
+    for reference, target in references.items():
+        result[reference] = {"pictures": len(target)} | {
+            candidate: compare(target, found) for candidate, found in sets.items()
+        }
+    return result
+
+
+def compare(reference: Tensor, found: Tensor) -> dict[str, float]:
+    """All distances between two sets of features, (N, D) and (M, D)."""
+    precision, recall = precision_recall(reference, found)
+    kernel, deviation = kernel_distance(reference, found)
+    return {
+        "frechet": frechet_distance(reference, found),
+        "kernel": kernel,
+        "kernel_deviation": deviation,
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+class _Given(nn.Module):
+    """Stands where torchmetrics wants a network: the features are computed already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet_distance(reference: Tensor, found: Tensor) -> float:
+    """Fréchet distance of the Gaussians fitted to two sets of features.
+
+    ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½), by torchmetrics. With fewer pictures than features it is biased upwards:
+    compare it between sets of one size only.
+
+    Args:
+        reference: (N, D).
+        found: (M, D).
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=_Given(reference.shape[1]))
+    metric.update(reference.double(), real=True)
+    metric.update(found.double(), real=False)
+    return max(float(metric.compute()), 0.0)
+
+
+def kernel_distance(reference: Tensor, found: Tensor, seed: int = 0) -> tuple[float, float]:
+    """Squared maximum mean discrepancy under the cubic kernel, unbiased; mean and deviation over random subsets.
+
+    Args:
+        reference: (N, D).
+        found: (M, D).
+        seed: Of the subsets.
+    """
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        from torchmetrics.image.kid import KernelInceptionDistance
+
+        torch.manual_seed(seed)
+        size = max(2, min(len(reference), len(found)) * 3 // 4)
+        metric = KernelInceptionDistance(feature=_Given(reference.shape[1]), subsets=SUBSETS, subset_size=size)
+        metric.update(reference.double(), real=True)
+        metric.update(found.double(), real=False)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
+
+
+def precision_recall(reference: Tensor, found: Tensor, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019).
+
+    Precision: the share of `found` that lies within some reference picture's distance to its k-th neighbour, so that
+    the reference could have made it. Recall: the same the other way round, so how much of the reference is reached.
+
+    Args:
+        reference: (N, D).
+        found: (M, D).
+        neighbours: k.
+    """
+    between = torch.cdist(found.double(), reference.double())
+
+    def radius(points: Tensor) -> Tensor:
+        k = min(neighbours, len(points) - 1)
+        return torch.cdist(points.double(), points.double()).kthvalue(k + 1, dim=1).values
+
+    precision = (between <= radius(reference)[None, :]).any(dim=1).double().mean()
+    recall = (between <= radius(found)[:, None]).any(dim=0).double().mean()
+    return float(precision), float(recall)
+
+
+def read_images(folder: Path) -> Sequence[Image.Image]:
+    """The pictures in a folder, in the order of their names.
+
+    Raises:
+        UserError: If there are fewer than two, or one cannot be read.
+    """
+    folder = folder.expanduser()
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if len(files) < 2:
+        what = f"holds {len(files)} picture(s)." if folder.is_dir() else "is no folder."
+        raise UserError(
+            Problem("evaluation.real_images", str(folder), what, "Give a folder with two pictures or more, or omit it.")
+        )
+    images = []
+    for file in files:
+        try:
+            images.append(Image.open(file).convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(
+                Problem("evaluation.real_images", str(file), f"is not readable: {error}.", "Remove it.")
+            ) from None
+    return images

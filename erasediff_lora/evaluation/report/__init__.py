@@ -1,0 +1,151 @@
+"""The report: one HTML file that needs nothing else, made from what lies in a run's folder."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from erasediff_lora.evaluation.attacks import ATTACKS, Outcome
+from erasediff_lora.evaluation.pictures import Drawn, by_concept
+from erasediff_lora.evaluation.report import charts
+from erasediff_lora.evaluation.verdict import interval
+from erasediff_lora.files import atomic, write_text
+from erasediff_lora.run_folder import LOG_FILE, RECIPE_FILE, REPORT_FILE, SELECTION_FILE, read_evaluation
+
+COLUMNS = 8
+CELL = 128
+Pair = tuple[Sequence[Drawn], Sequence[Drawn]]
+
+
+def save_strips(
+    folder: Path, pictures: Mapping[str, Pair], attacks: Mapping[str, Mapping[str, Outcome]]
+) -> list[dict[str, Any]]:
+    """Write the report's pictures: for each concept and each attack a row a model, same seeds below each other.
+
+    Args:
+        folder: Where the files go.
+        pictures: 'forget' and 'retain': without and with the adapter.
+        attacks: By name, then by model.
+
+    Returns:
+        One entry a strip: section, title, rows, alternative text, and the file under `folder`'s parent.
+    """
+    strips = []
+    for kind, (before, after) in pictures.items():
+        for number, (concept, indices) in enumerate(by_concept(before).items(), 1):
+            rows = {
+                "base": [before[i].image for i in indices[:COLUMNS]],
+                "erased": [after[i].image for i in indices[:COLUMNS]],
+            }
+            strips.append(_save_strip(folder / f"{kind}-strip-{number}.webp", kind, concept, rows))
+    for name, outcomes in attacks.items():
+        rows = {model: [item.image for item in outcome.pictures[:COLUMNS]] for model, outcome in outcomes.items()}
+        strips.append(_save_strip(folder / f"{name}-strip.webp", name, ATTACKS[name].TITLE, rows))
+    return strips
+
+
+def _save_strip(file: Path, section: str, title: str, rows: Mapping[str, Sequence[Image.Image]]) -> dict[str, Any]:
+    cell = min(CELL, max(image.width for images in rows.values() for image in images))
+    gap = max(2, cell // 32)
+    columns = max(len(images) for images in rows.values())
+    sheet = Image.new("RGB", (columns * (cell + gap) - gap, len(rows) * (cell + gap) - gap), "white")
+    for row, images in enumerate(rows.values()):
+        for column, image in enumerate(images):
+            sheet.paste(image.convert("RGB").resize((cell, cell)), (column * (cell + gap), row * (cell + gap)))
+    with atomic(file) as temporary:
+        sheet.save(temporary, format="WEBP", quality=85)
+    alt = f"{title}: {columns} pictures a row; " + ", ".join(f"row {n}: {name}" for n, name in enumerate(rows, 1))
+    return {
+        "section": section,
+        "title": title,
+        "rows": list(rows),
+        "alt": alt,
+        "file": f"{file.parent.name}/{file.name}",
+    }
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html from evaluation.json, the recipe, the training log and the pictures in a folder.
+
+    Raises:
+        UserError: If the folder has no evaluation, or the report cannot be written.
+    """
+    result = read_evaluation(folder)
+    page = environment().get_template("report.html.jinja")
+    context = {
+        "result": result,
+        "charts": _charts(folder, result),
+        "strips": embedded_strips(folder, result),
+        "selection": _json(folder / SELECTION_FILE),
+        "recipe": (folder / RECIPE_FILE).read_text(encoding="utf-8") if (folder / RECIPE_FILE).is_file() else None,
+    }
+    write_text(folder / REPORT_FILE, page.render(context))
+    return folder / REPORT_FILE
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _charts(folder: Path, result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Those for which there are numbers: title, alternative text, data URI."""
+    metrics = result["metrics"]
+    found: list[charts.Chart] = []
+    if "accuracy" in metrics:
+        found += [charts.by_concept(metrics["accuracy"]), charts.confusion(metrics["accuracy"])]
+    if result["attacks"]:
+        found.append(charts.attacks(result["attacks"]))
+    if "strength_sweep" in metrics:
+        found.append(charts.strength_sweep(metrics["strength_sweep"]))
+    if "drift" in metrics:
+        found.append(charts.drift(metrics["drift"]))
+    if (folder / LOG_FILE).is_file():
+        lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
+        if lines:
+            found.append(charts.training([json.loads(line) for line in lines]))
+    return [{"title": chart.title, "alt": chart.alt, "uri": chart.uri} for chart in found]
+
+
+def embedded_strips(folder: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The strips whose files are there, as data URIs."""
+    return [
+        strip | {"uri": _data_uri((folder / strip["file"]).read_bytes(), "image/webp")}
+        for strip in result.get("strips", [])
+        if (folder / strip["file"]).is_file()
+    ]
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def environment() -> jinja2.Environment:
+    """Templates of this package; everything that is filled in is escaped."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("erasediff_lora.evaluation", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    templates.filters |= {"percent": percent, "interval": interval_text}
+    return templates
+
+
+def percent(share: float | None) -> str:
+    """A share for people to read."""
+    return "–" if share is None else f"{share:.1%}"
+
+
+def interval_text(share: float | None, count: int) -> str:
+    """The 95% interval of a share."""
+    if share is None or not count:
+        return ""
+    low, high = interval(share, count)
+    return f"{low:.1%} to {high:.1%}"
