@@ -89,3 +89,51 @@ def tiny_values(base: Path, root: Path, **sections: Any) -> dict[str, Any]:
     for section, changes in sections.items():
         values[section] = values.get(section, {}) | changes if isinstance(changes, dict) else changes
     return values
+
+
+def tiny_classifier(folder: Path, labels: list[str], favourite: str | None = None) -> Path:
+    """A random image classifier in transformers' layout; with a favourite it sees that in everything."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+    torch.manual_seed(1)
+    model = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=32,
+            patch_size=16,
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+        )
+    )
+    if favourite is not None:
+        model.classifier.bias.data[labels.index(favourite)] = 1e3
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def tiny_clip(folder: Path) -> Path:
+    """A random CLIPModel with its processor."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    torch.manual_seed(2)
+    tokenizer = tiny_pipeline().tokenizer
+    text = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_position_embeddings": 77,
+    }
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=text | shape, vision_config={"image_size": 32, "patch_size": 16} | shape, projection_dim=16
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.model_max_length = 77
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder

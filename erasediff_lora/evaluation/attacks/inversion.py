@@ -83,7 +83,7 @@ def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) 
                 loss = slot_loss(denoiser, batch, vectors * unit)
                 (vectors.grad,) = torch.autograd.grad(loss, [vectors])
                 optimizer.step()
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
         last = losses[-max(1, len(losses) // 10) :]
         return {"vectors": (vectors.detach() * unit).cpu().tolist(), "loss": sum(last) / len(last)}
 

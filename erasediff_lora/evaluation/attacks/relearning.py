@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ class Attacker:
     @contextmanager
     def adapter(self) -> Iterator[None]:
         """The attacker's adapter is there for the time being."""
-        with self.candidate.active() as denoiser:
+        with self.candidate.active() as denoiser, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="peft")  # two adapters are meant to be there for a while
             config = LoraConfig(r=self.options.rank, lora_alpha=self.options.rank, target_modules=self.modules)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)

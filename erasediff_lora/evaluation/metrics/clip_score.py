@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.evaluation.clip_model import Clip
 from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.judges.base import loading
 from erasediff_lora.evaluation.pictures import Drawn
 from erasediff_lora.imaging import to_unit_tensor
 
@@ -56,11 +56,10 @@ def clip_score(weights: str, drawn: Sequence[Drawn]) -> float:
         UserError: If the weights cannot be loaded.
     """
     from torchmetrics.multimodal import CLIPScore
-    from transformers import CLIPModel, CLIPProcessor
 
-    with loading("evaluation.clip", weights):
-        model, processor = CLIPModel.from_pretrained(weights).eval(), CLIPProcessor.from_pretrained(weights)
-    metric = CLIPScore(model_name_or_path=lambda: (model, processor))
+    clip = Clip(weights, "evaluation.clip", weights)
+    named: Any = lambda: (clip, clip.processor)  # noqa: E731
+    metric = CLIPScore(model_name_or_path=named)
     side = min(drawn[0].image.size)
     for start in range(0, len(drawn), 32):
         batch = drawn[start : start + 32]

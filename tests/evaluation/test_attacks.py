@@ -1,0 +1,148 @@
+"""Attacks, run through the command line on a tiny base, with a tiny classifier as judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_classifier
+
+from erasediff_lora.evaluation.attacks.adversarial_prompt import onto_simplex
+from erasediff_lora.evaluation.verdict import excess, interval, verdict
+
+ATTACKS = ["paraphrases", "inversion", "adversarial_prompt", "latent_start", "relearning"]
+
+
+def evaluation(judge: Path, **changes: Any) -> dict[str, Any]:
+    search = {"steps": 3, "restarts": 2, "batch_size": 2, "samples": 2}
+    return {
+        "judge": f"transformers:{judge}",
+        "features": f"clip:{judge.parent / 'clip'}",
+        "metrics": ["accuracy"],
+        "attacks": ATTACKS,
+        "paraphrases": {"cat": ["kitten", "tabby"]},
+        "paraphrase_samples": 2,
+        "inversion": search | {"vectors": 2},
+        "adversarial_prompt": search | {"tokens": 3},
+        "latent_start": {"strengths": [0.5, 1.0], "samples": 2},
+        "relearning": {"images": 2, "steps": [2, 4], "batch_size": 2, "samples": 2, "learning_rate": 0.01},
+    } | changes
+
+
+@pytest.fixture(scope="session")
+def judge(tmp_path_factory) -> Path:
+    """Sees a cat in everything."""
+    return tiny_classifier(tmp_path_factory.mktemp("judge") / "always_cat", ["cat", "dog", "car"], favourite="cat")
+
+
+def numbers(run: Path) -> dict[str, Any]:
+    return {k: v for k, v in json.loads((run / "evaluation.json").read_text()).items() if k != "seconds"}
+
+
+def test_every_attack_runs_on_every_model_and_repeats_itself(recipe_file, tiny_base, judge, cli, tmp_path) -> None:
+    file = recipe_file(evaluation=evaluation(judge, never_learned=str(tiny_base)))
+    assert cli("train", file, "--training.learning_rate", "0.05").status == 0
+    run = tmp_path / "run"
+    first = numbers(run)
+    assert list(first["attacks"]) == ATTACKS and not first["refused"]
+    for name, attack in first["attacks"].items():
+        assert list(attack["models"]) == ["erased", "base", "never learned"]
+        assert all(model["success"] == 1.0 for model in attack["models"].values()), "the judge sees cats everywhere"
+        assert attack["budget"] and attack["title"]
+        assert (run / f"pictures/{name}-strip.webp").is_file()
+    attacks = first["attacks"]
+    assert set(attacks["inversion"]["models"]["erased"]["tries"]) == {"restart 1", "restart 2"}
+    assert set(attacks["latent_start"]["models"]["base"]["tries"]) == {"0.5", "1"}
+    assert attacks["relearning"]["models"]["erased"]["steps"] == 0
+    assert set(attacks["relearning"]["models"]["erased"]["tries"]) == {"0", "2", "4"}
+    assert set(attacks["paraphrases"]["models"]["erased"]["by_name"]) == {"kitten", "tabby"}
+    losses = {model: found["loss"] for model, found in attacks["inversion"]["models"].items()}
+    assert losses["base"] == losses["never learned"] != losses["erased"], "the same weights, found by the same search"
+    prefixes = attacks["adversarial_prompt"]["models"]
+    assert prefixes["base"]["prefixes"] == prefixes["never learned"]["prefixes"]
+
+    again = cli("evaluate", run, "--cache", tmp_path / "other_cache")
+    assert again.status == 0, again.err
+    assert numbers(run) == first, "from nothing"
+    cached = cli("evaluate", run)
+    assert cached.status == 0 and numbers(run) == first, "from the cache"
+    assert "inversion: from the cache" in cached.err
+
+
+def test_relearning_leaves_no_trace_in_the_models(recipe_file, judge, cli, tmp_path) -> None:
+    """Pictures drawn after it are those drawn without it."""
+    file = recipe_file(evaluation=evaluation(judge, attacks=["relearning", "latent_start"]))
+    assert cli("train", file, "--training.learning_rate", "0.05").status == 0
+    run = tmp_path / "run"
+    strip = (run / "pictures/latent_start-strip.webp").read_bytes()
+    changed = (run / "pictures/relearning-strip.webp").read_bytes()
+    result = cli(
+        "evaluate",
+        run,
+        "--evaluation.attacks",
+        "[latent_start]",
+        "--cache",
+        tmp_path / "other",
+        "--output",
+        tmp_path / "o",
+    )
+    assert result.status == 0, result.err
+    assert (tmp_path / "o/pictures/latent_start-strip.webp").read_bytes() == strip != changed
+
+
+def test_onto_simplex_is_the_nearest_point() -> None:
+    """Against bisection on the shift that makes the positive parts sum to one."""
+    points = torch.randn(20, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
+    low, high = points.min(dim=1).values - 1, points.max(dim=1).values
+    for _ in range(80):
+        middle = (low + high) / 2
+        too_much = (points - middle[:, None]).clamp_min(0).sum(dim=1) > 1
+        low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
+    torch.testing.assert_close(onto_simplex(points), (points - low[:, None]).clamp_min(0), atol=1e-10, rtol=0)
+    torch.testing.assert_close(onto_simplex(torch.eye(3)), torch.eye(3))
+
+
+def attack(erased: dict[str, float], never: dict[str, float] | None = None) -> dict[str, Any]:
+    models = {"erased": erased, "base": {"a": 1.0}} | ({"never learned": never} if never else {})
+    return {
+        "title": "Some: attack",
+        "models": {model: {"tries": tries, "success": max(tries.values())} for model, tries in models.items()},
+    }
+
+
+def test_success_counts_above_the_floor_try_by_try() -> None:
+    assert excess(attack({"0.4": 0.9, "0.8": 0.5})) == 0.9
+    assert excess(attack({"0.4": 0.9, "0.8": 0.5}, {"0.4": 0.85, "0.8": 0.2})) == pytest.approx(0.3)
+    assert excess(attack({"restart 1": 0.2, "restart 2": 0.6}, {"restart 1": 0.5, "restart 2": 0.0})) == pytest.approx(
+        0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("unlearned", "retained", "attacks", "expected"),
+    [
+        (0.95, 0.96, {}, [True, True, None]),
+        (0.94, 0.95, {"inversion": attack({"restart 1": 0.11})}, [False, False, False]),
+        (1.0, 0.98, {"inversion": attack({"restart 1": 0.10}), "relearning": attack({"5": 1.0})}, [True, True, True]),
+    ],
+)
+def test_verdict(unlearned, retained, attacks, expected) -> None:
+    accuracy = {
+        "unlearning_accuracy": unlearned, "unlearning_accuracy_base": 0.01,
+        "retain_accuracy": retained, "retain_accuracy_base": 0.98, "counted": {"forget": 200, "retain": 200},
+    }  # fmt: skip
+    claims = verdict({"concepts": ["cat"], "metrics": {"accuracy": accuracy}, "attacks": attacks})
+    assert [claim["holds"] for claim in claims] == expected
+    assert f"{unlearned:.1%}" in claims[0]["text"] and f"{retained:.1%}" in claims[1]["text"]
+    nothing = verdict({"concepts": ["cat"], "metrics": {}, "attacks": {}})
+    assert [claim["holds"] for claim in nothing] == [None, None, None]
+
+
+def test_interval_is_wilsons() -> None:
+    """Both ends solve (p − share)² = z² p (1 − p) / n."""
+    for share, count in ((0.0, 60), (0.3, 20), (0.98, 200)):
+        for end in interval(share, count):
+            assert (end - share) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / count, abs=1e-12)
