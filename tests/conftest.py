@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from tiny import tiny_pipeline, tiny_values
+from tiny import tiny_base_recipe, tiny_pipeline
 
 from erasediff_lora.cli import main
 
@@ -52,8 +51,6 @@ def recipe_file(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
     """Write a tiny recipe, sections changed by keyword, and return its path."""
 
     def write(**sections: Any) -> Path:
-        file = tmp_path / "recipe.yaml"
-        file.write_text(yaml.safe_dump(tiny_values(tiny_base, tmp_path, **sections)))
-        return file
+        return tiny_base_recipe(tiny_base, tmp_path, **sections)
 
     return write

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -137,3 +138,10 @@ def tiny_clip(folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
+
+
+def tiny_base_recipe(base: Path, root: Path, **sections: Any) -> Path:
+    """A file with `tiny_values`."""
+    file = root / "recipe.yaml"
+    file.write_text(yaml.safe_dump(tiny_values(base, root, **sections)))
+    return file

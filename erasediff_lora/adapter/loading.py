@@ -10,6 +10,8 @@ import torch
 
 from erasediff_lora.adapter import formats
 from erasediff_lora.adapter.checkpoint import fingerprint_of, fingerprint_of_network
+from erasediff_lora.adapter.weights import LoraAdapter
+from erasediff_lora.errors import Problem, UserError
 
 
 def load(
@@ -27,7 +29,7 @@ def load(
         strict: Refuse an adapter that was trained on another base, instead of warning.
 
     Raises:
-        UserError: If the file cannot be used, or `strict` and the bases differ.
+        UserError: If the file cannot be used or does not fit the pipeline, or `strict` and the bases differ.
     """
     form, adapter = formats.read_as(path)
     where = base or Path(str(getattr(pipeline, "name_or_path", None) or "."))
@@ -35,9 +37,32 @@ def load(
         mark: str | None = fingerprint_of_network(pipeline.unet)
     else:  # rounded in memory; the files are not
         mark = fingerprint_of(where)
+    _require_fit(pipeline, adapter, path, where)
     adapter.provenance.require_base(mark, where.name or "the pipeline", strict=strict)
     file = formats.locate(Path(path).expanduser())
     with tempfile.TemporaryDirectory() as folder:
         if form != "diffusers":
             (file,) = formats.write(adapter, folder, "diffusers")
         pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+
+
+def _require_fit(pipeline: Any, adapter: LoraAdapter, path: Path | str, base: Path) -> None:
+    """Every adapted weight is there, in the same shape; diffusers would say so in a hundred lines, or not at all."""
+    for component in adapter.components:
+        network = getattr(pipeline, component, None)
+        modules = dict(network.named_modules()) if isinstance(network, torch.nn.Module) else {}
+        for name, layer in adapter.component(component).items():
+            module = modules.get(name)
+            weight = getattr(getattr(module, "base_layer", module), "weight", None)
+            there = None if weight is None else tuple(weight.shape)
+            if there != layer.shape:
+                trained_on = adapter.provenance.base_model or f"a base of architecture {adapter.architecture}"
+                raise UserError(
+                    Problem(
+                        "adapter",
+                        str(path),
+                        f"does not fit {base}: {component}.{name} is {list(layer.shape)} in the adapter and "
+                        f"{'missing' if there is None else list(there)} in the base.",
+                        f"It was made for {trained_on}.",
+                    )
+                )

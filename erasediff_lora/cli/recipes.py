@@ -59,10 +59,12 @@ def demo_overrides(concept: str) -> dict[str, Any]:
     data = {"templates": templates, "placeholders": {name: others}}
     overrides: dict[str, Any] = {f"forget.{key}": value for key, value in data.items()}
     overrides |= {f"retain.{key}": value for key, value in data.items()}
+    synonyms = demo.SYNONYMS.get(concept)
     return overrides | {
         "forget.concepts": [{"name": concept, "anchor": mine[(mine.index(concept) + 1) % len(mine)]}],
         "retain.concepts": [other for other in mine if other != concept],
-        "evaluation.paraphrases": {concept: demo.SYNONYMS[concept]} if concept in demo.SYNONYMS else {},
+        "evaluation.attacks": ["paraphrases"] if synonyms else [],
+        "evaluation.paraphrases": {concept: synonyms} if synonyms else {},
         "output": f"runs/demo-{concept}",
     }
 

@@ -83,7 +83,7 @@ class Denoiser(Protocol):
         ...
 
     def spell(self, tokens: Sequence[int]) -> str:
-        """The text of rows of `token_embeddings`."""
+        """Rows of `token_embeddings` as the tokenizer writes them, bytes that are no text included."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:

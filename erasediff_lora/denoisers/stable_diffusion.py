@@ -190,7 +190,7 @@ class StableDiffusion:
     def spell(self, tokens: Sequence[int]) -> str:
         tokenizer = self.pipeline.tokenizer
         ordinary = [index for index in range(len(tokenizer)) if index not in set(tokenizer.all_special_ids)]
-        return tokenizer.decode([ordinary[token] for token in tokens])
+        return " ".join(tokenizer.convert_ids_to_tokens([ordinary[token] for token in tokens]))
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:

@@ -54,7 +54,11 @@ def test_demo_recipes_differ_in_what_they_erase_only() -> None:
     for name in ("demo_concept", "demo_style"):
         values = yaml.safe_load((ROOT / f"recipes/{name}.yaml").read_text())
         for section in packaged.keys() - {"forget", "retain", "output"}:
-            assert values[section] == packaged[section], (name, section)
+            one, other = (
+                {key: value for key, value in recipe[section].items() if key not in ("attacks", "paraphrases")}
+                for recipe in (values, packaged)
+            )
+            assert one == other, (name, section)
 
 
 @pytest.mark.parametrize("concept", ["cat", "blueprint"])

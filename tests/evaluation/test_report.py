@@ -1,0 +1,138 @@
+"""The report and the comparison, as files and in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from browser import visit
+from refusals import refused
+from test_attacks import evaluation
+from tiny import tiny_base_recipe, tiny_classifier, tiny_clip
+
+from erasediff_lora.cli import main
+from erasediff_lora.evaluation.report import write_report
+from erasediff_lora.evaluation.report.charts import pareto_front
+
+EVIL = '<script>document.title="owned"</script>\u202e\x1b[31m'
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_base) -> Path:
+    """A tiny run with everything in its report."""
+    root = tmp_path_factory.mktemp("report")
+    judge = tiny_classifier(root / "judge", ["cat", "dog", "car"])
+    tiny_clip(root / "clip")
+    values = evaluation(
+        judge,
+        metrics=["accuracy", "distances", "drift", "strength_sweep", "clip_score", "nudity"],
+        nudity_detector="opennsfw",
+        clip=str(root / "clip"),
+        forget_samples=4,
+        retain_samples=6,
+        sweep_samples=4,
+        strengths=[0.5, 1.5],
+    )
+    file = tiny_base_recipe(tiny_base, root, evaluation=values, training={"learning_rate": 0.05})
+    assert main(["train", str(file)]) == 0
+    return root / "run"
+
+
+def test_what_is_impossible_is_refused_with_the_reason_and_the_rest_is_made(run) -> None:
+    result = json.loads((run / "evaluation.json").read_text())
+    assert list(result["metrics"]) == ["accuracy", "distances", "drift", "strength_sweep", "nudity"]
+    assert set(result["refused"]) == {"clip_score"}
+    assert "means nothing for pictures of 32 px" in result["refused"]["clip_score"]
+    assert "means nothing for pictures of 32 px" in (run / "report.html").read_text()
+
+
+def test_the_report_needs_nothing_but_itself(run) -> None:
+    page = (run / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href|url\()\s*=?\s*["']?(?:https?:|//|/|\.|file:|[a-z]+/)""", page)
+    assert "<script" not in page
+    assert page.index("Erased:") < page.index("What it no longer draws") < page.index("Numbers")
+    for heading in (
+        "Attacks",
+        "Charts",
+        "Provenance",
+        "Strength of the adapter",
+        "Training",
+        "What is drawn in its place",
+    ):
+        assert heading in page
+    for fact in ("Concept inversion", "Relearning", "never 0 apart", "structural similarity", "opennsfw", "float32"):
+        assert fact in page
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_in_a_browser(run, width, scheme) -> None:
+    seen = visit(run / "report.html", width, scheme)
+    assert seen.console == []
+    assert seen.facts["inner"] == width, "the window is as wide as asked for"
+    assert seen.facts["scroll"] <= width and seen.facts["wide"] == []
+    assert seen.facts["images"] >= 10 and seen.facts["broken"] == [] and seen.facts["noAlt"] == 0
+    light = lambda colour: sum(int(part) for part in re.findall(r"\d+", colour)[:3]) > 380  # noqa: E731
+    assert light(seen.facts["page"]) == (scheme == "light") != light(seen.facts["ink"])
+    assert set(seen.facts["blur"]) == {"none"}
+
+
+def test_nudity_is_blurred(run, tmp_path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    result = json.loads((copy / "evaluation.json").read_text())
+    (copy / "evaluation.json").write_text(json.dumps(result | {"blur": True}))
+    write_report(copy)
+    filters = visit(copy / "report.html", 1280).facts["blur"]
+    assert filters and all(value.startswith("blur(") for value in filters)
+
+
+def test_names_cannot_run_scripts_in_the_report(run, tmp_path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    text = (copy / "evaluation.json").read_text()
+    result = json.loads(text.replace('"cat"', json.dumps(EVIL)))
+    result["strips"] = [strip | {"title": EVIL, "alt": EVIL} for strip in result["strips"]]
+    (copy / "evaluation.json").write_text(json.dumps(result))
+    write_report(copy)
+    seen = visit(copy / "report.html", 390)
+    assert seen.facts["scripts"] == 1, "the probe's own"
+    assert "<script>" in seen.facts["text"] and seen.console == []
+
+
+def test_compare(run, tmp_path, cli) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    result = json.loads((other / "evaluation.json").read_text())
+    result["metrics"]["accuracy"] |= {"unlearning_accuracy": 0.875, "retain_accuracy": 0.125}
+    result["seeds"]["forget"] = [5, 6]
+    (other / "evaluation.json").write_text(json.dumps(result))
+    page = tmp_path / "page.html"
+    done = cli("compare", run, other, "--output", page)
+    assert done.status == 0, done.err
+    rows = dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", done.out, re.M))
+    assert rows["unlearning accuracy"].endswith("| 87.5%") and rows["retain accuracy"].endswith("| 12.5%")
+    assert "attack success, inversion" in rows and "relearning, steps" in rows
+    seen = visit(page, 390)
+    assert seen.console == [] and seen.facts["scroll"] <= 390 and seen.facts["noAlt"] == 0 == len(seen.facts["broken"])
+    assert "different seeds" in seen.facts["text"] and "Erasure against retention" in seen.facts["text"]
+    refused(cli("compare", run, other, "--output", page), "exists already", "--overwrite")
+    assert cli("compare", run, other, "--output", page, "--overwrite").status == 0
+
+
+def test_compare_refuses(run, tmp_path, cli) -> None:
+    page = tmp_path / "page.html"
+    refused(cli("compare", run, tmp_path, "--output", page), "has no evaluation.json", "erasediff-lora evaluate RUN")
+    refused(cli("compare", run, run, "--output", page), "names a run twice")
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "evaluation.json").write_text('{"unlearning_accuracy": 1.0}')
+    refused(cli("compare", run, old, "--output", page), "older version", "erasediff-lora evaluate RUN")
+    (old / "evaluation.json").write_text("{")
+    refused(cli("compare", old, "--output", page), "is damaged")
+    assert not page.exists()
+
+
+def test_pareto_front() -> None:
+    points = {"a": (1.0, 0.5), "b": (0.9, 0.9), "c": (0.9, 0.8), "d": (0.5, 1.0), "e": (0.9, 0.9)}
+    assert pareto_front(points) == ["a", "b", "d", "e"]
