@@ -187,6 +187,7 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe without this machine's folders."""
     values: dict[str, Any] = recipe.model_dump(mode="json", exclude={"output", "cache"})
     values["model"]["base"] = recipe.model.public_name
+    values["evaluation"] = recipe.evaluation.without_folders()
     for table, key in (("model", "config"), ("forget", "images"), ("retain", "images")):
         found = values[table][key]
         if isinstance(found, dict):

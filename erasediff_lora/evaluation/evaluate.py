@@ -96,7 +96,7 @@ def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
         "adapter": {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file.read_bytes())},
         "recipe_sha256": recipe.sha256(),
         "concepts": evidence.forgotten,
-        "judge": _without_path(options.judge),
+        "judge": options.without_folders()["judge"],
         "forget_samples": len(evidence.forget_prompts),
         "forget_samples_base": len(evidence.forget(evidence.candidates.base)),
         "retain_samples": len(evidence.retain_prompts),
@@ -126,13 +126,6 @@ def _attack(name: str, evidence: Evidence, outcomes: dict[str, Outcome]) -> dict
             for model, outcome in outcomes.items()
         },
     }
-
-
-def _without_path(spec: str | None) -> str | None:
-    """`NAME:WEIGHTS` without this machine's folders."""
-    if spec is None or not (weights := spec.partition(":")[2]):
-        return spec
-    return f"{spec.partition(':')[0]}:{Path(weights).name if Path(weights).exists() else weights}"
 
 
 def _shows_nudity(recipe: Recipe) -> bool:

@@ -18,9 +18,9 @@ class Inversion(Section):
 
     vectors: int = Field(1, ge=1, description="learned token embeddings")
     steps: int = Field(200, ge=1, description="optimisation steps of a restart")
-    restarts: int = Field(2, ge=1, description="starting points; the best one counts")
+    restarts: int = Field(3, ge=1, description="starting points; the best one counts")
     batch_size: int = Field(16, ge=1, description="forget pictures a step")
-    learning_rate: float = Field(0.02, gt=0, description="of AdamW on the embeddings")
+    learning_rate: float = Field(0.05, gt=0, description="of AdamW, in units of the embeddings' spread")
     samples: int = Field(60, ge=1, description="pictures drawn for a restart")
 
 
@@ -102,6 +102,14 @@ class Evaluation(Section):
     latent_start: LatentStart = Field(default_factory=LatentStart)
     relearning: Relearning = Field(default_factory=Relearning)
 
+    def without_folders(self) -> dict[str, Any]:
+        """The table as it may be shown to others: names of local files and folders, without where they lie."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        for name in ("judge", "features", "clip", "real_images", "never_learned"):
+            if values[name] is not None:
+                values[name] = ":".join(_name(part) for part in values[name].split(":"))
+        return values
+
     def quick(self) -> dict[str, Any]:
         """Values of the preset that takes a minute or two on the embedded model."""
         return {
@@ -122,3 +130,9 @@ class Evaluation(Section):
             "metrics": [name for name in get_args(MetricName) if has.get(name, True)],
             "attacks": [name for name in get_args(AttackName) if has.get(name, True)],
         }
+
+
+def _name(text: str) -> str:
+    """The last part of a path that exists here, or that can only be one; anything else as it is."""
+    path = Path(text).expanduser()
+    return path.name if path.exists() or path.is_absolute() else text

@@ -53,6 +53,7 @@ def test_the_report_needs_nothing_but_itself(run) -> None:
     page = (run / "report.html").read_text()
     assert not re.findall(r"""(?:src|href|url\()\s*=?\s*["']?(?:https?:|//|/|\.|file:|[a-z]+/)""", page)
     assert "<script" not in page
+    assert str(run.parent) not in page and str(Path.home()) not in page, "nothing of where it was made"
     assert page.index("Erased:") < page.index("What it no longer draws") < page.index("Numbers")
     for heading in (
         "Attacks",

@@ -98,10 +98,10 @@ def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) 
 
 
 def starting_vectors(denoiser: Denoiser, words: list[str], count: int, restart: int, seed: int) -> Tensor:
-    """Where a restart begins: at a retained concept's name, every other one at noise of the table's spread; (V, E)."""
+    """Where a restart begins: at noise of the table's spread, every third one at a retained concept's name; (V, E)."""
     table = denoiser.token_embeddings.detach().float()
-    if restart % 2 == 0 and words:
-        word = denoiser.embed_word(words[restart // 2 % len(words)]).detach().float()
+    if restart % 3 == 2 and words:
+        word = denoiser.embed_word(words[restart // 3 % len(words)]).detach().float()
         return word.mean(dim=0, keepdim=True).repeat(count, 1)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, table.shape[1], generator=generator)

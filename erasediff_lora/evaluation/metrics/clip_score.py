@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ def measure(evidence: Evidence) -> dict[str, Any]:
     return {
         kind: {candidate.name: clip_score(weights, pictures(candidate)) for candidate in (base, erased)}
         for kind, pictures in (("forget", evidence.forget), ("retain", evidence.retain))
-    } | {"weights": Path(weights).name if Path(weights).exists() else weights}
+    } | {"weights": evidence.recipe.evaluation.without_folders()["clip"]}
 
 
 def clip_score(weights: str, drawn: Sequence[Drawn]) -> float:

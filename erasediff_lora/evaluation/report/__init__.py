@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 from PIL import Image
 
+from erasediff_lora.adapter.publishing import public_recipe
 from erasediff_lora.evaluation.attacks import ATTACKS, Outcome
 from erasediff_lora.evaluation.pictures import Drawn, by_concept
 from erasediff_lora.evaluation.report import charts
 from erasediff_lora.evaluation.verdict import interval
 from erasediff_lora.files import atomic, write_text
+from erasediff_lora.recipe import Recipe
 from erasediff_lora.run_folder import LOG_FILE, RECIPE_FILE, REPORT_FILE, SELECTION_FILE, read_evaluation
 
 COLUMNS = 8
@@ -83,7 +86,7 @@ def write_report(folder: Path) -> Path:
         "charts": _charts(folder, result),
         "strips": embedded_strips(folder, result),
         "selection": _json(folder / SELECTION_FILE),
-        "recipe": (folder / RECIPE_FILE).read_text(encoding="utf-8") if (folder / RECIPE_FILE).is_file() else None,
+        "recipe": _recipe(folder / RECIPE_FILE),
     }
     write_text(folder / REPORT_FILE, page.render(context))
     return folder / REPORT_FILE
@@ -91,6 +94,13 @@ def write_report(folder: Path) -> Path:
 
 def _json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _recipe(file: Path) -> str | None:
+    """The recipe without this machine's folders, since reports are handed around."""
+    if not file.is_file():
+        return None
+    return yaml.safe_dump(public_recipe(Recipe.load(file)), sort_keys=False, allow_unicode=True)
 
 
 def _charts(folder: Path, result: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -148,4 +158,4 @@ def interval_text(share: float | None, count: int) -> str:
     if share is None or not count:
         return ""
     low, high = interval(share, count)
-    return f"{low:.1%} to {high:.1%}"
+    return f"{100 * low:.0f}–{100 * high:.0f}%"
