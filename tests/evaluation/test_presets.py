@@ -1,0 +1,63 @@
+"""The presets --quick and --full, and the names that a recipe may use."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+from refusals import refused
+from tiny import tiny_classifier
+
+from erasediff_lora.evaluation.attacks import ATTACKS
+from erasediff_lora.evaluation.metrics import METRICS
+from erasediff_lora.evaluation.settings import AttackName, Evaluation, MetricName
+
+
+def test_a_recipe_can_name_every_metric_and_attack() -> None:
+    assert set(get_args(MetricName)) == METRICS.keys()
+    assert set(get_args(AttackName)) == ATTACKS.keys()
+
+
+def test_full_is_all_that_the_recipe_has_the_means_for() -> None:
+    bare = Evaluation().full()
+    assert bare["metrics"] == ["accuracy", "distances", "drift", "strength_sweep"]
+    assert bare["attacks"] == ["inversion", "adversarial_prompt", "latent_start", "relearning"]
+    rich = Evaluation(clip="x", nudity_detector="nudenet", paraphrases={"cat": ["kitty"]}).full()
+    assert set(rich["metrics"]) == METRICS.keys() and set(rich["attacks"]) == ATTACKS.keys()
+
+
+def test_quick_draws_fewer_and_never_more() -> None:
+    assert Evaluation().quick() == {
+        "metrics": ["accuracy", "distances", "drift"], "attacks": [], "forget_samples": 120, "retain_samples": 135
+    }  # fmt: skip
+    assert Evaluation(forget_samples=7).quick()["forget_samples"] == 7
+
+
+def test_flags_win_over_presets_and_both_over_the_recipe(recipe_file, cli, tmp_path) -> None:
+    judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="dog")
+    file = recipe_file(evaluation={"judge": f"transformers:{judge}", "features": "judge"})
+    assert cli("train", file).status == 0
+    run = tmp_path / "run"
+
+    def made(*flags: object) -> dict:
+        result = cli("evaluate", run, *flags)
+        assert result.status == 0, result.err
+        return json.loads((run / "evaluation.json").read_text())
+
+    assert made()["metrics"] == {}
+    assert list(made("--quick")["metrics"]) == ["accuracy", "distances", "drift"]
+    result = made("--full", "--evaluation.metrics", "[accuracy]", "--evaluation.attacks=[]")
+    assert list(result["metrics"]) == ["accuracy"] and result["attacks"] == {}
+    refused(cli("evaluate", run, "--fulll"), "'--fulll': is no field of the recipe")
+
+
+def test_numbers_do_not_depend_on_what_else_is_measured(recipe_file, cli, tmp_path) -> None:
+    judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"])
+    asked = {"judge": f"transformers:{judge}", "features": "judge", "metrics": ["accuracy", "distances", "drift"]}
+    assert cli("train", recipe_file(evaluation=asked)).status == 0
+    run = tmp_path / "run"
+    together = json.loads((run / "evaluation.json").read_text())["metrics"]
+    for name in asked["metrics"]:
+        result = cli("evaluate", run, "--evaluation.metrics", f"[{name}]", "--cache", tmp_path / name)
+        assert result.status == 0, result.err
+        assert json.loads((run / "evaluation.json").read_text())["metrics"] == {name: together[name]}
