@@ -13,26 +13,29 @@ MetricName = Literal["accuracy", "distances", "drift", "clip_score", "nudity", "
 AttackName = Literal["paraphrases", "inversion", "adversarial_prompt", "latent_start", "relearning"]
 
 
-class Inversion(Section):
+class Search(Section):
+    """How long an attack searches through the denoising loss."""
+
+    steps: int = Field(100, ge=1, description="optimisation steps of a restart")
+    restarts: int = Field(2, ge=1, description="starting points; the best one counts")
+    batch_size: int = Field(16, ge=1, description="forget pictures a step")
+    samples: int = Field(60, ge=1, description="pictures drawn for a restart")
+
+
+class Inversion(Search):
     """Concept inversion: a new word, learned from forget pictures, that brings the concept back."""
 
     vectors: int = Field(1, ge=1, description="learned token embeddings")
     steps: int = Field(200, ge=1, description="optimisation steps of a restart")
     restarts: int = Field(3, ge=1, description="starting points; the best one counts")
-    batch_size: int = Field(16, ge=1, description="forget pictures a step")
     learning_rate: float = Field(0.05, gt=0, description="of AdamW, in units of the embeddings' spread")
-    samples: int = Field(60, ge=1, description="pictures drawn for a restart")
 
 
-class AdversarialPrompt(Section):
+class AdversarialPrompt(Search):
     """Tokens before the prompt, found through the denoising loss on forget pictures (as UnlearnDiffAtk does)."""
 
     tokens: int = Field(4, ge=1, description="tokens put before the prompt")
-    steps: int = Field(100, ge=1, description="optimisation steps of a restart")
-    restarts: int = Field(2, ge=1, description="starting points; the best one counts")
-    batch_size: int = Field(16, ge=1, description="forget pictures a step")
-    learning_rate: float = Field(0.1, gt=0, description="of AdamW on the relaxed tokens")
-    samples: int = Field(60, ge=1, description="pictures drawn for a restart")
+    learning_rate: float = Field(0.1, gt=0, description="of Adam on the relaxed tokens")
 
 
 class LatentStart(Section):

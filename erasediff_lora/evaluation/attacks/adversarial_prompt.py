@@ -15,18 +15,16 @@ from tqdm import tqdm
 
 from erasediff_lora.denoisers import SLOT
 from erasediff_lora.evaluation.attacks.base import (
+    Found,
     Outcome,
     batches,
     best,
-    concept_prompts,
-    draw_slots,
+    by_restarts,
     forget_pictures,
     slot_loss,
 )
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.metrics.accuracy import share, success
-from erasediff_lora.evaluation.pictures import Drawn
 
 TITLE = "Adversarial prompt: tokens put before it, found through the denoising loss"
 CHECK_EVERY = 10
@@ -41,21 +39,15 @@ def budget(evidence: Evidence) -> str:
 
 
 def run(evidence: Evidence, candidate: Candidate) -> Outcome:
-    """Every concept of the recipe is attacked in turn; a try is a restart."""
-    judge = evidence.require_judge("adversarial_prompt")
+    """A try is a restart."""
+
+    def search(concept: str, restart: int) -> Found:
+        found = find_tokens(evidence, candidate, concept, restart)
+        vectors = candidate.denoiser.token_embeddings[found["tokens"]].detach().float()
+        return Found(vectors, prefixed, found["text"])
+
     options = evidence.recipe.evaluation.adversarial_prompt
-    tries: dict[str, tuple[float, list[Drawn]]] = {}
-    prefixes: dict[str, str] = {}
-    for restart in range(options.restarts):
-        shown: list[Drawn] = []
-        for concept in evidence.forgotten:
-            found = search(evidence, candidate, concept, restart)
-            prefixes[f"{concept}, restart {restart + 1}"] = found["text"]
-            vectors = candidate.denoiser.token_embeddings[found["tokens"]].detach().float()
-            prompts = concept_prompts(evidence, concept, options.samples)
-            label = f"adversarial prompt {restart + 1}"
-            shown += draw_slots(evidence, candidate, prompts, evidence.spare_seed, label, vectors, prefixed)
-        tries[f"restart {restart + 1}"] = (share(success(judge, shown)) or 0.0, shown)
+    tries, prefixes = by_restarts(evidence, candidate, options, "adversarial prompt", search)
     return best(tries, prefixes=prefixes)
 
 
@@ -64,7 +56,7 @@ def prefixed(text: str) -> str:
     return f"{SLOT} {text}"
 
 
-def search(evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> dict[str, Any]:
+def find_tokens(evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> dict[str, Any]:
     """The tokens of one restart with the lowest loss on a fixed batch: rows of the table, and their text."""
     options = evidence.recipe.evaluation.adversarial_prompt
     pictures = forget_pictures(evidence, candidate, concept)

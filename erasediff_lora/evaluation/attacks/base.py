@@ -17,7 +17,9 @@ from erasediff_lora.denoisers import SLOT, Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.metrics.accuracy import share, success
 from erasediff_lora.evaluation.pictures import Drawn, forget_prompts
+from erasediff_lora.evaluation.settings import Search
 from erasediff_lora.imaging import to_unit_tensor
 
 
@@ -159,31 +161,63 @@ def slot_loss(
     return F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
 
 
-def draw_slots(
-    evidence: Evidence,
-    candidate: Candidate,
-    prompts: Sequence[Prompt],
-    seed: int,
-    label: str,
-    vectors: Tensor,
-    wording: Callable[[str], str],
-) -> list[Drawn]:
-    """Pictures of the prompts with `vectors` in the place of SLOT.
+@dataclass(frozen=True)
+class Found:
+    """What a search found for a concept.
+
+    Attributes:
+        vectors: Token embeddings, (V, E).
+        wording: Turns a prompt's text into one with a SLOT for them.
+        note: For the report.
+    """
+
+    vectors: Tensor
+    wording: Callable[[str], str]
+    note: Any
+
+
+def by_restarts(
+    evidence: Evidence, candidate: Candidate, options: Search, name: str, search: Callable[[str, int], Found]
+) -> tuple[dict[str, tuple[float, list[Drawn]]], dict[str, Any]]:
+    """Search anew and draw, restart by restart, every concept of the recipe in turn.
 
     Args:
-        evidence: For the sampling.
+        evidence: The judge, and the concepts.
         candidate: The attacked model.
-        prompts: With their concept's name; `wording` puts the slot in.
-        seed: Of the first picture.
-        label: For the progress bar.
-        vectors: Token embeddings, (V, E).
-        wording: Turns a prompt's text into one with a SLOT.
+        options: How many restarts, how many pictures.
+        name: Of the attack.
+        search: Given the concept and the number of the restart.
+
+    Returns:
+        Success and pictures of each restart, and the notes.
+
+    Raises:
+        UserError: If there is no judge.
     """
+    judge = evidence.require_judge(name)
+    tries: dict[str, tuple[float, list[Drawn]]] = {}
+    notes: dict[str, Any] = {}
+    for restart in range(options.restarts):
+        shown: list[Drawn] = []
+        label = f"restart {restart + 1}"
+        for concept in evidence.forgotten:
+            found = search(concept, restart)
+            notes[f"{concept}, {label}"] = found.note
+            prompts = concept_prompts(evidence, concept, options.samples)
+            shown += _draw_slots(evidence, candidate, prompts, f"{name}, {label}", found)
+        tries[label] = (share(success(judge, shown)) or 0.0, shown)
+    return tries, notes
+
+
+def _draw_slots(
+    evidence: Evidence, candidate: Candidate, prompts: Sequence[Prompt], label: str, found: Found
+) -> list[Drawn]:
+    """Pictures of the prompts with the vectors in the place of SLOT."""
 
     def paint(texts: list[str], seeds: list[int], start: int) -> Any:
         with torch.no_grad():
-            prompts = candidate.denoiser.encode_slots([wording(text) for text in texts], vectors)
+            prompts = candidate.denoiser.encode_slots([found.wording(text) for text in texts], found.vectors)
         return candidate.denoiser.draw(prompts, seeds, evidence.recipe.sampling, output="pil")
 
-    wordings = [wording(prompt.text) for prompt in prompts]
-    return candidate.draw(prompts, seed, label, paint=paint, variant={"wordings": wordings, "slot": vectors.tolist()})
+    variant = {"wordings": [found.wording(prompt.text) for prompt in prompts], "slot": found.vectors.tolist()}
+    return candidate.draw(prompts, evidence.spare_seed, label, paint=paint, variant=variant)

@@ -15,18 +15,16 @@ from tqdm import tqdm
 from erasediff_lora.data.prompts import substitute
 from erasediff_lora.denoisers import SLOT, Denoiser
 from erasediff_lora.evaluation.attacks.base import (
+    Found,
     Outcome,
     batches,
     best,
-    concept_prompts,
-    draw_slots,
+    by_restarts,
     forget_pictures,
     slot_loss,
 )
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.metrics.accuracy import share, success
-from erasediff_lora.evaluation.pictures import Drawn
 
 TITLE = "Concept inversion: a new word, learned from pictures of the concept"
 
@@ -40,27 +38,13 @@ def budget(evidence: Evidence) -> str:
 
 
 def run(evidence: Evidence, candidate: Candidate) -> Outcome:
-    """Every concept of the recipe is attacked in turn; a try is a restart."""
-    judge = evidence.require_judge("inversion")
-    options = evidence.recipe.evaluation.inversion
-    tries: dict[str, tuple[float, list[Drawn]]] = {}
-    losses: dict[str, float] = {}
-    for restart in range(options.restarts):
-        shown: list[Drawn] = []
-        for concept in evidence.forgotten:
-            found = learn(evidence, candidate, concept, restart)
-            losses[f"{concept}, restart {restart + 1}"] = found["loss"]
-            prompts = concept_prompts(evidence, concept, options.samples)
-            shown += draw_slots(
-                evidence,
-                candidate,
-                prompts,
-                evidence.spare_seed,
-                f"inversion {restart + 1}",
-                torch.tensor(found["vectors"]),
-                lambda text, concept=concept: substitute(text, concept, SLOT),  # type: ignore[misc]
-            )
-        tries[f"restart {restart + 1}"] = (share(success(judge, shown)) or 0.0, shown)
+    """A try is a restart."""
+
+    def search(concept: str, restart: int) -> Found:
+        found = learn(evidence, candidate, concept, restart)
+        return Found(torch.tensor(found["vectors"]), lambda text: substitute(text, concept, SLOT), found["loss"])
+
+    tries, losses = by_restarts(evidence, candidate, evidence.recipe.evaluation.inversion, "inversion", search)
     return best(tries, loss=losses)
 
 
