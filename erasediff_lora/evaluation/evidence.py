@@ -15,6 +15,7 @@ from erasediff_lora.evaluation.judges import Names, PictureJudge
 from erasediff_lora.evaluation.pictures import Drawn, forget_prompts, retain_prompts
 from erasediff_lora.recipe import Recipe
 
+DEFAULT_FEATURES = "efficientnet-lite0"
 BASE_FORGET_SAMPLES = 60
 """That the base draws the concept needs no more than a glance; the other counts are compared."""
 
@@ -105,7 +106,9 @@ class Evidence:
     @cached_property
     def features(self) -> tuple[str, Features]:
         """Name and function of the features that distances are computed in."""
-        spec = self.recipe.evaluation.features or ("judge" if self.recipe.evaluation.judge == "demo" else DEFAULT)
+        spec = self.recipe.evaluation.features or (
+            "judge" if self.recipe.evaluation.judge == "demo" else DEFAULT_FEATURES
+        )
         return spec.partition(":")[0], feature_nets.load(spec)
 
     def _draw(self, candidate: Candidate, kind: str, prompts: list[Prompt], seed: int) -> list[Drawn]:
@@ -113,9 +116,6 @@ class Evidence:
         if key not in self._drawn:
             self._drawn[key] = candidate.draw(prompts, seed, kind)
         return self._drawn[key]
-
-
-DEFAULT = "efficientnet-lite0"
 
 
 def names(recipe: Recipe) -> Names:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from erasediff_lora.data.prompts import balanced
@@ -70,8 +70,12 @@ class Selection:
                     "no adapter kept %.1f%% of the retain pictures; the last one is saved", 100 * rows[-1]["floor"]
                 )
             return None
-        log.info("the adapter of step %d is kept", best["step"])
-        return load_file(self.recipe.output / BEST_FILE)
+        with safe_open(self.recipe.output / BEST_FILE, framework="pt") as stored:
+            if stored.metadata()["step"] != str(best["step"]):  # of a run that got further, and was resumed from before
+                log.warning("the adapter of step %d, the best, is not there; the last one is saved", best["step"])
+                return None
+            log.info("the adapter of step %d is kept", best["step"])
+            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
 
     def _read(self) -> list[dict[str, Any]]:
         file = self.recipe.output / SELECTION_FILE
