@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, TypeAdapter, ValidationError
 
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.evaluation.settings import Evaluation
 from erasediff_lora.files import sha256
-from erasediff_lora.objectives import ObjectiveSettings
+from erasediff_lora.objectives import OBJECTIVES, EraseDiffSettings, ObjectiveSettings
 from erasediff_lora.recipe_checks import cross_check
 from erasediff_lora.schema import Section
 
@@ -159,7 +159,7 @@ class Recipe(Section):
     retain: RetainSet
     sampling: Sampling = Field(default_factory=Sampling)
     adapter: Adapter = Field(default_factory=Adapter)
-    objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings)
+    objective: SerializeAsAny[ObjectiveSettings] = Field(default_factory=EraseDiffSettings)
     training: Training = Field(default_factory=Training)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     output: Path = Field(Path("runs/erasure"), description="folder of the run")
@@ -178,13 +178,21 @@ class Recipe(Section):
             problems.append(Problem(name, values[name], "is unknown.", nearest(name, cls.model_fields)))
         for name, field in cls.model_fields.items():
             if name in values or field.is_required():
-                adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
+                given = values.get(name) or {} if name in cls._tables() else values[name]
+                annotation: Any = Annotated[field.annotation, field]
+                if name == "objective" and isinstance(given, dict):
+                    method = given.get("name", "erasediff")
+                    if method not in OBJECTIVES:
+                        problems.append(
+                            Problem("objective.name", method, "is no method.", nearest(str(method), OBJECTIVES))
+                        )
+                        continue
+                    annotation = OBJECTIVES[method].Settings
                 try:
-                    sections[name] = adapter.validate_python(
-                        values.get(name) or {} if name in cls._tables() else values[name]
-                    )
+                    sections[name] = TypeAdapter(annotation).validate_python(given)
                 except ValidationError as error:
-                    problems += [_problem(name, field.annotation, e) for e in error.errors()]
+                    table = annotation if name == "objective" else field.annotation
+                    problems += [_problem(name, table, e) for e in error.errors()]
             else:
                 sections[name] = field.get_default(call_default_factory=True)
         problems += cross_check(sections)
@@ -255,10 +263,13 @@ def section_types(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]
 
 
 def flags(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Yield (dotted name, description, default) of every field of the schema."""
+    """Yield (dotted name, description, default) of every field of the schema; those of all objectives, once each."""
     tables = dict(section_types(model))
     for name, field in model.model_fields.items():
-        if name in tables:
+        if name in tables and issubclass(tables[name], ObjectiveSettings):
+            methods = [row for method in OBJECTIVES.values() for row in flags(method.Settings, f"{prefix}{name}.")]
+            yield from {row[0]: row for row in reversed(methods)}.values()
+        elif name in tables:
             yield from flags(tables[name], f"{prefix}{name}.")
         else:
             default = "required" if field.is_required() else field.get_default(call_default_factory=True)

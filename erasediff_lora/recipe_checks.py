@@ -151,13 +151,13 @@ def _check_concepts(
             problems.append(
                 Problem(f"{field}.anchor", concept.anchor, "is the concept itself.", "Name another concept.")
             )
-        if objective and objective.target == "anchor" and concept.anchor is None:
+        if objective and objective.anchors == "named" and concept.anchor is None:
             problems.append(
                 Problem(
                     f"{field}.anchor",
                     None,
-                    f"{concept.name!r} has no anchor, and objective.target is 'anchor'.",
-                    "Name an anchor, or set objective.target: random_anchor.",
+                    f"{concept.name!r} has no anchor, and {_asking(objective)} wants one.",
+                    "Name an anchor" + ", or set objective.target: random_anchor." * (objective.name == "erasediff"),
                 )
             )
         if is_demo and concept.name not in known:
@@ -178,13 +178,19 @@ def _check_concepts(
             problems.append(
                 Problem(f"retain.concepts.{index}", name, "is to be forgotten as well.", "Take it out of one set.")
             )
-    if objective and retain and objective.target == "random_anchor" and not retain.concepts:
+    if objective and retain and objective.anchors == "any" and not retain.concepts:
         problems.append(
             Problem(
                 "retain.concepts",
                 [],
-                "objective.target: random_anchor draws its anchors from it.",
+                f"{_asking(objective)} draws its anchors from it.",
                 "List concepts, or choose another target.",
             )
         )
     return problems
+
+
+def _asking(objective: ObjectiveSettings) -> str:
+    """The option that asks for anchors, as the recipe writes it."""
+    target = getattr(objective, "target", None)
+    return f"objective.name: {objective.name}" if target is None else f"objective.target: {target}"

@@ -45,6 +45,7 @@ from erasediff_lora.run_folder import (
 
 log = logging.getLogger(__name__)
 FP16_LOSS_SCALE = 1024.0
+PREPARATION = 1_000_000
 FREE_ON_RESUME = {
     ("training", name)
     for name in ("steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every", "log_with")
@@ -130,13 +131,6 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
     parameters = lora.parameters(network)
     optimizer = create_optimizer(recipe.training, parameters)
     schedule = create_schedule(recipe.training, optimizer)
-    start = 0
-    if saved is not None:
-        adapter, trainer = saved
-        lora.load_state(network, adapter)
-        optimizer.load_state_dict(trainer["optimizer"])
-        schedule.load_state_dict(trainer["schedule"])
-        start = trainer["step"]
 
     def predict_base(noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
         with lora.disabled(network):
@@ -166,6 +160,15 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
+    # On the fresh adapter and on steps of its own, far from the loop's: a resumed run prepares alike.
+    objective.prepare(lambda step: sampler.draw(PREPARATION + step))
+    start = 0
+    if saved is not None:
+        adapter, trainer = saved
+        lora.load_state(network, adapter)
+        optimizer.load_state_dict(trainer["optimizer"])
+        schedule.load_state_dict(trainer["schedule"])
+        start = trainer["step"]
     for note in objective.notes:
         log.info(note)
     size = sum(parameter.numel() for parameter in parameters)

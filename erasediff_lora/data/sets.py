@@ -111,10 +111,10 @@ def _forget_samples(recipe: Recipe) -> list[Sample]:
     fixed = {concept.name: concept.anchor for concept in data.concepts}
 
     def anchors(caption: str, concept: str) -> list[str]:
-        match recipe.objective.target:
-            case "anchor":
+        match recipe.objective.anchors:
+            case "named":
                 chosen = [fixed[concept] or ""]
-            case "random_anchor":
+            case "any":
                 chosen = [fixed[concept]] if fixed[concept] else list(recipe.retain.concepts)  # type: ignore[list-item]
             case _:
                 return []

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from erasediff_lora.objectives.base import Batch, Direction, Network, Objective
-from erasediff_lora.objectives.erasediff import EraseDiff, EraseDiffSettings
+from typing import Any
 
-OBJECTIVES = {"erasediff": EraseDiff}
-ObjectiveSettings = EraseDiffSettings
+from erasediff_lora.objectives.base import Batch, Direction, Draw, Network, Objective, ObjectiveSettings
+from erasediff_lora.objectives.concept_ablation import ConceptAblation
+from erasediff_lora.objectives.erasediff import EraseDiff, EraseDiffSettings
+from erasediff_lora.objectives.esd import Esd
+from erasediff_lora.objectives.finetune import Finetune
+from erasediff_lora.objectives.negative_gradient import NegativeGradient
+from erasediff_lora.objectives.saliency import Saliency
+
+OBJECTIVES: dict[str, Any] = {
+    "erasediff": EraseDiff,
+    "finetune": Finetune,
+    "negative_gradient": NegativeGradient,
+    "saliency": Saliency,
+    "esd": Esd,
+    "concept_ablation": ConceptAblation,
+}
 
 
 def create(settings: ObjectiveSettings, network: Network) -> Objective:
     """Build the objective that the settings name."""
-    return OBJECTIVES[settings.name](settings, network)
+    objective: Objective = OBJECTIVES[settings.name](settings, network)
+    return objective
 
 
 __all__ = [
     "OBJECTIVES",
     "Batch",
     "Direction",
+    "Draw",
     "EraseDiff",
     "EraseDiffSettings",
     "Network",

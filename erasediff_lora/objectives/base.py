@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
+
+from erasediff_lora.schema import Section
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,), prompt embeddings (B, L, D)) -> prediction (B, C, H, W)."""
+
+
+class ObjectiveSettings(Section):
+    """Options of an objective; each has a class of its own."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
+    """Preset -> values that the fields start from."""
+
+    name: str = Field("erasediff", description="the method")
+    preset: str = Field("default", description="starting point of the fields below")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            return cls.presets.get(values.get("preset", "default"), {}) | values
+        return values
+
+    @property
+    def anchors(self) -> Literal["named", "any"] | None:
+        """Which concepts may stand in for a forgotten one: the anchor named beside it, any retained one, or none."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -68,8 +93,22 @@ class Network:
     loss_scale: float = 1.0
 
 
+Draw = Callable[[int], tuple[Sequence[Batch], Sequence[Batch]]]
+"""The number of a step -> micro-batches of D_f and of D_r."""
+
+
 class Objective(Protocol):
     """A method. One file each, registered in `erasediff_lora.objectives`."""
+
+    Settings: ClassVar[type[ObjectiveSettings]]
+
+    def prepare(self, draw: Draw) -> None:
+        """What the method computes once, before the first step; its time is the method's. Repeatable after a resume.
+
+        Args:
+            draw: Batches of its own, which no step of the loop sees.
+        """
+        ...
 
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
         """Return the direction for the current parameters.
@@ -108,6 +147,61 @@ def loss_and_gradient(
         total = total + loss.detach()
     assert gradient is not None
     return network.mean(total), network.mean(gradient / network.loss_scale)
+
+
+class WeightedSum:
+    """Base of the methods that step along a ∇‖y_f − ε_θ‖² + b ∇L_r: subclasses say what y_f, a and b are."""
+
+    Settings: ClassVar[type[ObjectiveSettings]]
+    forget_weight = 1.0
+
+    def __init__(self, settings: Any, network: Network) -> None:
+        self.settings = settings
+        self.network = network
+
+    @property
+    def notes(self) -> list[str]:
+        return []
+
+    @property
+    def retain_weight(self) -> float:
+        """b; 0 leaves the retain loss out, with its cost."""
+        return float(self.settings.retain_weight)
+
+    def prepare(self, draw: Draw) -> None:
+        """Nothing is computed beforehand."""
+
+    def forget_target(self, batch: Batch) -> Tensor | None:
+        """y_f, a constant (B, C, H, W); None leaves the forget loss out."""
+        raise NotImplementedError
+
+    def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
+        parts: list[Tensor] = []
+        metrics: dict[str, float | None] = {"forget_loss": None, "retain_loss": None}
+        with torch.no_grad():
+            targets = [self.forget_target(batch) for batch in forget]
+        aimed = [replace(b, target=t.detach()) for b, t in zip(forget, targets, strict=True) if t is not None]
+        if aimed:
+            loss, gradient = loss_and_gradient(self.network, aimed, self.loss)
+            parts.append(self.forget_weight * gradient)
+            metrics["forget_loss"] = float(loss)
+        if self.retain_weight:
+            loss, gradient = loss_and_gradient(self.network, retain, self.loss)
+            parts.append(self.retain_weight * gradient)
+            metrics["retain_loss"] = float(loss)
+        vector = torch.stack(parts).sum(dim=0)
+        return Direction(vector, metrics | {"direction_norm": float(vector.norm())})
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean squared error of the prediction for the batch's own prompts."""
+        prediction = self.network.predict(batch.noisy, batch.timesteps, batch.prompts)
+        return mean_squared_error(prediction, batch.target, batch.weights)
+
+
+def required(tensor: Tensor | None) -> Tensor:
+    """The tensor, which this objective's settings make sure that batches have."""
+    assert tensor is not None, "the batch lacks what this target needs"
+    return tensor
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:

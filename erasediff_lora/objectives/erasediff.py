@@ -7,34 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from erasediff_lora.objectives.base import (
     Batch,
     Direction,
+    Draw,
     Network,
+    ObjectiveSettings,
     flatten,
     loss_and_gradient,
     mean_squared_error,
+    required,
     unflatten,
 )
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    # Uniform targets and the barrier on the gradient norm: the paper's first form.
-    "paper": {"target": "uniform", "barrier": "grad_norm", "eta": 1.0, "gradient": "detached", "inner_steps": 2},
-}
 
-
-class EraseDiffSettings(BaseModel):
+class EraseDiffSettings(ObjectiveSettings):
     """Options of the objective."""
 
-    model_config = ConfigDict(extra="forbid")
-
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {},
+        # Uniform targets and the barrier on the gradient norm: the paper's first form.
+        "paper": {"target": "uniform", "barrier": "grad_norm", "eta": 1.0, "gradient": "detached", "inner_steps": 2},
+    }
     name: Literal["erasediff"] = Field("erasediff", description="the method")
     preset: Literal["default", "paper"] = Field("default", description="starting point of the fields below")
     target: Literal["anchor", "random_anchor", "uniform", "uncond"] = Field(
@@ -54,12 +54,9 @@ class EraseDiffSettings(BaseModel):
         "detached", description="grad g: grad L_f(theta), or minus grad L_f(phi^K) as well"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _start_from_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return PRESETS.get(values.get("preset", "default"), {}) | values
-        return values
+    @property
+    def anchors(self) -> Literal["named", "any"] | None:
+        return {"anchor": "named", "random_anchor": "any"}.get(self.target)  # type: ignore[return-value]
 
     @property
     def inner_steps_are_inert(self) -> bool:
@@ -70,9 +67,14 @@ class EraseDiffSettings(BaseModel):
 class EraseDiff:
     """Update direction δ = ∇L_r + λ∇ĝ, with ĝ(θ) = L_f(θ) − L_f(φ^K)."""
 
+    Settings = EraseDiffSettings
+
     def __init__(self, settings: EraseDiffSettings, network: Network) -> None:
         self.settings = settings
         self.network = network
+
+    def prepare(self, draw: Draw) -> None:
+        """Nothing is computed beforehand."""
 
     @property
     def notes(self) -> list[str]:
@@ -104,7 +106,7 @@ class EraseDiff:
         if settings.barrier == "fixed":
             multiplier = torch.as_tensor(settings.multiplier)
         else:
-            barrier = settings.eta * (squared_norm if settings.barrier == "grad_norm" else _required(gap).clamp_min(0))
+            barrier = settings.eta * (squared_norm if settings.barrier == "grad_norm" else required(gap).clamp_min(0))
             multiplier = constraint_multiplier(barrier, inner_product, squared_norm)
         direction = retain_gradient + multiplier * constraint_gradient
 
@@ -124,11 +126,11 @@ class EraseDiff:
     def forget_target(self, batch: Batch) -> Tensor:
         """y_f, a constant: no gradient flows into it."""
         if self.settings.target == "uniform":
-            return _required(batch.uniform)
+            return required(batch.uniform)
         condition = batch.empty if self.settings.target == "uncond" else batch.anchors
         predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
         with torch.no_grad():
-            return predict(batch.noisy, batch.timesteps, _required(condition)).detach()
+            return predict(batch.noisy, batch.timesteps, required(condition)).detach()
 
     def _loss(self, batch: Batch) -> Tensor:
         prediction = self.network.predict(batch.noisy, batch.timesteps, batch.prompts)
@@ -177,8 +179,3 @@ def _assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
-
-
-def _required(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None, "the batch lacks what this target needs"
-    return tensor

@@ -1,0 +1,39 @@
+"""Erased Stable Diffusion: turn guidance towards the concept into guidance away from it.
+
+Gandikota et al.: Erasing Concepts from Diffusion Models (2023), equation 7. The authors draw x_t with the erased model
+itself; here it is the noised pictures of the forget set.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from erasediff_lora.objectives.base import Batch, ObjectiveSettings, WeightedSum, required
+
+
+class EsdSettings(ObjectiveSettings):
+    """Options of the objective."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {},
+        # The authors' code since its rewrite for diffusers (rohitgandikota/erasing, esd_sd.py).
+        "esd_sd": {"guidance": 2.0},
+    }
+    name: Literal["esd"] = Field("esd", description="the method")
+    preset: Literal["default", "esd_sd"] = Field("default", description="starting point of the fields below")
+    guidance: float = Field(1.0, ge=0, description="eta, guidance away from the concept; 1 in the paper")
+    retain_weight: float = Field(0.0, ge=0, description="weight of a retain loss, which the paper has none of")
+
+
+class Esd(WeightedSum):
+    """∇‖ε_θ(x_t, c) − sg[ε_0(x_t, ∅) − η(ε_0(x_t, c) − ε_0(x_t, ∅))]‖² + w ∇L_r."""
+
+    Settings = EsdSettings
+
+    def forget_target(self, batch: Batch) -> Tensor | None:
+        empty = self.network.predict_base(batch.noisy, batch.timesteps, required(batch.empty))
+        concept = self.network.predict_base(batch.noisy, batch.timesteps, batch.prompts)
+        return empty - self.settings.guidance * (concept - empty)

@@ -1,0 +1,85 @@
+"""SalUn: relabel the forgotten data, and change only the weights that matter to it.
+
+Fan et al.: SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency (2024), equations 4 and 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from erasediff_lora.objectives.base import (
+    Batch,
+    Direction,
+    Draw,
+    ObjectiveSettings,
+    WeightedSum,
+    loss_and_gradient,
+    required,
+    unflatten,
+)
+
+
+class SaliencySettings(ObjectiveSettings):
+    """Options of the objective; sources: OPTML-Group/Unlearn-Saliency, SD/README.md and DDPM/README.md."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {},
+        "salun_sd": {"retain_weight": 0.5},
+        "salun_ddpm": {"retain_weight": 1e-3},
+    }
+    name: Literal["saliency"] = Field("saliency", description="the method")
+    preset: Literal["default", "salun_sd", "salun_ddpm"] = Field(
+        "default", description="starting point of the fields below"
+    )
+    target_from: Literal["base", "current"] = Field("current", description="network that predicts the target")
+    retain_weight: float = Field(0.5, ge=0, description="alpha, weight of the retain loss")
+    density: float = Field(0.5, gt=0, le=1, description="rho, share of the entries that may change")
+    mask_batches: int = Field(16, ge=1, description="forget batches that the saliency is summed over")
+
+    @property
+    def anchors(self) -> Literal["named", "any"] | None:
+        return "named"
+
+
+class Saliency(WeightedSum):
+    """m ⊙ (∇‖ε_θ(x_t, c) − sg ε(x_t, c_a)‖² + α ∇L_r), m marking the top ρ of |∇L_noise(D_f)|.
+
+    In an adapter the saliency is taken of each factor by itself: at B = 0, A has no gradient, and where nothing is
+    salient nothing is masked.
+    """
+
+    Settings = SaliencySettings
+
+    def prepare(self, draw: Draw) -> None:
+        """Sum the forget gradient over some batches, and keep the largest entries of every tensor."""
+        total: Tensor | None = None
+        for step in range(self.settings.mask_batches):
+            forget, _ = draw(step)
+            _, gradient = loss_and_gradient(self.network, forget, self.loss)
+            total = gradient if total is None else total + gradient
+        parts = unflatten(required(total), self.network.parameters)
+        self.mask = torch.cat([top_share(part.abs().flatten(), self.settings.density) for part in parts])
+
+    def forget_target(self, batch: Batch) -> Tensor | None:
+        predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
+        return predict(batch.noisy, batch.timesteps, required(batch.anchors))
+
+    def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
+        full = super().direction(forget, retain)
+        vector = full.vector * self.mask
+        return replace(full, vector=vector, metrics=full.metrics | {"direction_norm": float(vector.norm())})
+
+
+def top_share(saliency: Tensor, density: float) -> Tensor:
+    """1 for the largest entries, `density` of all, and 0 for the others; all 1 if every entry is 0. (N,) float."""
+    if not bool(saliency.any()):
+        return torch.ones_like(saliency)
+    mask = torch.zeros_like(saliency)
+    mask[saliency.topk(max(1, round(density * len(saliency)))).indices] = 1
+    return mask

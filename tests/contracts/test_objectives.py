@@ -1,0 +1,175 @@
+"""What every objective must do, run over all of them; and each one's loss against its formula, restated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+import yaml
+from refusals import refused
+from safetensors.torch import load_file
+from torch import Tensor
+from toy import Toy, batch, finite_difference, network
+
+from erasediff_lora.objectives import OBJECTIVES, Batch
+
+NAMES = list(OBJECTIVES)
+WEIGHTED = [name for name in NAMES if name != "erasediff"]
+
+
+def prepared(name: str, toy: Toy, **options):
+    method = OBJECTIVES[name]
+    objective = method(method.Settings(name=name, **options), network(toy))
+    objective.prepare(lambda step: ([batch(100 + step)], [batch(200 + step)]))
+    return objective
+
+
+def flat(toy: Toy) -> Tensor:
+    return torch.cat([toy.down.detach().flatten(), toy.up.detach().flatten()])
+
+
+def predict(toy: Toy, at: Tensor | None, data: Batch, prompts: Tensor) -> Tensor:
+    """The toy's prediction at any point, None for its base; no code of the objectives."""
+    weight = toy.base if at is None else toy.base + at[12:].view(6, 2) @ at[:12].view(2, 6)
+    hidden = (data.noisy.flatten(1) + prompts.mean(dim=1)) @ weight.T
+    return torch.tanh(hidden + data.timesteps[:, None] / 1000)
+
+
+def error(toy: Toy, at: Tensor, data: Batch, target: Tensor) -> Tensor:
+    return ((target.flatten(1) - predict(toy, at, data, data.prompts)) ** 2).mean()
+
+
+Loss = Callable[[Toy, Tensor, Batch, Batch], Tensor]
+
+
+def anchored(weight: float, *, base: bool) -> Loss:
+    def loss(toy: Toy, at: Tensor, forget: Batch, retain: Batch) -> Tensor:
+        target = predict(toy, None if base else flat(toy), forget, forget.anchors)
+        return error(toy, at, forget, target) + weight * error(toy, at, retain, retain.target)
+
+    return loss
+
+
+def away(eta: float, weight: float) -> Loss:
+    def loss(toy: Toy, at: Tensor, forget: Batch, retain: Batch) -> Tensor:
+        empty, concept = (predict(toy, None, forget, prompts) for prompts in (forget.empty, forget.prompts))
+        guided = empty - eta * (concept - empty)
+        return error(toy, at, forget, guided) + weight * error(toy, at, retain, retain.target)
+
+    return loss
+
+
+FORMULAS: list[tuple[str, dict, Loss]] = [
+    ("finetune", {}, lambda toy, at, forget, retain: error(toy, at, retain, retain.target)),
+    (
+        "negative_gradient",
+        {"retain_weight": 0.3},
+        lambda toy, at, forget, retain: (
+            0.3 * error(toy, at, retain, retain.target) - error(toy, at, forget, forget.target)
+        ),
+    ),
+    ("concept_ablation", {}, anchored(1.0, base=False)),
+    ("concept_ablation", {"target_from": "base", "retain_weight": 0.2}, anchored(0.2, base=True)),
+    ("esd", {}, away(1.0, 0.0)),
+    ("esd", {"preset": "esd_sd", "retain_weight": 0.7}, away(2.0, 0.7)),
+    ("saliency", {"density": 1.0}, anchored(0.5, base=False)),
+    ("saliency", {"density": 1.0, "preset": "salun_ddpm", "target_from": "base"}, anchored(1e-3, base=True)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "loss"), FORMULAS)
+def test_the_direction_is_the_gradient_of_the_formula(name, options, loss) -> None:
+    """By finite differences of the restated loss, the target held still."""
+    toy, forget, retain = Toy(), batch(1), batch(2)
+    direction = prepared(name, toy, **options).direction([forget], [retain])
+    expected = finite_difference(lambda at: float(loss(toy, at, forget, retain)), flat(toy))
+    torch.testing.assert_close(direction.vector, expected, atol=1e-7, rtol=1e-6)
+    assert float(direction.vector.norm()) > 1e-4
+
+
+@pytest.mark.parametrize("density", [0.25, 0.5])
+def test_saliency_changes_the_top_share_of_every_factor_only(density) -> None:
+    toy, forget, retain = Toy(), batch(1), batch(2)
+    options = {"density": density, "mask_batches": 3}
+    vector = prepared("saliency", toy, **options).direction([forget], [retain]).vector
+    full = prepared("saliency", toy, density=1.0).direction([forget], [retain]).vector
+    summed = torch.zeros(24, dtype=torch.float64)
+    for step in range(3):
+        data = batch(100 + step)
+        summed += finite_difference(lambda at, data=data: float(error(toy, at, data, data.target)), flat(toy))
+    for part in (slice(0, 12), slice(12, 24)):
+        count = round(12 * density)
+        kept = summed[part].abs().topk(count).indices.sort().values
+        assert vector[part].nonzero().flatten().tolist() == kept.tolist()
+        assert torch.equal(vector[part][kept], full[part][kept])
+
+
+def test_saliency_of_a_fresh_adapter_masks_nothing_where_nothing_is_salient() -> None:
+    toy = Toy()
+    toy.up.data.zero_()  # B = 0: A has no gradient
+    mask = prepared("saliency", toy).mask
+    assert mask[:12].tolist() == [1.0] * 12 and int(mask[12:].sum()) == 6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_micro_batches_make_the_same_direction(name) -> None:
+    toy, forget, retain = Toy(), batch(1), batch(2)
+
+    def half(data: Batch, rows: slice) -> Batch:
+        return Batch(**{key: None if value is None else value[rows] for key, value in vars(data).items()})
+
+    whole = prepared(name, toy).direction([forget], [retain])
+    cut = prepared(name, toy).direction(
+        [half(forget, slice(0, 2)), half(forget, slice(2, 4))], [half(retain, slice(0, 2)), half(retain, slice(2, 4))]
+    )
+    torch.testing.assert_close(whole.vector, cut.vector, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_and_base_stay_as_they_are(name) -> None:
+    toy = Toy()
+    before = [tensor.detach().clone() for tensor in (toy.base, toy.down, toy.up)]
+    direction = prepared(name, toy).direction([batch(1)], [batch(2)])
+    assert all(torch.equal(one, other) for one, other in zip(before, (toy.base, toy.down, toy.up), strict=True))
+    assert direction.vector.shape == (24,) and not direction.vector.requires_grad
+    assert {"retain_loss", "forget_loss", "direction_norm"} <= direction.metrics.keys()
+    assert direction.metrics["direction_norm"] == pytest.approx(float(direction.vector.norm()))
+
+
+def test_an_absent_retain_loss_costs_nothing() -> None:
+    toy = Toy()
+    prepared("esd", toy).direction([batch(1)], [batch(2)])
+    assert toy.calls == 3, "empty, concept, erased"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_objective_trains_and_resumes_to_the_bit(recipe_file, cli, tmp_path, name) -> None:
+    forget = {"concepts": [{"name": "cat", "anchor": "dog"}]}
+    file = recipe_file(objective={"name": name}, forget=forget)
+    assert cli("train", file).status == 0
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and all(line["direction_norm"] > 0 for line in lines)
+    saved = yaml.safe_load((run / "recipe.yaml").read_text())["objective"]
+    assert saved == OBJECTIVES[name].Settings(name=name).model_dump()
+    whole = load_file(run / "adapter_model.safetensors")
+    assert cli("train", file, "--output", tmp_path / "cut", "--training.steps", "2").status == 0
+    assert cli("train", file, "--output", tmp_path / "cut", "--resume").status == 0
+    cut = load_file(tmp_path / "cut/adapter_model.safetensors")
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_options_of_other_methods_and_unknown_ones_are_refused(recipe_file, cli) -> None:
+    refused(cli("train", recipe_file(objective={"name": "salency"})), "objective.name = 'salency'", "'saliency'")
+    refused(cli("train", recipe_file(objective={"name": "finetune", "eta": 1})), "objective.eta = 1: is unknown")
+    refused(
+        cli("train", recipe_file(objective={"name": "saliency", "density": 0})),
+        "objective.density = 0",
+        "greater than 0",
+    )
+    refused(
+        cli("train", recipe_file(objective={"name": "saliency"})),
+        "forget.concepts.0.anchor = None: 'cat' has no anchor, and objective.name: saliency wants one",
+    )
