@@ -94,7 +94,7 @@ def find_tokens(evidence: Evidence, candidate: Candidate, concept: str, restart:
         "concept": concept,
         "restart": restart,
         "seed": seed,
-        "captions": pictures.captions,
+        "pictures": pictures.fingerprint,
     }
     return candidate.store.state("adversarial_prompt", settings, optimise)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics.accuracy import share, success
 from erasediff_lora.evaluation.pictures import Drawn, forget_prompts
 from erasediff_lora.evaluation.settings import Search
+from erasediff_lora.files import sha256
 from erasediff_lora.imaging import to_unit_tensor
 
 
@@ -76,6 +78,11 @@ class ForgetPictures:
 
     latents: Tensor
     captions: list[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all of it."""
+        return sha256(self.latents.float().contiguous().numpy().tobytes() + json.dumps(self.captions).encode())
 
 
 def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> ForgetPictures:

@@ -75,7 +75,7 @@ def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) 
         "concept": concept,
         "restart": restart,
         "seed": seed,
-        "captions": pictures.captions,
+        "pictures": pictures.fingerprint,
         "starts": evidence.recipe.retain.concepts,
     }
     return candidate.store.state("inversion", settings, search)

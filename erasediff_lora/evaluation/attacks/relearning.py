@@ -127,7 +127,7 @@ class Attacker:
 
         variant = {
             "relearning": self.options.model_dump(include={"images", "rank", "batch_size", "learning_rate"}),
-            "captions": self.pictures.captions,
+            "pictures": self.pictures.fingerprint,
             "modules": self.modules,
             "seed": self.seed,
             "step": step,
