@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_classifier
+from tiny import tiny_classifier, tiny_pipeline
 
 from erasediff_lora.evaluation.attacks.adversarial_prompt import onto_simplex
 from erasediff_lora.evaluation.verdict import excess, interval, verdict
@@ -146,3 +146,15 @@ def test_interval_is_wilsons() -> None:
     for share, count in ((0.0, 60), (0.3, 20), (0.98, 200)):
         for end in interval(share, count):
             assert (end - share) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / count, abs=1e-12)
+
+
+def test_a_model_with_another_autoencoder_encodes_the_pictures_itself(recipe_file, judge, cli, tmp_path) -> None:
+    other = tiny_pipeline()
+    torch.manual_seed(5)
+    other.vae = type(other.vae).from_config(other.vae.config)
+    other.save_pretrained(tmp_path / "other")
+    search = {"steps": 2, "restarts": 1, "batch_size": 2, "samples": 2}
+    changes = {"attacks": ["inversion"], "inversion": search, "never_learned": str(tmp_path / "other")}
+    assert cli("train", recipe_file(evaluation=evaluation(judge, **changes))).status == 0
+    models = numbers(tmp_path / "run")["attacks"]["inversion"]["models"]
+    assert models["never learned"]["loss"] != models["base"]["loss"]

@@ -111,18 +111,20 @@ def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> F
                 Problem("forget", concept, "no picture of the forget set shows it.", "Add pictures with such captions.")
             )
         latents = encoded.latents[chosen]
-        if candidate.denoiser is not denoiser:
+        if not _same_autoencoder(denoiser, candidate.denoiser, latents[:1]):
             size = evidence.recipe.sampling.batch_size
             side = evidence.recipe.sampling.resolution or denoiser.resolution
-            latents = torch.cat(
-                [
-                    candidate.denoiser.encode_images(
-                        torch.stack([to_unit_tensor(image, side) for image in denoiser.decode(chunk)])
-                    )
-                    for chunk in latents.split(size)
-                ]
-            )
+            pictures = [image for chunk in latents.split(size) for image in denoiser.decode(chunk)]
+            pixels = torch.stack([to_unit_tensor(image, side) for image in pictures])
+            latents = torch.cat([candidate.denoiser.encode_images(chunk) for chunk in pixels.split(size)])
     return ForgetPictures(latents.cpu(), [substitute(texts[index], concept, SLOT) for index in chosen])
+
+
+def _same_autoencoder(one: Denoiser, other: Denoiser, latents: Tensor) -> bool:
+    """Whether both decode the latents to the same picture."""
+    if one is other:
+        return True
+    return one.decode(latents)[0].tobytes() == other.decode(latents)[0].tobytes()
 
 
 def concept_prompts(evidence: Evidence, concept: str, count: int) -> list[Prompt]:
