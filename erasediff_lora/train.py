@@ -144,6 +144,9 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
             predict_base,
             mean=lambda tensor: accelerator.reduce(tensor, reduction="mean"),
             loss_scale=FP16_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0,
+            base_weights=lora.base_weights(network),
+            weight_changes=lambda: lora.weight_changes(network),
+            train_timesteps=denoiser.noise_scheduler.config.num_train_timesteps,
         ),
     )
     sampler = BatchSampler(
@@ -157,6 +160,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         seed=recipe.training.seed,
         device=denoiser.device,
         dtype=denoiser.dtype,
+        surrogate=recipe.objective.surrogate,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )

@@ -35,7 +35,14 @@ class Toy(nn.Module):
 
 
 def network(toy: Toy) -> Network:
-    return Network([toy.down, toy.up], toy, toy.forward_base)
+    return Network(
+        [toy.down, toy.up],
+        toy,
+        toy.forward_base,
+        base_weights=[toy.base],
+        weight_changes=lambda: [toy.up @ toy.down],
+        train_timesteps=50,
+    )
 
 
 def batch(seed: int, count: int = 4) -> Batch:
@@ -52,6 +59,8 @@ def batch(seed: int, count: int = 4) -> Batch:
         anchors=draw(count, 3, 6),
         empty=draw(count, 3, 6),
         uniform=torch.rand(count, 6, 1, 1, generator=g, dtype=torch.float64),
+        surrogate_noisy=draw(count, 6, 1, 1),
+        surrogate_target=draw(count, 6, 1, 1),
     )
 
 

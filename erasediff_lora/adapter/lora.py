@@ -43,10 +43,24 @@ def parameters(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
+def base_weights(network: nn.Module) -> list[Tensor]:
+    """W of every adapted module, frozen."""
+    return [layer.get_base_layer().weight for layer in _layers(network)]
+
+
+def weight_changes(network: nn.Module) -> list[Tensor]:
+    """ΔW of every adapted module, differentiable in the adapter; in the order of `base_weights`."""
+    return [layer.get_delta_weight(NAME) for layer in _layers(network)]
+
+
+def _layers(network: nn.Module) -> list[Any]:
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+
+
 @contextmanager
 def disabled(network: nn.Module) -> Iterator[None]:
     """The base network, for the time being."""
-    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    layers = _layers(network)
     for layer in layers:
         layer.enable_adapters(False)
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from erasediff_lora.data.sets import EncodedSet
+from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.objectives import Batch
 
 FORGET, RETAIN = 0, 1
@@ -32,6 +33,7 @@ class BatchSampler:
     seed: int
     device: torch.device
     dtype: torch.dtype
+    surrogate: Literal["noise", "anchor"] | None = None
     rank: int = 0
     world: int = 1
 
@@ -59,6 +61,13 @@ class BatchSampler:
             anchors = data.anchors[chosen, columns]
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
         target = denoising_target(self.noise_scheduler, latents, noise, timesteps)
+        stand_in: tuple[Tensor, Tensor] | None = None
+        if kind == FORGET and self.surrogate is not None:
+            pictures = self._surrogates(anchors, uniform, generator)
+            stand_in = (
+                self.noise_scheduler.add_noise(pictures, noise, timesteps),
+                denoising_target(self.noise_scheduler, pictures, noise, timesteps),
+            )
         weights = self._min_snr_weights(timesteps) if kind == RETAIN and self.min_snr_gamma else None
 
         def batch(rows: Tensor) -> Batch:
@@ -74,10 +83,37 @@ class BatchSampler:
                 empty=embed(torch.zeros_like(captions[rows])) if kind == FORGET else None,
                 uniform=uniform[rows].to(self.device) if kind == FORGET else None,
                 weights=None if weights is None else weights[rows].to(self.device),
+                surrogate_noisy=None if stand_in is None else stand_in[0][rows].to(self.device, self.dtype),
+                surrogate_target=None if stand_in is None else stand_in[1][rows].to(self.device),
             )
 
         mine = torch.arange(count).chunk(self.world)[self.rank]
         return [batch(rows) for rows in mine.chunk(self.micro_batches)]
+
+    def _surrogates(self, anchors: Tensor | None, uniform: Tensor, generator: torch.Generator) -> Tensor:
+        """What stands in for forgotten pictures: uniform noise of unit variance, or retain pictures of their anchors.
+
+        Raises:
+            UserError: If the retain set has no picture for an anchor's prompt.
+        """
+        if self.surrogate == "noise" or anchors is None:
+            return (2 * uniform - 1) * 3**0.5
+        rows = []
+        for anchor in anchors.tolist():
+            prompt = self.forget.prompts[anchor]
+            known = [i for i, text in enumerate(self.retain.prompts) if text == prompt]
+            found = (self.retain.captions == known[0]).nonzero().flatten() if known else torch.empty(0)
+            if not len(found):
+                raise UserError(
+                    Problem(
+                        "retain",
+                        prompt,
+                        "no picture of the retain set has this prompt, which names an anchor.",
+                        "Add the anchor to retain.concepts with the templates of the forget set.",
+                    )
+                )
+            rows.append(int(found[torch.randint(len(found), (1,), generator=generator)]))
+        return self.retain.latents[rows]
 
     def _min_snr_weights(self, timesteps: Tensor) -> Tensor:
         """min(SNR, γ) in units of the x₀ loss, carried over to the prediction type (Hang et al., 2023)."""

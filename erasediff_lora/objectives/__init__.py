@@ -11,12 +11,14 @@ from erasediff_lora.objectives.esd import Esd
 from erasediff_lora.objectives.finetune import Finetune
 from erasediff_lora.objectives.negative_gradient import NegativeGradient
 from erasediff_lora.objectives.saliency import Saliency
+from erasediff_lora.objectives.selective_amnesia import SelectiveAmnesia
 
 OBJECTIVES: dict[str, Any] = {
     "erasediff": EraseDiff,
     "finetune": Finetune,
     "negative_gradient": NegativeGradient,
     "saliency": Saliency,
+    "selective_amnesia": SelectiveAmnesia,
     "esd": Esd,
     "concept_ablation": ConceptAblation,
 }

@@ -37,6 +37,11 @@ class ObjectiveSettings(Section):
         """Which concepts may stand in for a forgotten one: the anchor named beside it, any retained one, or none."""
         return None
 
+    @property
+    def surrogate(self) -> Literal["noise", "anchor"] | None:
+        """What stands in for forgotten pictures: uniform noise, retain pictures of the anchor, or nothing."""
+        return None
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -51,6 +56,8 @@ class Batch:
         empty: Embedding of the empty prompt, (B, L, D).
         uniform: A draw from U(0, 1) of the prediction's shape (forget set only).
         weights: Per-sample loss weights, (B,).
+        surrogate_noisy: x_t of what stands in for the pictures (forget set, on request), (B, C, H, W).
+        surrogate_target: Its true denoising target, (B, C, H, W).
     """
 
     noisy: Tensor
@@ -61,6 +68,15 @@ class Batch:
     empty: Tensor | None = None
     uniform: Tensor | None = None
     weights: Tensor | None = None
+    surrogate_noisy: Tensor | None = None
+    surrogate_target: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.noisy)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        cut: dict[str, Any] = {name: None if value is None else value[rows] for name, value in vars(self).items()}
+        return Batch(**cut)
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,9 @@ class Network:
         predict_base: ε_0, the same network with the adapter off.
         mean: Averages a tensor over all processes (the identity for one).
         loss_scale: Multiplies losses before their backward pass; gradients come back unscaled.
+        base_weights: W of every adapted module, frozen.
+        weight_changes: ΔW of every adapted module, differentiable in θ; in the order of `base_weights`.
+        train_timesteps: T of the noise schedule.
     """
 
     parameters: Sequence[Tensor]
@@ -91,6 +110,9 @@ class Network:
     predict_base: Predict
     mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
     loss_scale: float = 1.0
+    base_weights: Sequence[Tensor] = ()
+    weight_changes: Callable[[], Sequence[Tensor]] = list
+    train_timesteps: int = 1000
 
 
 Draw = Callable[[int], tuple[Sequence[Batch], Sequence[Batch]]]

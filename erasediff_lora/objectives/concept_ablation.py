@@ -1,7 +1,7 @@
 """Concept Ablation, model-based: draw the anchor where the concept is asked for.
 
-Kumari et al.: Ablating Concepts in Text-to-Image Diffusion Models (2023), equation 5. The authors noise pictures of the
-anchor; here it is the pictures of the forget set.
+Kumari et al.: Ablating Concepts in Text-to-Image Diffusion Models (2023). The authors noise pictures of the anchor;
+here it is the pictures of the forget set.
 """
 
 from __future__ import annotations

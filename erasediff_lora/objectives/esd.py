@@ -1,6 +1,6 @@
 """Erased Stable Diffusion: turn guidance towards the concept into guidance away from it.
 
-Gandikota et al.: Erasing Concepts from Diffusion Models (2023), equation 7. The authors draw x_t with the erased model
+Gandikota et al.: Erasing Concepts from Diffusion Models (2023). The authors draw x_t with the erased model
 itself; here it is the noised pictures of the forget set.
 """
 

@@ -1,6 +1,6 @@
 """SalUn: relabel the forgotten data, and change only the weights that matter to it.
 
-Fan et al.: SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency (2024), equations 4 and 6.
+Fan et al.: SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency (2024).
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -61,6 +63,35 @@ def away(eta: float, weight: float) -> Loss:
     return loss
 
 
+def amnesia(weight: float, penalty: float, samples: int) -> Loss:
+    def loss(toy: Toy, at: Tensor, forget: Batch, retain: Batch) -> Tensor:
+        corrupted = replace(forget, noisy=forget.surrogate_noisy)
+        change = at[12:].view(6, 2) @ at[:12].view(2, 6)
+        return (
+            error(toy, at, corrupted, forget.surrogate_target)
+            + weight * error(toy, at, retain, retain.target)
+            + penalty * 50 * 6 * (fisher(toy, samples) * change**2).sum()
+        )
+
+    return loss
+
+
+@cache
+def fisher(toy: Toy, samples: int) -> Tensor:
+    """Mean squared gradient of the base's loss, sample by sample of the batches that `prepared` hands out."""
+    total = torch.zeros(6, 6, dtype=torch.float64)
+    for number in range(samples):
+        data = batch(200 + number // 4)[number % 4 : number % 4 + 1]
+
+        def at(weight: Tensor, data: Batch = data) -> float:
+            hidden = (data.noisy.flatten(1) + data.prompts.mean(dim=1)) @ weight.view(6, 6).T
+            prediction = torch.tanh(hidden + data.timesteps[:, None] / 1000)
+            return float(((data.target.flatten(1) - prediction) ** 2).mean())
+
+        total += finite_difference(at, toy.base.detach().flatten()).view(6, 6) ** 2 / samples
+    return total
+
+
 FORMULAS: list[tuple[str, dict, Loss]] = [
     ("finetune", {}, lambda toy, at, forget, retain: error(toy, at, retain, retain.target)),
     (
@@ -74,6 +105,8 @@ FORMULAS: list[tuple[str, dict, Loss]] = [
     ("concept_ablation", {"target_from": "base", "retain_weight": 0.2}, anchored(0.2, base=True)),
     ("esd", {}, away(1.0, 0.0)),
     ("esd", {"preset": "esd_sd", "retain_weight": 0.7}, away(2.0, 0.7)),
+    ("selective_amnesia", {"fisher_samples": 6}, amnesia(1.0, 10.0, 6)),
+    ("selective_amnesia", {"fisher_samples": 4, "retain_weight": 0.5, "penalty": 0.2}, amnesia(0.5, 0.2, 4)),
     ("saliency", {"density": 1.0}, anchored(0.5, base=False)),
     ("saliency", {"density": 1.0, "preset": "salun_ddpm", "target_from": "base"}, anchored(1e-3, base=True)),
 ]
@@ -117,13 +150,8 @@ def test_saliency_of_a_fresh_adapter_masks_nothing_where_nothing_is_salient() ->
 def test_micro_batches_make_the_same_direction(name) -> None:
     toy, forget, retain = Toy(), batch(1), batch(2)
 
-    def half(data: Batch, rows: slice) -> Batch:
-        return Batch(**{key: None if value is None else value[rows] for key, value in vars(data).items()})
-
     whole = prepared(name, toy).direction([forget], [retain])
-    cut = prepared(name, toy).direction(
-        [half(forget, slice(0, 2)), half(forget, slice(2, 4))], [half(retain, slice(0, 2)), half(retain, slice(2, 4))]
-    )
+    cut = prepared(name, toy).direction([forget[:2], forget[2:]], [retain[:2], retain[2:]])
     torch.testing.assert_close(whole.vector, cut.vector, atol=1e-12, rtol=1e-9)
 
 
@@ -173,3 +201,47 @@ def test_options_of_other_methods_and_unknown_ones_are_refused(recipe_file, cli)
         cli("train", recipe_file(objective={"name": "saliency"})),
         "forget.concepts.0.anchor = None: 'cat' has no anchor, and objective.name: saliency wants one",
     )
+
+
+def test_amnesia_towards_the_anchors_pictures(recipe_file, cli, tmp_path) -> None:
+    options = {"name": "selective_amnesia", "preset": "sa_sd", "fisher_samples": 2}
+    forget = {"concepts": [{"name": "cat", "anchor": "dog"}]}
+    assert cli("train", recipe_file(objective=options, forget=forget)).status == 0
+    saved = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["objective"]
+    assert (saved["surrogate_pictures"], saved["penalty"]) == ("anchor", 50.0)
+    forget = {"concepts": [{"name": "cat", "anchor": "lion"}]}
+    refused(
+        cli("train", recipe_file(objective=options, forget=forget), "--overwrite"),
+        "retain = 'a photo of a lion': no picture of the retain set has this prompt",
+    )
+
+
+def test_the_stand_in_is_noised_like_the_pictures(tiny_base, recipe_file) -> None:
+    """The same timesteps and noise; uniform noise of unit variance, or the anchor's pictures."""
+    from erasediff_lora import denoisers
+    from erasediff_lora.data import sets
+    from erasediff_lora.data.batches import BatchSampler
+    from erasediff_lora.recipe import Recipe
+
+    forget = {"concepts": [{"name": "cat", "anchor": "dog"}]}
+    recipe = Recipe.load(recipe_file(forget=forget, objective={"name": "concept_ablation"}))
+    denoiser = denoisers.load(recipe.model)
+    data = [sets.prepare(recipe, denoiser, kind) for kind in ("forget", "retain")]
+    for kind in ("noise", "anchor"):
+        sampler = BatchSampler(
+            *data, denoiser.noise_scheduler, batch_size=64, micro_batches=1, empty_prompt_share=0.0,
+            min_snr_gamma=None, seed=0, device=torch.device("cpu"), dtype=torch.float32, surrogate=kind,
+        )  # fmt: skip
+        ((drawn,), _) = sampler.draw(0)
+        alphas = denoiser.noise_scheduler.alphas_cumprod[drawn.timesteps][:, None, None, None]
+        assert torch.equal(drawn.surrogate_target, drawn.target), "the same noise"
+        clean = (drawn.surrogate_noisy - (1 - alphas).sqrt() * drawn.target) / alphas.sqrt()
+        clear = drawn.timesteps < 500  # beyond, rounding is magnified
+        if kind == "noise":
+            assert float(clean[clear].abs().max()) <= 3**0.5 + 1e-3
+            assert float(clean[clear].var()) == pytest.approx(1.0, abs=0.1)
+        else:
+            row = data[1].prompts.index("a photo of a dog")
+            dogs = data[1].latents[data[1].captions == row]
+            distance = (clean[clear][:, None] - dogs[None]).abs().amax(dim=(2, 3, 4)).amin(dim=1)
+            assert float(distance.max()) < 1e-3

@@ -1,0 +1,106 @@
+"""Selective Amnesia: relearn the concept as something else, and hold on to the weights that the rest needs.
+
+Heng and Soh: Selective Amnesia: A Continual Learning Approach to Forgetting in Deep Generative Models (2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from erasediff_lora.objectives.base import (
+    Batch,
+    Direction,
+    Draw,
+    ObjectiveSettings,
+    WeightedSum,
+    flatten,
+    mean_squared_error,
+    required,
+)
+
+
+class SelectiveAmnesiaSettings(ObjectiveSettings):
+    """Options of the objective; sources: clear-nus/selective-amnesia, ddpm/configs and sd/configs."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {},
+        "sa_ddpm": {"surrogate_pictures": "noise", "penalty": 10.0},
+        "sa_sd": {"surrogate_pictures": "anchor", "penalty": 50.0},
+    }
+    name: Literal["selective_amnesia"] = Field("selective_amnesia", description="the method")
+    preset: Literal["default", "sa_ddpm", "sa_sd"] = Field("default", description="starting point of the fields below")
+    surrogate_pictures: Literal["noise", "anchor"] = Field(
+        "noise", description="what the concept becomes: uniform noise, or the retain set's pictures of its anchor"
+    )
+    retain_weight: float = Field(1.0, ge=0, description="gamma, weight of the generative replay, the retain loss")
+    penalty: float = Field(10.0, ge=0, description="lambda, weight of the Fisher penalty, in the authors' units")
+    fisher_samples: int = Field(128, ge=1, description="retain samples that the Fisher information is taken from")
+
+    @property
+    def anchors(self) -> Literal["named", "any"] | None:
+        return "named" if self.surrogate_pictures == "anchor" else None
+
+    @property
+    def surrogate(self) -> Literal["noise", "anchor"] | None:
+        return self.surrogate_pictures
+
+
+class SelectiveAmnesia(WeightedSum):
+    """∇L_noise(surrogate, c) + γ ∇L_r + λ ∇ Σ F ΔW², F the diagonal Fisher information of the base on retain data.
+
+    The authors sum losses over elements (D of them) and, for F, over all T timesteps of a sample; here losses are means
+    and F comes from single timesteps. At a minimum the gradients of different timesteps are independent with mean 0, so
+    the square of their sum is T times the mean square: λ counts T · D times in this loss.
+    """
+
+    Settings = SelectiveAmnesiaSettings
+
+    def prepare(self, draw: Draw) -> None:
+        """The diagonal Fisher information of every adapted weight of the base."""
+        weights = list(self.network.base_weights)
+        fisher = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+        for weight in weights:
+            weight.requires_grad_(True)
+        try:
+            for number, sample in zip(range(self.settings.fisher_samples), _samples(draw), strict=False):
+                prediction = self.network.predict_base(sample.noisy, sample.timesteps, sample.prompts)
+                gradients = torch.autograd.grad(mean_squared_error(prediction, sample.target), weights)
+                for total, gradient in zip(fisher, gradients, strict=True):
+                    total += (gradient.float().square() - total) / (number + 1)
+        finally:
+            for weight in weights:
+                weight.requires_grad_(False)
+        self.fisher = [self.network.mean(total) for total in fisher]
+
+    def forget_target(self, batch: Batch) -> Tensor | None:
+        return required(batch.surrogate_target)
+
+    def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
+        corrupted = [replace(batch, noisy=required(batch.surrogate_noisy)) for batch in forget]
+        plain = super().direction(corrupted, retain)
+        penalty = self.fisher_penalty(corrupted[0].noisy[0].numel())
+        gradient = flatten(torch.autograd.grad(penalty, list(self.network.parameters)))
+        vector = plain.vector + gradient.to(plain.vector)
+        metrics = plain.metrics | {"fisher_penalty": float(penalty.detach()), "direction_norm": float(vector.norm())}
+        return Direction(vector, metrics)
+
+    def fisher_penalty(self, elements: int) -> Tensor:
+        """λ T D Σ F ΔW², a scalar; D is `elements`."""
+        changes = self.network.weight_changes()
+        terms = [(fisher * change.float().square()).sum() for fisher, change in zip(self.fisher, changes, strict=True)]
+        return self.settings.penalty * self.network.train_timesteps * elements * torch.stack(terms).sum()
+
+
+def _samples(draw: Draw) -> Iterator[Batch]:
+    """Retain samples one by one, without end."""
+    step = 0
+    while True:
+        for batch in draw(step)[1]:
+            yield from (batch[index : index + 1] for index in range(len(batch)))
+        step += 1
