@@ -212,18 +212,18 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> Chart:
         axes = figure.add_subplot()
         joined = sorted((points[name] for name in front), reverse=True)
         axes.step([100 * y for _, y in joined], [100 * x for x, _ in joined], where="post", color=BASE, linewidth=0.9)
-        for index, (name, (erased, retained)) in enumerate(points.items()):
-            axes.plot(100 * retained, 100 * erased, "o", color=ERASED if name in front else BASE)
+        for place in dict.fromkeys(points.values()):
+            names = [name for name, point in points.items() if point == place]
+            erased, retained = (100 * value for value in place)
+            axes.plot(retained, erased, "o", color=ERASED if names[0] in front else BASE)
             axes.annotate(
-                name,
-                (100 * retained, 100 * erased),
-                xytext=(5, 5 if index % 2 else -11),
-                textcoords="offset points",
-                size=8,
+                ", ".join(names), (retained, erased), xytext=(0, -12), textcoords="offset points", size=8, ha="center"
             )
         axes.set_xlabel("retained, %")
         axes.set_ylabel("forgotten, %")
-        axes.margins(0.2)
+        axes.margins(0.25)
+        for low, high, limit in ((*axes.get_xlim(), axes.set_xlim), (*axes.get_ylim(), axes.set_ylim)):
+            limit(low, max(100.3, 100 + (100 - low) / 20) if high > 100 else high)
 
     listed = "; ".join(f"{n}: forgotten {e:.1%}, retained {r:.1%}" for n, (e, r) in points.items())
     return _chart(
