@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from erasediff_lora.objectives.base import Batch, Direction, Draw, Network, Objective, ObjectiveSettings
+from erasediff_lora.objectives.blindspot import Blindspot
 from erasediff_lora.objectives.concept_ablation import ConceptAblation
 from erasediff_lora.objectives.erasediff import EraseDiff, EraseDiffSettings
 from erasediff_lora.objectives.esd import Esd
@@ -21,6 +22,7 @@ OBJECTIVES: dict[str, Any] = {
     "selective_amnesia": SelectiveAmnesia,
     "esd": Esd,
     "concept_ablation": ConceptAblation,
+    "blindspot": Blindspot,
 }
 
 

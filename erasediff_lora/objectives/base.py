@@ -175,7 +175,8 @@ class WeightedSum:
     """Base of the methods that step along a ∇‖y_f − ε_θ‖² + b ∇L_r: subclasses say what y_f, a and b are."""
 
     Settings: ClassVar[type[ObjectiveSettings]]
-    forget_weight = 1.0
+    forget_weight: float = 1.0
+    """a."""
 
     def __init__(self, settings: Any, network: Network) -> None:
         self.settings = settings
@@ -224,6 +225,13 @@ def required(tensor: Tensor | None) -> Tensor:
     """The tensor, which this objective's settings make sure that batches have."""
     assert tensor is not None, "the batch lacks what this target needs"
     return tensor
+
+
+def assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into the parameters."""
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:

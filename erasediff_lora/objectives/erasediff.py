@@ -19,6 +19,7 @@ from erasediff_lora.objectives.base import (
     Draw,
     Network,
     ObjectiveSettings,
+    assign,
     flatten,
     loss_and_gradient,
     mean_squared_error,
@@ -154,14 +155,14 @@ class EraseDiff:
                 if step > 0:
                     _, gradient = loss_and_gradient(self.network, forget, self._loss)
                 phi = phi - self.settings.inner_learning_rate * gradient
-                _assign(parameters, unflatten(phi, parameters))
+                assign(parameters, unflatten(phi, parameters))
             if self.settings.gradient == "first_order":
                 return loss_and_gradient(self.network, forget, self._loss)
             with torch.no_grad():
                 loss = torch.stack([self._loss(batch) for batch in forget]).mean()
             return self.network.mean(loss), None
         finally:
-            _assign(parameters, theta)
+            assign(parameters, theta)
 
 
 def constraint_multiplier(barrier: Tensor, inner_product: Tensor, squared_norm: Tensor) -> Tensor:
@@ -173,9 +174,3 @@ def constraint_multiplier(barrier: Tensor, inner_product: Tensor, squared_norm: 
     if squared_norm <= torch.finfo(squared_norm.dtype).tiny:
         return torch.zeros_like(squared_norm)
     return ((barrier - inner_product) / squared_norm).clamp_min(0)
-
-
-def _assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)

@@ -92,6 +92,26 @@ def fisher(toy: Toy, samples: int) -> Tensor:
     return total
 
 
+def towards_proxy(share: float, steps: int, rate: float) -> Loss:
+    def loss(toy: Toy, at: Tensor, forget: Batch, retain: Batch) -> Tensor:
+        target = predict(toy, proxy(toy, steps, rate), forget, forget.prompts)
+        return share * error(toy, at, forget, target) + (1 - share) * error(toy, at, retain, retain.target)
+
+    return loss
+
+
+@cache
+def proxy(toy: Toy, steps: int, rate: float) -> Tensor:
+    """The toy's parameters after that many steps of Adam on the retain batches that `prepared` hands out."""
+    at = flat(toy).requires_grad_()
+    adam = torch.optim.Adam([at], lr=rate)
+    for step in range(steps):
+        data = batch(200 + step)
+        (at.grad,) = torch.autograd.grad(error(toy, at, data, data.target), [at])
+        adam.step()
+    return at.detach()
+
+
 FORMULAS: list[tuple[str, dict, Loss]] = [
     ("finetune", {}, lambda toy, at, forget, retain: error(toy, at, retain, retain.target)),
     (
@@ -107,6 +127,8 @@ FORMULAS: list[tuple[str, dict, Loss]] = [
     ("esd", {"preset": "esd_sd", "retain_weight": 0.7}, away(2.0, 0.7)),
     ("selective_amnesia", {"fisher_samples": 6}, amnesia(1.0, 10.0, 6)),
     ("selective_amnesia", {"fisher_samples": 4, "retain_weight": 0.5, "penalty": 0.2}, amnesia(0.5, 0.2, 4)),
+    ("blindspot", {"proxy_steps": 5, "proxy_learning_rate": 0.05}, towards_proxy(0.1, 5, 0.05)),
+    ("blindspot", {"proxy_steps": 2, "forget_share": 0.6}, towards_proxy(0.6, 2, 1e-3)),
     ("saliency", {"density": 1.0}, anchored(0.5, base=False)),
     ("saliency", {"density": 1.0, "preset": "salun_ddpm", "target_from": "base"}, anchored(1e-3, base=True)),
 ]
