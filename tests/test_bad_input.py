@@ -79,7 +79,7 @@ def test_output_folder_in_use(recipe_file, cli, tmp_path) -> None:
 
 def test_nothing_to_resume_or_evaluate(recipe_file, cli, tmp_path) -> None:
     refused(cli("train", recipe_file(), "--resume"), "there is no checkpoint in it. Start without --resume.")
-    refused(cli("evaluate", recipe_file()), "holds no pytorch_lora_weights.safetensors. Train first")
+    refused(cli("evaluate", recipe_file()), "holds no adapter. Train first")
 
 
 def test_losses_that_are_not_finite(recipe_file, cli, tmp_path) -> None:

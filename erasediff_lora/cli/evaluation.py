@@ -41,7 +41,10 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
     given = {word.removeprefix("--").partition("=")[0] for word in rest}
     preset = {name: value for name, value in preset.items() if f"evaluation.{name}" not in given}
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=preset)})
-    evaluate_adapter(recipe, recipe.output if is_recipe else target)
+    adapter = recipe.output if is_recipe else target
+    if (is_recipe or (target / RECIPE_FILE).is_file()) and not any(adapter.glob("*.safetensors")):
+        raise UserError(Problem("run", str(adapter), "holds no adapter.", "Train first: erasediff-lora train RECIPE."))
+    evaluate_adapter(recipe, adapter)
 
 
 def _file(path: Path) -> Path:

@@ -49,7 +49,7 @@ def test_an_adapter_needs_a_recipe(recipe_file, cli, tmp_path) -> None:
 
 
 def test_an_untrained_run_and_a_damaged_adapter(recipe_file, cli, tmp_path) -> None:
-    refused(cli("evaluate", recipe_file()), "run", "there is no such")
+    refused(cli("evaluate", recipe_file()), "holds no adapter. Train first")
     assert cli("train", recipe_file()).status == 0
     file = tmp_path / "run/pytorch_lora_weights.safetensors"
     before = (tmp_path / "run/evaluation.json").read_bytes()
