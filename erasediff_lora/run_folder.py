@@ -118,7 +118,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         raise UserError(
             Problem("run", str(file), f"is damaged: {error}.", "Make it again: erasediff-lora evaluate RUN.")
         ) from None
-    if not isinstance(result, dict) or not {"metrics", "attacks", "verdict"} <= result.keys():
+    if not isinstance(result, dict) or not {"metrics", "attacks", "verdict", "recipe"} <= result.keys():
         raise UserError(
             Problem("run", str(file), "was written by an older version.", "Make it again: erasediff-lora evaluate RUN.")
         )

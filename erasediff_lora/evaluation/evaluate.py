@@ -17,6 +17,7 @@ import torch
 from erasediff_lora import __version__
 from erasediff_lora.adapter import formats
 from erasediff_lora.adapter.checkpoint import fingerprint_of
+from erasediff_lora.adapter.publishing import public_recipe
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.attacks import ATTACKS, Outcome
 from erasediff_lora.evaluation.candidates import load_candidates
@@ -95,6 +96,7 @@ def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
         "base_fingerprint": fingerprint_of(evidence.candidates.base.denoiser.source),
         "adapter": {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file.read_bytes())},
         "recipe_sha256": recipe.sha256(),
+        "recipe": public_recipe(recipe),
         "concepts": evidence.forgotten,
         "judge": options.without_folders()["judge"],
         "forget_samples": len(evidence.forget_prompts),

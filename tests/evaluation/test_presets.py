@@ -48,6 +48,7 @@ def test_flags_win_over_presets_and_both_over_the_recipe(recipe_file, cli, tmp_p
     assert list(made("--quick")["metrics"]) == ["accuracy", "distances", "drift"]
     result = made("--full", "--evaluation.metrics", "[accuracy]", "--evaluation.attacks=[]")
     assert list(result["metrics"]) == ["accuracy"] and result["attacks"] == {}
+    assert result["recipe"]["evaluation"]["metrics"] == ["accuracy"], "as evaluated, not as trained"
     refused(cli("evaluate", run, "--fulll"), "'--fulll': is no field of the recipe")
 
 

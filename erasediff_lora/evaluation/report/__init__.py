@@ -12,14 +12,12 @@ import jinja2
 import yaml
 from PIL import Image
 
-from erasediff_lora.adapter.publishing import public_recipe
 from erasediff_lora.evaluation.attacks import ATTACKS, Outcome
 from erasediff_lora.evaluation.pictures import Drawn, by_concept
 from erasediff_lora.evaluation.report import charts
 from erasediff_lora.evaluation.verdict import interval
 from erasediff_lora.files import atomic, write_text
-from erasediff_lora.recipe import Recipe
-from erasediff_lora.run_folder import LOG_FILE, RECIPE_FILE, REPORT_FILE, SELECTION_FILE, read_evaluation
+from erasediff_lora.run_folder import LOG_FILE, REPORT_FILE, SELECTION_FILE, read_evaluation
 
 COLUMNS = 8
 CELL = 128
@@ -74,7 +72,7 @@ def _save_strip(file: Path, section: str, title: str, rows: Mapping[str, Sequenc
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.html from evaluation.json, the recipe, the training log and the pictures in a folder.
+    """Write report.html from evaluation.json, the training log and the pictures in a folder.
 
     Raises:
         UserError: If the folder has no evaluation, or the report cannot be written.
@@ -86,7 +84,7 @@ def write_report(folder: Path) -> Path:
         "charts": _charts(folder, result),
         "strips": embedded_strips(folder, result),
         "selection": _json(folder / SELECTION_FILE),
-        "recipe": _recipe(folder / RECIPE_FILE),
+        "recipe": yaml.safe_dump(result["recipe"], sort_keys=False, allow_unicode=True),
     }
     write_text(folder / REPORT_FILE, page.render(context))
     return folder / REPORT_FILE
@@ -94,13 +92,6 @@ def write_report(folder: Path) -> Path:
 
 def _json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def _recipe(file: Path) -> str | None:
-    """The recipe without this machine's folders, since reports are handed around."""
-    if not file.is_file():
-        return None
-    return yaml.safe_dump(public_recipe(Recipe.load(file)), sort_keys=False, allow_unicode=True)
 
 
 def _charts(folder: Path, result: Mapping[str, Any]) -> list[dict[str, str]]:
