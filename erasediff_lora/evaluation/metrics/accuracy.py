@@ -60,7 +60,8 @@ def accuracy(
     attributes = [
         _attributes_seen(item.prompt, seen, judge.labels) for item, seen in zip(forget_after, seen_after, strict=True)
     ]
-    before, after = kept(judge, retain_before), kept(judge, retain_after)
+    seen_retained = recognise(judge, retain_after)
+    before, after = kept(judge, retain_before), kept(judge, retain_after, seen_retained)
     result: dict[str, Any] = {
         "unlearning_accuracy": share(gone_after),
         "unlearning_accuracy_base": share(gone_before),
@@ -82,7 +83,6 @@ def accuracy(
             "unlearning_accuracy_base": share([gone_before[i] for i in rows if i < len(forget_before)]),
             "became": _became([seen_after[i] for i in rows], concepts),
         }
-    seen_retained = recognise(judge, retain_after)
     for name in dict.fromkeys(str(item.prompt.concept) for item in retain_after):
         rows = [i for i, item in enumerate(retain_after) if str(item.prompt.concept) == name]
         if any(after[i][0] is not None for i in rows):
@@ -106,13 +106,16 @@ def recognise(judge: PictureJudge, drawn: Sequence[Drawn]) -> list[set[str]]:
     return judge.recognise([item.image for item in drawn])
 
 
-def kept(judge: PictureJudge, drawn: Sequence[Drawn]) -> list[tuple[bool | None, bool | None, bool | None]]:
+def kept(
+    judge: PictureJudge, drawn: Sequence[Drawn], seen_in: Sequence[set[str]] | None = None
+) -> list[tuple[bool | None, bool | None, bool | None]]:
     """For each picture whether all that was asked for is seen, the concept, and the other attributes.
 
-    None stands for what the judge can't tell, because the prompt names nothing of the kind that it knows.
+    None stands for what the judge can't tell, because the prompt names nothing of the kind that it knows. `seen_in` is
+    what the judge sees, where that is known already.
     """
     rows = []
-    for item, seen in zip(drawn, recognise(judge, drawn), strict=True):
+    for item, seen in zip(drawn, recognise(judge, drawn) if seen_in is None else seen_in, strict=True):
         concept = item.prompt.concept in seen if item.prompt.concept in judge.labels else None
         attributes = _attributes_seen(item.prompt, seen, judge.labels)
         told = [part for part in (concept, attributes) if part is not None]
