@@ -25,7 +25,7 @@ class Model(Section):
     """The base model, which stays frozen."""
 
     base: str = Field("demo", description="'demo', a diffusers folder, a hub id, or a single-file checkpoint")
-    family: Literal["stable_diffusion"] = Field("stable_diffusion", description="model family")
+    family: Literal["stable_diffusion", "class_conditional"] = Field("stable_diffusion", description="model family")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the frozen weights; auto: bfloat16 on a GPU, float32 on a CPU"
     )
@@ -111,15 +111,34 @@ class Sampling(Section):
     seed: int = Field(0, ge=0, description="seed of the first picture")
 
 
-class Adapter(Section):
-    """The LoRA adapter: the only thing that is trained."""
+class AdapterSettings(Section):
+    """What is trained; each kind has a class of its own."""
 
+    kind: str = Field("lora", description="lora, or none to train the base's own weights")
+    targets: str | list[str] = Field("attention", description="preset of the model family, or regexes of module paths")
+
+
+class Lora(AdapterSettings):
+    """A LoRA adapter: the only thing that is trained."""
+
+    kind: Literal["lora"] = Field("lora", description="lora, or none to train the base's own weights")
     rank: int = Field(4, ge=1, description="rank r")
     alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; omit for alpha = rank")
-    targets: str | list[str] = Field("attention", description="preset of the model family, or regexes of module paths")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
     dora: bool = Field(False, description="weight-decomposed LoRA")
+
+
+class NoAdapter(AdapterSettings):
+    """The base's own weights, as the papers train them: all, or those of some modules."""
+
+    kind: Literal["none"] = Field("none", description="lora, or none to train the base's own weights")
+    targets: str | list[str] = Field(
+        "all", description="all, no_cross_attention, preset of the model family, or regexes of module paths"
+    )
+
+
+ADAPTERS: dict[str, type[AdapterSettings]] = {"lora": Lora, "none": NoAdapter}
 
 
 class Training(Section):
@@ -151,6 +170,13 @@ class Training(Section):
     )
 
 
+VARIANTS: dict[str, tuple[str, dict[str, type[Section]]]] = {
+    "adapter": ("kind", dict(ADAPTERS)),
+    "objective": ("name", {name: method.Settings for name, method in OBJECTIVES.items()}),
+}
+"""Section -> the field that says which of several tables it is, and those tables, the default first."""
+
+
 class Recipe(Section):
     """Everything a run depends on."""
 
@@ -158,7 +184,7 @@ class Recipe(Section):
     forget: ForgetSet
     retain: RetainSet
     sampling: Sampling = Field(default_factory=Sampling)
-    adapter: Adapter = Field(default_factory=Adapter)
+    adapter: SerializeAsAny[AdapterSettings] = Field(default_factory=Lora)
     objective: SerializeAsAny[ObjectiveSettings] = Field(default_factory=EraseDiffSettings)
     training: Training = Field(default_factory=Training)
     evaluation: Evaluation = Field(default_factory=Evaluation)
@@ -180,18 +206,20 @@ class Recipe(Section):
             if name in values or field.is_required():
                 given = values.get(name) or {} if name in cls._tables() else values[name]
                 annotation: Any = Annotated[field.annotation, field]
-                if name == "objective" and isinstance(given, dict):
-                    method = given.get("name", "erasediff")
-                    if method not in OBJECTIVES:
-                        problems.append(
-                            Problem("objective.name", method, "is no method.", nearest(str(method), OBJECTIVES))
-                        )
+                table: Any = field.annotation
+                if name in VARIANTS:
+                    selector, variants = VARIANTS[name]
+                    if isinstance(given, str):  # `adapter: none`
+                        given = {selector: given}
+                    kind = given.get(selector, next(iter(variants))) if isinstance(given, dict) else None
+                    if kind is not None and kind not in variants:
+                        remedy = nearest(str(kind), variants)
+                        problems.append(Problem(f"{name}.{selector}", kind, "is unknown.", remedy))
                         continue
-                    annotation = OBJECTIVES[method].Settings
+                    annotation = table = variants.get(kind, table)  # type: ignore[arg-type]
                 try:
                     sections[name] = TypeAdapter(annotation).validate_python(given)
                 except ValidationError as error:
-                    table = annotation if name == "objective" else field.annotation
                     problems += [_problem(name, table, e) for e in error.errors()]
             else:
                 sections[name] = field.get_default(call_default_factory=True)
@@ -263,12 +291,12 @@ def section_types(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]
 
 
 def flags(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Yield (dotted name, description, default) of every field of the schema; those of all objectives, once each."""
+    """Yield (dotted name, description, default) of every field of the schema; those of all variants, once each."""
     tables = dict(section_types(model))
     for name, field in model.model_fields.items():
-        if name in tables and issubclass(tables[name], ObjectiveSettings):
-            methods = [row for method in OBJECTIVES.values() for row in flags(method.Settings, f"{prefix}{name}.")]
-            yield from {row[0]: row for row in reversed(methods)}.values()
+        if name in tables and name in VARIANTS:
+            rows = [row for variant in VARIANTS[name][1].values() for row in flags(variant, f"{prefix}{name}.")]
+            yield from {row[0]: row for row in reversed(rows)}.values()
         elif name in tables:
             yield from flags(tables[name], f"{prefix}{name}.")
         else:

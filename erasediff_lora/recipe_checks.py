@@ -15,7 +15,7 @@ from erasediff_lora.files import PICKLE_SUFFIXES
 if TYPE_CHECKING:
     from erasediff_lora.evaluation.settings import Evaluation
     from erasediff_lora.objectives import ObjectiveSettings
-    from erasediff_lora.recipe import Adapter, ForgetSet, Model, RetainSet, Training
+    from erasediff_lora.recipe import AdapterSettings, ForgetSet, Model, RetainSet, Training
 
 
 def cross_check(sections: dict[str, Any]) -> list[Problem]:
@@ -52,7 +52,7 @@ def cross_check(sections: dict[str, Any]) -> list[Problem]:
         )
     if evaluation := sections.get("evaluation"):
         problems += _check_evaluation(evaluation, forget, training)
-    adapter: Adapter | None = sections.get("adapter")
+    adapter: AdapterSettings | None = sections.get("adapter")
     for pattern in adapter.targets if adapter and isinstance(adapter.targets, list) else []:
         try:
             re.compile(pattern)

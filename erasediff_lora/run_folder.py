@@ -28,6 +28,7 @@ LOG_FILE = "training_log.jsonl"
 CHECKPOINTS = "checkpoints"
 BEST_FILE = "checkpoints/best.safetensors"
 SELECTION_FILE = "selection.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 LOCK_FILE = ".lock"
 
 

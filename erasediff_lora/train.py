@@ -18,8 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from erasediff_lora import __version__, denoisers, objectives
-from erasediff_lora.adapter import formats, lora, targets
+from erasediff_lora import __version__, denoisers, objectives, trainables
 from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.data import sets
@@ -42,6 +41,7 @@ from erasediff_lora.run_folder import (
     newest_checkpoint,
     save_checkpoint,
 )
+from erasediff_lora.trainables import Trainable
 
 log = logging.getLogger(__name__)
 FP16_LOSS_SCALE = 1024.0
@@ -70,14 +70,15 @@ class Run:
     recipe: Recipe
     accelerator: Accelerator
     denoiser: Denoiser
-    lora_config: Any
-    parameters: list[torch.nn.Parameter]
+    trainable: Trainable
     sampler: BatchSampler
     objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     log: JsonLog | None
     start: int
+    preparation_seconds: tuple[float, float]
+    """Wall-clock and processor time of the objective's own preparation."""
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -116,36 +117,33 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
     denoiser = denoisers.load(recipe.model)
     if recipe.model.device == "auto":
         denoiser.device = accelerator.device
-    modules = targets.resolve(recipe.adapter.targets, denoiser.target_presets, denoiser.network)
-
     with accelerator.main_process_first():
         forget = sets.prepare(recipe, denoiser, "forget", sheet=recipe.output / SET_SHEETS["forget"])
         retain = sets.prepare(recipe, denoiser, "retain", sheet=recipe.output / SET_SHEETS["retain"])
     denoiser.release_encoders()
 
     network = denoiser.network
-    lora_config = lora.inject(network, recipe.adapter, modules, recipe.training.seed)
+    trainable = trainables.create(recipe.adapter, denoiser, recipe.training.seed)
     network.train()  # for gradient checkpointing and LoRA dropout; diffusion UNets have no dropout of their own
     if recipe.training.gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    parameters = lora.parameters(network)
-    optimizer = create_optimizer(recipe.training, parameters)
+    optimizer = create_optimizer(recipe.training, trainable.parameters)
     schedule = create_schedule(recipe.training, optimizer)
 
     def predict_base(noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
-        with lora.disabled(network):
+        with trainable.disabled():
             return denoiser.predict(noisy, timesteps, prompts)
 
     objective = objectives.create(
         recipe.objective,
         Network(
-            parameters,
+            trainable.parameters,
             denoiser.predict,
             predict_base,
             mean=lambda tensor: accelerator.reduce(tensor, reduction="mean"),
             loss_scale=FP16_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0,
-            base_weights=lora.base_weights(network),
-            weight_changes=lambda: lora.weight_changes(network),
+            base_weights=trainable.base_weights,
+            weight_changes=trainable.weight_changes,
             train_timesteps=denoiser.noise_scheduler.config.num_train_timesteps,
         ),
     )
@@ -165,18 +163,19 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         world=accelerator.num_processes,
     )
     # On the fresh adapter and on steps of its own, far from the loop's: a resumed run prepares alike.
+    began = time.perf_counter(), time.process_time()
     objective.prepare(lambda step: sampler.draw(PREPARATION + step))
+    preparation = (time.perf_counter() - began[0], time.process_time() - began[1])
     start = 0
     if saved is not None:
-        adapter, trainer = saved
-        lora.load_state(network, adapter)
+        weights, trainer = saved
+        trainable.load_state(weights)
         optimizer.load_state_dict(trainer["optimizer"])
         schedule.load_state_dict(trainer["schedule"])
         start = trainer["step"]
     for note in objective.notes:
         log.info(note)
-    size = sum(parameter.numel() for parameter in parameters)
-    log.info("adapter: rank %d on %d modules, %s parameters", recipe.adapter.rank, len(modules), f"{size:,}")
+    log.info(trainable.summary)
     if accelerator.num_processes > 1:
         log.info("%d processes share every batch", accelerator.num_processes)
     if accelerator.is_main_process:
@@ -184,7 +183,17 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
     json_log = JsonLog(recipe.output / LOG_FILE, start) if accelerator.is_main_process else None
     accelerator.init_trackers("erasediff-lora", config={"recipe": recipe.to_yaml()})
     return Run(
-        recipe, accelerator, denoiser, lora_config, parameters, sampler, objective, optimizer, schedule, json_log, start
+        recipe,
+        accelerator,
+        denoiser,
+        trainable,
+        sampler,
+        objective,
+        optimizer,
+        schedule,
+        json_log,
+        start,
+        preparation,
     )
 
 
@@ -220,9 +229,10 @@ def take_step(run: Run, step: int) -> Direction:
     forget, retain = run.sampler.draw(step)
     direction = run.objective.direction(forget, retain)
     _require_finite(run, step, direction)
-    for parameter, gradient in zip(run.parameters, unflatten(direction.vector, run.parameters), strict=True):
+    parameters = run.trainable.parameters
+    for parameter, gradient in zip(parameters, unflatten(direction.vector, parameters), strict=True):
         parameter.grad = gradient
-    torch.nn.utils.clip_grad_norm_(run.parameters, run.recipe.training.max_grad_norm)
+    torch.nn.utils.clip_grad_norm_(parameters, run.recipe.training.max_grad_norm)
     run.optimizer.step()
     run.schedule.step()
     return direction
@@ -233,11 +243,8 @@ def save(run: Run) -> None:
     _checkpoint(run, run.recipe.training.steps)
     if run.accelerator.is_main_process:
         if run.recipe.training.evaluate_every and (best := _selection(run).best()) is not None:
-            lora.load_state(run.denoiser.network, best)
-        origin = provenance(run.recipe, run.denoiser)
-        adapter = lora.collect(run.denoiser.network, run.denoiser.component, run.lora_config, origin)
-        for name in formats.FORMATS:
-            formats.write(adapter, run.recipe.output, name, overwrite=True)
+            run.trainable.load_state(best)
+        run.trainable.save(run.recipe.output, provenance(run.recipe, run.denoiser))
     if run.log is not None:
         run.log.close()
     run.accelerator.end_training()
@@ -271,12 +278,12 @@ def check_same_run(recipe: Recipe) -> None:
     problems = []
     for section, now in recipe.model_dump(mode="json", include=RESULT_SECTIONS).items():
         for name, value in now.items():
-            if value != before[section][name] and (section, name) not in FREE_ON_RESUME:
+            if value != before[section].get(name) and (section, name) not in FREE_ON_RESUME:
                 problems.append(
                     Problem(
                         f"{section}.{name}",
                         value,
-                        f"was {before[section][name]!r} when the run was started.",
+                        f"was {before[section].get(name)!r} when the run was started.",
                         "Put it back, or start a new run in another --output.",
                     )
                 )
@@ -354,7 +361,7 @@ def _checkpoint(run: Run, step: int) -> Path | None:
         return None
     trainer = {"optimizer": run.optimizer.state_dict(), "schedule": run.schedule.state_dict()}
     return save_checkpoint(
-        run.recipe.output, step, lora.state(run.denoiser.network), trainer, run.recipe.training.keep_checkpoints
+        run.recipe.output, step, run.trainable.state(), trainer, run.recipe.training.keep_checkpoints
     )
 
 
@@ -369,11 +376,11 @@ def _evaluate(run: Run, step: int) -> None:
     """Keep the adapter as it is, if it is the best so far."""
     if run.accelerator.is_main_process:
         with _drawing(run):
-            _selection(run).consider(step, lora.state(run.denoiser.network))
+            _selection(run).consider(step, run.trainable.state())
 
 
 def _selection(run: Run) -> Selection:
-    return Selection(run.recipe, run.denoiser, lambda: lora.disabled(run.denoiser.network))
+    return Selection(run.recipe, run.denoiser, run.trainable.disabled)
 
 
 @contextmanager

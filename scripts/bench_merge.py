@@ -105,7 +105,7 @@ def adapter(model: str, preset: str, rank: int) -> LoraAdapter:
     unet = unet_of(model)
     generator = torch.Generator().manual_seed(1)
     layers = {}
-    for path in targets.resolve(preset, StableDiffusion.target_presets, unet):
+    for path in targets.resolve(preset, StableDiffusion.target_presets, targets.adaptable(unet)):
         rows, *rest = unet.get_submodule(path).weight.shape
         ones = [1] * (len(rest) - 1)
         layers[f"unet.{path}"] = LoraLayer(

@@ -34,7 +34,7 @@ def bare_passes(run: train.Run, forget: list, retain: list) -> None:
     def forward_backward(batch, target) -> None:
         prediction = network.predict(batch.noisy, batch.timesteps, batch.prompts)
         loss = torch.nn.functional.mse_loss(prediction.float(), target.float())
-        torch.autograd.grad(loss, run.parameters, allow_unused=True)
+        torch.autograd.grad(loss, run.trainable.parameters, allow_unused=True)
 
     targets = [run.objective.forget_target(batch) for batch in forget]  # type: ignore[attr-defined]
     for batch in retain:

@@ -22,7 +22,7 @@ from train_demo_base import DIFFUSION_STEPS, JUDGE_STEPS, PICTURES, VAE_STEPS
 from erasediff_lora import denoisers
 from erasediff_lora.data.prompts import balanced, expand
 from erasediff_lora.demo import CONCEPTS, JUDGE_FILE, MODEL_DIR, STYLES, TEMPLATE
-from erasediff_lora.demo.judge import Judge
+from erasediff_lora.evaluation.judges.classifier import Classifier
 from erasediff_lora.evaluation.pictures import save_sheet
 from erasediff_lora.recipe import Model, Recipe
 
@@ -97,7 +97,7 @@ not included.
 )
 
 
-def judge_accuracy(judge: Judge, drawings: list[demo_drawings.Drawing], count: int) -> tuple[float, float]:
+def judge_accuracy(judge: Classifier, drawings: list[demo_drawings.Drawing], count: int) -> tuple[float, float]:
     """Shares of held-out pictures with the right concept and the right style."""
     pixels, chosen = demo_drawings.render_balanced(drawings, count, seed=99)
     named = judge.classify([Image.fromarray(array) for array in pixels])
@@ -119,7 +119,7 @@ def main() -> int:
     recipe = Recipe.load(DEMO_RECIPE)
     model = arguments.work / "model"
     denoiser = denoisers.load(Model(base=str(model)))
-    judge = Judge.load(arguments.work / "judge.safetensors")
+    judge = Classifier.load(arguments.work / "judge.safetensors")
     training, held_out, _ = demo_drawings.load(arguments.work / "drawings")
     judge_concept, judge_style = judge_accuracy(judge, held_out, 1800)
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from erasediff_lora.demo import CONCEPTS, STYLES, SYNONYMS
-from erasediff_lora.demo.judge import Judge
+from erasediff_lora.evaluation.judges.classifier import Classifier
 
 PROMPT_LENGTH = 16
 PICTURES = 24_000
@@ -153,7 +153,7 @@ def recolor(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 
 def train_judge(accelerator: Accelerator, work: Path, pictures: Pictures, steps: int) -> None:
-    judge = Judge(CONCEPTS, STYLES)
+    judge = Classifier(CONCEPTS, STYLES)
     order = batches(len(pictures.pixels), 64, seed=11 + accelerator.process_index)
     generator = torch.Generator().manual_seed(12 + accelerator.process_index)
     concepts = torch.tensor([CONCEPTS.index(c) for c in pictures.concepts])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from erasediff_lora.adapter import LoraAdapter, Provenance, lora, targets
+from erasediff_lora.adapter import LoraAdapter, Provenance
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
-from erasediff_lora.recipe import Adapter
+from erasediff_lora.recipe import Lora
+from erasediff_lora.trainables.lora import LowRank
 
 TARGETS = ("attention", "attention_feed_forward", "attention_feed_forward_convolutions")
 ALPHAS = (4.0, 2.5)
@@ -42,13 +44,13 @@ def inject(
     **options: Any,
 ) -> LoraAdapter:
     """Put a random adapter on the pipeline's UNet and return it as the trainer collects it."""
-    modules = targets.resolve(preset, StableDiffusion.target_presets, pipe.unet)
-    config = lora.inject(pipe.unet, Adapter(rank=rank, alpha=alpha, **options), modules, seed)
+    base: Any = SimpleNamespace(network=pipe.unet, component="unet", target_presets=StableDiffusion.target_presets)
+    low_rank = LowRank(Lora(targets=preset, rank=rank, alpha=alpha, **options), base, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in pipe.unet.named_parameters():
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    return lora.collect(pipe.unet, "unet", config, provenance or Provenance(concepts=("cat",)))
+    return low_rank.collect(provenance or Provenance(concepts=("cat",)))
 
 
 def random_adapter(folder: Path, preset: str = "attention", alpha: float = 4.0, **options: Any) -> LoraAdapter:

@@ -9,7 +9,7 @@ from erasediff_lora.cli.recipe_flags import EPILOG, load_recipe
 from erasediff_lora.cli.verb import Verb, require_none
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, REPORT_FILE
+from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, REPORT_FILE, WEIGHTS_FILE
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,8 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
     preset = {name: value for name, value in preset.items() if f"evaluation.{name}" not in given}
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=preset)})
     adapter = recipe.output if is_recipe else target
-    if (is_recipe or (target / RECIPE_FILE).is_file()) and not any(adapter.glob("*.safetensors")):
+    trained = [*adapter.glob("*.safetensors"), *adapter.glob(f"*/{WEIGHTS_FILE}")]
+    if (is_recipe or (target / RECIPE_FILE).is_file()) and not trained:
         raise UserError(Problem("run", str(adapter), "holds no adapter.", "Train first: erasediff-lora train RECIPE."))
     evaluate_adapter(recipe, adapter)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from erasediff_lora.denoisers.base import SLOT, Denoiser
+from erasediff_lora.denoisers.class_conditional import ClassConditional
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
 from erasediff_lora.recipe import Model
 
-DENOISERS = {"stable_diffusion": StableDiffusion}
+DENOISERS: dict[str, type[Denoiser]] = {"stable_diffusion": StableDiffusion, "class_conditional": ClassConditional}
 
 
 def load(model: Model) -> Denoiser:
     """Locate the base model that the recipe names; weights are read on first use."""
-    return DENOISERS[model.family](model)
+    return DENOISERS[model.family](model)  # type: ignore[call-arg]
 
 
 __all__ = ["DENOISERS", "SLOT", "Denoiser", "load"]

@@ -19,7 +19,7 @@ SLOT = "<*>"
 class Denoiser(Protocol):
     """A frozen base model of one family. One file each, registered in `erasediff_lora.denoisers`."""
 
-    component: str
+    component: ClassVar[str]
     """Name of the adapted network in the pipeline, and prefix of its keys in diffusers' LoRA files."""
 
     target_presets: ClassVar[dict[str, list[str]]]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +24,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from erasediff_lora import demo
+from erasediff_lora.denoisers import placement
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import PICKLE_SUFFIXES
@@ -43,7 +43,7 @@ _CONVOLUTIONS = r".*\b(resnets\.\d+\.(conv1|conv2|conv_shortcut)|proj_in|proj_ou
 class StableDiffusion:
     """A Stable Diffusion base: diffusers folder, hub id, single file, or the embedded demo model."""
 
-    component = "unet"
+    component: ClassVar[str] = "unet"
     target_presets: ClassVar[dict[str, list[str]]] = {
         "cross_attention": [_CROSS],
         "self_attention": [_SELF],
@@ -54,8 +54,8 @@ class StableDiffusion:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.device = _device(model)
-        self.dtype = _dtype(model, self.device)
+        self.device = placement.device(model)
+        self.dtype = placement.dtype(model, self.device)
         self.source = _locate(model)
 
     @cached_property
@@ -68,7 +68,7 @@ class StableDiffusion:
         }
         if "network" in self.__dict__:
             options["unet"] = self.network
-        with _readable(self.model):
+        with placement.readable(self.model):
             if self.source.is_file():
                 pipeline = StableDiffusionPipeline.from_single_file(
                     str(self.source),
@@ -93,7 +93,7 @@ class StableDiffusion:
         """The UNet. Loaded alone where the weights lie in a folder and the encoders are not in use."""
         if self.source.is_file() or "pipeline" in self.__dict__:
             return self.pipeline.unet
-        with _readable(self.model):
+        with placement.readable(self.model):
             unet = UNet2DConditionModel.from_pretrained(
                 self.source,
                 subfolder="unet",
@@ -107,7 +107,7 @@ class StableDiffusion:
     def noise_scheduler(self) -> DDPMScheduler:
         if self.source.is_file():
             return DDPMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
-        with _readable(self.model):
+        with placement.readable(self.model):
             return DDPMScheduler.from_pretrained(self.source, subfolder="scheduler", clip_sample=False)
 
     @property
@@ -122,7 +122,7 @@ class StableDiffusion:
     def resolution(self) -> int:
         """Pixels of the base's own pictures: latent side times the VAE's factor, which halves once a block but one."""
         if self.source.is_dir() and "pipeline" not in self.__dict__:
-            with _readable(self.model):
+            with placement.readable(self.model):
                 vae = AutoencoderKL.load_config(self.source, subfolder="vae")
         else:
             vae = self.pipeline.vae.config
@@ -216,7 +216,7 @@ class StableDiffusion:
             width=side,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
-            generator=_generators(seeds),
+            generator=placement.generators(seeds),
             output_type=output,
         ).images
 
@@ -237,7 +237,7 @@ class StableDiffusion:
             strength=strength,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
-            generator=_generators(seeds),
+            generator=placement.generators(seeds),
         ).images
 
     def release_encoders(self) -> None:
@@ -249,28 +249,6 @@ class StableDiffusion:
             torch.cuda.empty_cache()
         elif hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)  # glibc keeps freed pages otherwise
-
-
-def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One each, on the CPU: the same noise on every device."""
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-
-
-@contextmanager
-def _readable(model: Model) -> Iterator[None]:
-    """Turn whatever a loader raises into an error that names the base."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        remedy = "Check that the folder or file is complete"
-        if not model.allow_pickle:
-            remedy += "; pickled weights (.bin, .ckpt) are opened with model.allow_pickle: true only"
-        raise UserError(
-            Problem("model.base", model.base, f"cannot be loaded: {type(error).__name__}: {reason}", remedy + ".")
-        ) from error
 
 
 def _locate(model: Model) -> Path:
@@ -324,20 +302,3 @@ def _locate(model: Model) -> Path:
                 "Check the name, the connection and the access rights.",
             )
         ) from error
-
-
-def _device(model: Model) -> torch.device:
-    if model.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(Problem("model.device", "cuda", "this machine has no usable GPU.", "Set it to cpu or auto."))
-    name = model.device if model.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def _dtype(model: Model, device: torch.device) -> torch.dtype:
-    if model.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if model.dtype == "float16" and device.type == "cpu":
-        raise UserError(
-            Problem("model.dtype", "float16", "is a hundred times slower than bfloat16 on a CPU.", "Use bfloat16.")
-        )
-    return getattr(torch, model.dtype)

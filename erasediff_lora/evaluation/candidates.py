@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from erasediff_lora import denoisers
-from erasediff_lora.adapter.loading import load
 from erasediff_lora.data.prompts import Prompt
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import UserError
+from erasediff_lora.evaluation.erasures import Erasure, load_erasure
 from erasediff_lora.evaluation.picture_store import PictureStore
 from erasediff_lora.evaluation.pictures import Drawn, Paint, draw, painter
 from erasediff_lora.recipe import Recipe
-
-ADAPTER = "erasure"
 
 
 @dataclass(frozen=True)
@@ -27,26 +25,24 @@ class Candidate:
     Attributes:
         name: 'base', 'erased', 'never learned', or 'erased at STRENGTH'.
         recipe: For the sampling.
-        denoiser: The model; several candidates share one and switch its adapter.
+        denoiser: The model; several candidates share one and set the strength of its erasure.
         store: Of its pictures.
-        strength: Of the adapter; 0 switches it off, None where none is loaded.
+        erasure: What is loaded on the model, if anything is.
+        strength: Of the erasure; 0 switches it off.
     """
 
     name: str
     recipe: Recipe
     denoiser: Denoiser = field(repr=False)
     store: PictureStore = field(repr=False)
-    strength: float | None
+    erasure: Erasure | None = field(default=None, repr=False)
+    strength: float = 0.0
 
     @contextmanager
     def active(self) -> Iterator[Denoiser]:
-        """The denoiser with the adapter at this candidate's strength."""
-        pipeline = self.denoiser.pipeline
-        if self.strength:
-            pipeline.enable_lora()
-            pipeline.set_adapters([ADAPTER], [self.strength])
-        elif self.strength == 0:
-            pipeline.disable_lora()
+        """The denoiser with the erasure at this candidate's strength."""
+        if self.erasure is not None:
+            self.erasure.set_strength(self.strength)
         yield self.denoiser
 
     def draw(
@@ -105,17 +101,17 @@ class Candidates:
 
 
 def load_candidates(recipe: Recipe, adapter: Path) -> Candidates:
-    """Load the base and the adapter, with plain diffusers, as a user of the adapter would.
+    """Load the base and the erasure; an adapter with plain diffusers, as a user of the adapter would.
 
     Args:
         recipe: Names the base and how to draw.
-        adapter: Adapter file of any format.
+        adapter: Adapter file of any format, or the trained weights of a run without one.
 
     Raises:
         UserError: If the base or the adapter cannot be loaded, or do not fit each other.
     """
     denoiser = denoisers.load(recipe.model)
-    load(denoiser.pipeline, adapter, name=ADAPTER, base=denoiser.source)
+    erasure = load_erasure(denoiser, adapter)
     never = None
     if recipe.evaluation.never_learned is not None:
         try:
@@ -124,9 +120,9 @@ def load_candidates(recipe: Recipe, adapter: Path) -> Candidates:
         except UserError as error:
             field = "evaluation.never_learned"
             raise UserError(*(replace(problem, field=field) for problem in error.problems)) from error
-        never = Candidate("never learned", recipe, other, PictureStore.of(recipe, other, None), None)
+        never = Candidate("never learned", recipe, other, PictureStore.of(recipe, other, None))
     return Candidates(
-        Candidate("base", recipe, denoiser, PictureStore.of(recipe, denoiser, None), 0.0),
-        Candidate("erased", recipe, denoiser, PictureStore.of(recipe, denoiser, adapter), 1.0),
+        Candidate("base", recipe, denoiser, PictureStore.of(recipe, denoiser, None), erasure, 0.0),
+        Candidate("erased", recipe, denoiser, PictureStore.of(recipe, denoiser, adapter), erasure, 1.0),
         never,
     )

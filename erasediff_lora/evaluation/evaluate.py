@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from erasediff_lora import __version__
-from erasediff_lora.adapter import formats
+from erasediff_lora import __version__, denoisers
 from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.adapter.publishing import public_recipe
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.attacks import ATTACKS, Outcome
 from erasediff_lora.evaluation.candidates import load_candidates
+from erasediff_lora.evaluation.erasures import locate
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics import METRICS
 from erasediff_lora.evaluation.pictures import save_grid, save_pairs
@@ -43,7 +43,7 @@ def evaluate(recipe: Recipe, adapter: Path, folder: Path) -> dict[str, Any]:
 
     Args:
         recipe: The base, the prompts, and what to measure.
-        adapter: Adapter file of any format, or a folder with one.
+        adapter: Adapter file of any format, a folder with one, or the folder of a run that trained without.
         folder: Where the results go.
 
     Returns:
@@ -52,7 +52,7 @@ def evaluate(recipe: Recipe, adapter: Path, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the base or the adapter cannot be loaded, or do not fit each other.
     """
-    file = formats.locate(adapter)
+    file = locate(adapter, denoisers.DENOISERS[recipe.model.family].component)
     clock = Clock()
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)

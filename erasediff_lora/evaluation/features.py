@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasediff_lora import demo
-from erasediff_lora.demo.judge import IMAGE_SIZE, Judge
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.evaluation.clip_model import Clip
 from erasediff_lora.evaluation.judges.base import loading
+from erasediff_lora.evaluation.judges.classifier import Classifier
 from erasediff_lora.imaging import to_unit_tensor
 
 BATCH = 32
@@ -56,8 +57,9 @@ def _of_tensors(network: Callable[[Tensor], Tensor], size: int) -> Features:
 
 
 def _judge(weights: str) -> Features:
-    """The demo judge's last layer, 768 features."""
-    return _of_tensors(Judge.load(demo.JUDGE_FILE).features, IMAGE_SIZE)
+    """The last layer of a judge of the kind `classifier`, the demo's if no file is named; 768 features."""
+    network = Classifier.load(Path(weights).expanduser() if weights else demo.JUDGE_FILE)
+    return _of_tensors(network.features, network.size)
 
 
 def _efficientnet(weights: str) -> Features:

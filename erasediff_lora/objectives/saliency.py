@@ -50,21 +50,22 @@ class SaliencySettings(ObjectiveSettings):
 class Saliency(WeightedSum):
     """m ⊙ (∇‖ε_θ(x_t, c) − sg ε(x_t, c_a)‖² + α ∇L_r), m marking the top ρ of |∇L_noise(D_f)|.
 
-    In an adapter the saliency is taken of each factor by itself: at B = 0, A has no gradient, and where nothing is
-    salient nothing is masked.
+    The top ρ are taken of all parameters together, as the authors do. A tensor without any gradient is not counted
+    and not masked: in a fresh adapter those are the As, since B = 0.
     """
 
     Settings = SaliencySettings
 
     def prepare(self, draw: Draw) -> None:
-        """Sum the forget gradient over some batches, and keep the largest entries of every tensor."""
+        """Sum the forget gradient over some batches, and mark its largest entries."""
         total: Tensor | None = None
         for step in range(self.settings.mask_batches):
             forget, _ = draw(step)
             _, gradient = loss_and_gradient(self.network, forget, self.loss)
             total = gradient if total is None else total + gradient
-        parts = unflatten(required(total), self.network.parameters)
-        self.mask = torch.cat([top_share(part.abs().flatten(), self.settings.density) for part in parts])
+        parts = unflatten(required(total).abs(), self.network.parameters)
+        told = torch.cat([torch.full((part.numel(),), bool(part.any()), device=part.device) for part in parts])
+        self.mask = top_share(required(total).abs(), told, self.settings.density)
 
     def forget_target(self, batch: Batch) -> Tensor | None:
         predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
@@ -76,10 +77,10 @@ class Saliency(WeightedSum):
         return replace(full, vector=vector, metrics=full.metrics | {"direction_norm": float(vector.norm())})
 
 
-def top_share(saliency: Tensor, density: float) -> Tensor:
-    """1 for the largest entries, `density` of all, and 0 for the others; all 1 if every entry is 0. (N,) float."""
-    if not bool(saliency.any()):
-        return torch.ones_like(saliency)
-    mask = torch.zeros_like(saliency)
-    mask[saliency.topk(max(1, round(density * len(saliency)))).indices] = 1
+def top_share(saliency: Tensor, counted: Tensor, density: float) -> Tensor:
+    """1 for the largest of the counted entries, `density` of them, and for all that are not counted; else 0. (N,)."""
+    mask = torch.ones_like(saliency)
+    mask[counted] = 0
+    chosen = saliency.masked_fill(~counted, -1).topk(round(density * int(counted.sum()))).indices
+    mask[chosen] = 1
     return mask

@@ -65,6 +65,7 @@ class SelectiveAmnesia(WeightedSum):
         """The diagonal Fisher information of every adapted weight of the base."""
         weights = list(self.network.base_weights)
         fisher = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+        trained = [weight.requires_grad for weight in weights]  # all or none: they may be the parameters themselves
         for weight in weights:
             weight.requires_grad_(True)
         try:
@@ -74,8 +75,8 @@ class SelectiveAmnesia(WeightedSum):
                 for total, gradient in zip(fisher, gradients, strict=True):
                     total += (gradient.float().square() - total) / (number + 1)
         finally:
-            for weight in weights:
-                weight.requires_grad_(False)
+            for weight, flag in zip(weights, trained, strict=True):
+                weight.requires_grad_(flag)
         self.fisher = [self.network.mean(total) for total in fisher]
 
     def forget_target(self, batch: Batch) -> Tensor | None:

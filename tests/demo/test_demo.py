@@ -11,7 +11,7 @@ from PIL import Image
 
 from erasediff_lora import demo
 from erasediff_lora.data.prompts import balanced, expand
-from erasediff_lora.demo.judge import Judge
+from erasediff_lora.evaluation.judges.classifier import Classifier
 from erasediff_lora.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,7 +44,7 @@ def test_plain_diffusers_loads_it_and_the_judge_recognises_its_pictures() -> Non
         guidance_scale=sampling.guidance,
         generator=[torch.Generator().manual_seed(seed) for seed in range(60)],
     ).images
-    named = Judge.load(demo.JUDGE_FILE).classify(images)
+    named = Classifier.load(demo.JUDGE_FILE).classify(images)
     right = [concept == prompt.concept for (concept, _), prompt in zip(named, prompts, strict=True)]
     assert sum(right) >= 54
 

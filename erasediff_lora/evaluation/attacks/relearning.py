@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -23,7 +23,8 @@ from erasediff_lora.evaluation.attacks.base import (
     concept_prompts,
     forget_pictures,
 )
-from erasediff_lora.evaluation.candidates import ADAPTER, Candidate
+from erasediff_lora.evaluation.candidates import Candidate
+from erasediff_lora.evaluation.erasures import ADAPTER
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics.accuracy import share, success
 from erasediff_lora.evaluation.pictures import Drawn
@@ -71,9 +72,10 @@ def run(evidence: Evidence, candidate: Candidate) -> Outcome:
 
 
 def modules(evidence: Evidence) -> list[str]:
-    """The modules of the network that the erasure adapts: the attacker's adapter goes onto the same."""
-    network = evidence.candidates.erased.denoiser.network
-    return [path for path, module in network.named_modules() if isinstance(module, BaseTunerLayer)]
+    """The modules that the erasure changes: the attacker's adapter goes onto the same."""
+    erased = evidence.candidates.erased
+    assert erased.erasure is not None
+    return erased.erasure.modules
 
 
 @dataclass
@@ -103,7 +105,7 @@ class Attacker:
             config = LoraConfig(r=self.options.rank, lora_alpha=self.options.rank, target_modules=self.modules)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                denoiser.network.add_adapter(config, adapter_name=NAME)
+                inject_adapter_in_model(config, denoiser.network, NAME)
             self._parameters = [p for name, p in denoiser.network.named_parameters() if f".{NAME}." in name]
             for parameter in self._parameters:
                 parameter.data = parameter.data.float()
@@ -114,7 +116,9 @@ class Attacker:
             try:
                 yield
             finally:
-                denoiser.network.delete_adapters(NAME)
+                for layer in self._layers(denoiser):
+                    layer.delete_adapter(NAME)
+                del denoiser.network.peft_config[NAME]
                 denoiser.network.requires_grad_(False)
 
     def draw(self, prompts: list[Any], seed: int, step: int) -> list[Drawn]:
@@ -135,10 +139,10 @@ class Attacker:
         return self.candidate.draw(prompts, seed, f"relearning, step {step}", paint=paint, variant=variant)
 
     def _advance(self, denoiser: Denoiser, step: int) -> None:
-        strength = self.candidate.strength
-        names, weights = ([ADAPTER, NAME], [strength, 1.0]) if strength else ([NAME], [1.0])
-        denoiser.pipeline.enable_lora()
-        denoiser.pipeline.set_adapters(names, weights)
+        wanted = {NAME, ADAPTER} if self.candidate.strength else {NAME}
+        for layer in self._layers(denoiser):
+            layer.enable_adapters(True)
+            layer.set_adapter([name for name in layer.lora_A if name in wanted])
         denoiser.network.requires_grad_(False)
         for parameter in self._parameters:
             parameter.requires_grad_(True)
@@ -154,3 +158,7 @@ class Attacker:
                 parameter.grad = gradient
             self._optimizer.step()
         self.done = max(self.done, step)
+
+    @staticmethod
+    def _layers(denoiser: Denoiser) -> list[Any]:
+        return [module for module in denoiser.network.modules() if isinstance(module, BaseTunerLayer)]

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+from erasediff_lora import demo
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.evaluation.judges.base import Names, PictureJudge
+from erasediff_lora.evaluation.judges.classifier import ClassifierJudge
 from erasediff_lora.evaluation.judges.clip import ClipJudge
-from erasediff_lora.evaluation.judges.demo import DemoJudge
 from erasediff_lora.evaluation.judges.nudity import NudityJudge, nudenet_scores, opennsfw_scores
 from erasediff_lora.evaluation.judges.torchvision import TorchvisionJudge
 from erasediff_lora.evaluation.judges.transformers import TransformersJudge
 
 JUDGES: dict[str, Callable[[str, Names], PictureJudge]] = {
-    "demo": lambda weights, names: DemoJudge(),
+    "demo": lambda weights, names: ClassifierJudge(demo.JUDGE_FILE),
+    "classifier": lambda weights, names: ClassifierJudge(Path(weights)),
     "clip": ClipJudge,
     "transformers": lambda weights, names: TransformersJudge(weights),
     "torchvision": lambda weights, names: TorchvisionJudge(weights),
     "nudenet": lambda weights, names: NudityJudge(nudenet_scores(), names.forget),
     "opennsfw": lambda weights, names: NudityJudge(opennsfw_scores(), names.forget),
 }
-NEED_WEIGHTS = {"clip": "FOLDER", "transformers": "FOLDER", "torchvision": "resnet50"}
+NEED_WEIGHTS = {"classifier": "FILE", "clip": "FOLDER", "transformers": "FOLDER", "torchvision": "resnet50"}
 
 
 def check(spec: str) -> Problem | None:

@@ -1,4 +1,4 @@
-"""Which modules an adapter adapts."""
+"""Which modules are trained or adapted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 from erasediff_lora.errors import Problem, UserError, nearest
 
 
-def resolve(targets: str | Sequence[str], presets: Mapping[str, list[str]], network: nn.Module) -> list[str]:
-    """Full paths of the linear and convolution modules that a preset or regexes match.
+def resolve(targets: str | Sequence[str], presets: Mapping[str, list[str]], paths: Sequence[str]) -> list[str]:
+    """Full paths of the modules that a preset or regexes match.
 
     Args:
         targets: A preset's name, or regexes that must match a module's whole path.
         presets: The model family's presets.
-        network: The network to adapt.
+        paths: The modules that there are to choose from.
 
     Raises:
         UserError: If a preset is unknown or a regex matches nothing.
@@ -27,7 +27,6 @@ def resolve(targets: str | Sequence[str], presets: Mapping[str, list[str]], netw
         patterns: Sequence[str] = presets[targets]
     else:
         patterns = targets
-    paths = [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     chosen: list[str] = []
     for pattern in patterns:
         hits = [path for path in paths if re.fullmatch(pattern, path)]
@@ -48,3 +47,8 @@ def resolve(targets: str | Sequence[str], presets: Mapping[str, list[str]], netw
             Problem("adapter.targets", targets, "matches no module of the network.", f"Presets: {', '.join(presets)}.")
         )
     return sorted(set(chosen))
+
+
+def adaptable(network: nn.Module) -> list[str]:
+    """The linear and convolution modules: those that an adapter can be put on."""
+    return [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]

@@ -1,0 +1,269 @@
+"""Class-conditional diffusion in pixel space: a UNet2DModel with class embeddings, as in the DDPM experiments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
+from PIL import Image
+from torch import Tensor, nn
+
+from erasediff_lora.denoisers import placement
+from erasediff_lora.denoisers.base import SLOT
+from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.imaging import to_unit_tensor
+from erasediff_lora.recipe import Model, Sampling
+
+_ATTENTION = r".*\battentions\.\d+\.(to_q|to_k|to_v|to_out\.0)"
+_CONVOLUTIONS = r".*\b(resnets\.\d+\.(conv1|conv2|conv_shortcut)|(down|up)samplers\.0\.conv)"
+_TIME = r".*\bresnets\.\d+\.time_emb_proj"
+
+
+class SoftEmbedding(nn.Embedding):
+    """Class embeddings by weights instead of indices.
+
+    A condition (B, K + E) holds the weight of each of the K classes, and a free vector that is added to the sum: a
+    class is a one-hot row, an attack's invention a free vector.
+    """
+
+    def forward(self, condition: Tensor) -> Tensor:
+        weights, free = condition.split([self.num_embeddings, self.embedding_dim], dim=-1)
+        return weights @ self.weight + free
+
+
+class ClassConditionalPipeline(DiffusionPipeline):
+    """Draws pictures of classes, with classifier-free guidance.
+
+    Args:
+        unet: A UNet2DModel of len(classes) + 1 class embeddings; the last one stands for no class.
+        scheduler: A diffusers scheduler.
+        classes: Names of the classes.
+    """
+
+    model_cpu_offload_seq = "unet"
+    unet: Any
+    scheduler: Any
+    config: Any
+    register_modules: Any
+    register_to_config: Any
+
+    def __init__(self, unet: UNet2DModel, scheduler: Any, classes: list[str]) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(classes=list(classes))
+        soften(unet)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        conditions: Tensor,
+        *,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        generator: list[torch.Generator] | None = None,
+        start: tuple[Tensor, float] | None = None,
+    ) -> Tensor:
+        """Pixels (N, C, H, W) in [-1, 1].
+
+        Args:
+            conditions: (N, K + E), see SoftEmbedding.
+            num_inference_steps: Denoising steps.
+            guidance_scale: Of classifier-free guidance; 1 and less draw without.
+            generator: One a picture, on the CPU.
+            start: Pixels (N, C, H, W) and the share of the schedule that they are noised by; else pure noise.
+        """
+        scheduler = self.scheduler
+        scheduler.set_timesteps(num_inference_steps)
+        timesteps = scheduler.timesteps
+        side, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        noise = torch.cat(
+            [torch.randn(1, channels, side, side, generator=one) for one in generator or [None] * len(conditions)]  # type: ignore[list-item]
+        ).to(conditions)
+        sample = noise * scheduler.init_noise_sigma
+        if start is not None:
+            pixels, strength = start
+            timesteps = timesteps[len(timesteps) - min(int(num_inference_steps * strength), num_inference_steps) :]
+            sample = pixels.to(noise)
+            if len(timesteps):
+                sample = scheduler.add_noise(sample, noise, timesteps[:1])
+        nothing = one_hot([len(self.config.classes)], self.unet.class_embedding).to(conditions)
+        extra = {"generator": generator} if isinstance(scheduler, DDPMScheduler) else {}
+        for timestep in timesteps:
+            if guidance_scale > 1:
+                both = torch.cat([conditions, nothing.expand(len(conditions), -1)])
+                predicted, unguided = self.unet(torch.cat([sample, sample]), timestep, both).sample.chunk(2)
+                predicted = unguided + guidance_scale * (predicted - unguided)
+            else:
+                predicted = self.unet(sample, timestep, conditions).sample
+            sample = scheduler.step(predicted, timestep, sample, **extra).prev_sample
+        return sample.clamp(-1, 1)
+
+
+def soften(unet: Any) -> None:
+    """Let the network take weights of classes and free vectors (SoftEmbedding); its tensors stay as they are."""
+    table = unet.class_embedding
+    if not isinstance(table, SoftEmbedding):
+        soft = SoftEmbedding(table.num_embeddings, table.embedding_dim, _weight=table.weight.data)
+        unet.class_embedding = soft.requires_grad_(table.weight.requires_grad)
+
+
+def one_hot(rows: Sequence[int], table: nn.Embedding) -> Tensor:
+    """Conditions (N, K + E) of classes."""
+    conditions = torch.zeros(len(rows), table.num_embeddings + table.embedding_dim)
+    conditions[range(len(rows)), list(rows)] = 1
+    return conditions
+
+
+class ClassConditional:
+    """A class-conditional base: a folder that ClassConditionalPipeline.save_pretrained wrote.
+
+    A prompt is the name of a class, and the empty prompt no class. A picture is its own latent.
+    """
+
+    component: ClassVar[str] = "unet"
+    target_presets: ClassVar[dict[str, list[str]]] = {
+        "attention": [_ATTENTION],
+        "attention_convolutions": [_ATTENTION, _CONVOLUTIONS],
+        "attention_convolutions_time": [_ATTENTION, _CONVOLUTIONS, _TIME],
+    }
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.device = placement.device(model)
+        self.dtype = placement.dtype(model, self.device)
+        self.source = Path(model.base).expanduser()
+        if not (self.source / "model_index.json").is_file():
+            raise UserError(
+                Problem(
+                    "model.base",
+                    model.base,
+                    "is no folder of a class-conditional pipeline.",
+                    "Train one with scripts/train_ddpm_base.py, and give the folder that it wrote.",
+                )
+            )
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The pipeline, frozen."""
+        with placement.readable(self.model):
+            pipeline = ClassConditionalPipeline.from_pretrained(self.source, dtype=self.dtype, use_safetensors=True)
+        pipeline.unet.requires_grad_(False)
+        return pipeline.to(self.device)
+
+    @property
+    def network(self) -> Any:
+        """The UNet."""
+        return self.pipeline.unet
+
+    @cached_property
+    def noise_scheduler(self) -> DDPMScheduler:
+        return DDPMScheduler.from_config(self.pipeline.scheduler.config)
+
+    @property
+    def architecture(self) -> str:
+        return "ddpm-class-conditional"
+
+    @property
+    def resolution(self) -> int:
+        return int(self.network.config.sample_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the folder's weights and configuration, names included."""
+        digest = hashlib.sha256()
+        files = [self.source / "model_index.json", *sorted((self.source / "unet").iterdir())]
+        files += sorted((self.source / "scheduler").iterdir())
+        for file in files:
+            digest.update(str(file.relative_to(self.source)).encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+        return self.network(noisy, timesteps, prompts[:, 0]).sample
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Conditions, (N, 1, K + E).
+
+        Raises:
+            UserError: If a prompt is no class's name.
+        """
+        classes = self.pipeline.config.classes
+        for prompt in prompts:
+            if prompt and prompt not in classes:
+                raise UserError(
+                    Problem(
+                        "prompt", prompt, "is no class of the base, which takes nothing else.", nearest(prompt, classes)
+                    )
+                )
+        rows = [classes.index(prompt) if prompt else len(classes) for prompt in prompts]
+        return one_hot(rows, self.network.class_embedding)[:, None].to(self.device, self.dtype)
+
+    def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
+        """Where a prompt is SLOT, the mean of the vectors is the condition; there is one place for it."""
+        rows = self.encode_prompts(["" if prompt.strip() == SLOT else prompt for prompt in prompts])
+        slot = torch.zeros_like(rows[:1])
+        free = torch.cat([slot[0, 0, : self.network.class_embedding.num_embeddings], vectors.mean(dim=0).to(slot)])
+        is_slot = torch.tensor([prompt.strip() == SLOT for prompt in prompts], device=self.device)
+        return torch.where(is_slot[:, None, None], free[None, None], rows)
+
+    @property
+    def token_embeddings(self) -> Tensor:
+        """The embeddings of the classes."""
+        return self.network.class_embedding.weight[:-1]
+
+    def embed_word(self, word: str) -> Tensor:
+        return self.network.class_embedding.weight[[self.pipeline.config.classes.index(word)]]
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        return " ".join(self.pipeline.config.classes[token] for token in tokens)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """The pixels themselves, grey where the network sees one channel."""
+        pixels = pixels.to(self.device, self.dtype)
+        return pixels.mean(dim=1, keepdim=True) if self.network.config.in_channels == 1 else pixels
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        array = ((latents.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(np.repeat(picture, 3 // picture.shape[2], axis=2)) for picture in array]
+
+    def draw(
+        self, prompts: Sequence[str] | Tensor, seeds: Sequence[int], sampling: Sampling, *, output: str = "pil"
+    ) -> Any:
+        pixels = self._draw(prompts, seeds, sampling)
+        return pixels if output == "latent" else self.decode(pixels)
+
+    def draw_from(
+        self,
+        images: Sequence[Image.Image],
+        strength: float,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        sampling: Sampling,
+    ) -> list[Image.Image]:
+        pixels = self.encode_images(torch.stack([to_unit_tensor(image, self.resolution) for image in images]))
+        return self.decode(self._draw(prompts, seeds, sampling, (pixels, strength)))
+
+    def _draw(
+        self,
+        prompts: Sequence[str] | Tensor,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        start: tuple[Tensor, float] | None = None,
+    ) -> Tensor:
+        conditions = prompts if isinstance(prompts, Tensor) else self.encode_prompts(prompts)
+        return self.pipeline(
+            conditions[:, 0],
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            generator=placement.generators(seeds),
+            start=start,
+        )
+
+    def release_encoders(self) -> None:
+        """There are none."""

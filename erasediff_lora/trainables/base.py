@@ -1,0 +1,48 @@
+"""What the training program asks of the part of the network that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from erasediff_lora.adapter.provenance import Provenance
+
+
+class Trainable(Protocol):
+    """The trained parameters θ, which start at the base: the network predicts as before."""
+
+    parameters: list[nn.Parameter]
+
+    @property
+    def base_weights(self) -> list[Tensor]:
+        """W of everything that θ changes."""
+        ...
+
+    def weight_changes(self) -> list[Tensor]:
+        """ΔW, differentiable in θ; in the order of `base_weights`."""
+        ...
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """The base network, for the time being."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of θ by name, on the CPU."""
+        ...
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put what `state` returned back."""
+        ...
+
+    def save(self, folder: Path, provenance: Provenance) -> None:
+        """Write θ as it is passed on."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """What is trained, in a few words."""
+        ...

@@ -1,0 +1,261 @@
+"""Erasure methods head to head: the same data, loop, budget and judge, on an adapter and on all weights.
+
+    export OMP_NUM_THREADS=1
+    python scripts/bench_methods.py recipes/demo_concept.yaml --runs runs/methods --tune cat
+    python scripts/bench_methods.py recipes/demo_concept.yaml --runs runs/methods --concepts cat clock car --seeds 0 1 2
+
+The first command tries every configuration of bench_methods.yaml for a few steps on one concept and keeps the best of
+each method; the second trains and evaluates those. Each training is a folder under --runs: finished ones are read, not
+repeated. Several shells can share the work by --methods or --seeds. Times are the method's own: what it computes
+beforehand, and its steps; drawing the sets and looking at pictures is not counted. Prints a Markdown table, and writes
+it, a plot of the front and a JSON file into --runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import multiprocessing
+import platform
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import methods_table
+import torch
+import yaml
+from accelerate import Accelerator
+
+from erasediff_lora import __version__, train
+from erasediff_lora.cli.recipe_flags import overrides_from
+from erasediff_lora.data.prompts import balanced
+from erasediff_lora.errors import UserError
+from erasediff_lora.evaluation import judges
+from erasediff_lora.evaluation.evaluate import evaluate
+from erasediff_lora.evaluation.evidence import names
+from erasediff_lora.evaluation.metrics.accuracy import success
+from erasediff_lora.evaluation.pictures import draw, forget_prompts, painter
+from erasediff_lora.files import write_text
+from erasediff_lora.recipe import Recipe, overlay, read_yaml
+from erasediff_lora.run_folder import claim
+
+CONFIGURATIONS = Path(__file__).with_suffix(".yaml")
+RESULT = "bench.json"
+SCHEDULE = [5, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100, 120, 140, 160, 180, 200, 225, 250, 275, 300]
+"""Steps after which the unlearning accuracy is looked at, until it is reached."""
+REACHED = 0.95
+TUNING_STEPS = 100
+LOOK_SEED = 900_000
+OWN, EQUAL = "own_budget", "equal_time"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One training.
+
+    Attributes:
+        method: Name of the objective.
+        mode: 'adapter' or 'full'.
+        concept: What is erased.
+        seed: Of the training.
+        configuration: Overrides of the recipe.
+    """
+
+    method: str
+    mode: str
+    concept: str
+    seed: int
+    configuration: dict[str, Any] = field(default_factory=dict)
+
+    def overrides(self, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """All that differs from the recipe: the concept, its anchor (the next one), and the method."""
+        names = [_name(concept) for concept in values["forget"]["concepts"]] + values["retain"]["concepts"]
+        anchor = names[(names.index(self.concept) + 1) % len(names)]
+        kind: dict[str, Any] = {"objective": {"name": self.method}} if self.method != "erasediff" else {}
+        if self.mode == "full":
+            kind["adapter"] = {"kind": "none"}
+        return kind | {
+            "forget.concepts": [{"name": self.concept, "anchor": anchor}],
+            "retain.concepts": [name for name in names if name != self.concept],
+            "training.seed": self.seed,
+            "output": str(folder),
+            **self.configuration,
+        }
+
+
+def _name(concept: Any) -> str:
+    return concept if isinstance(concept, str) else concept["name"]
+
+
+class Stopwatch:
+    """Wall-clock and processor seconds; on one thread of an idle machine they are the same."""
+
+    def __init__(self) -> None:
+        self.wall = self.processor = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *exception: object) -> None:
+        self.wall += time.perf_counter() - self._began[0]
+        self.processor += time.process_time() - self._began[1]
+
+    def read(self) -> dict[str, float]:
+        return {"seconds": round(self.wall, 2), "processor_seconds": round(self.processor, 2)}
+
+
+def erase(recipe: Recipe, equal_seconds: float | None) -> dict[str, Any]:
+    """Train; save what there is after the recipe's steps, and after `equal_seconds` processor seconds.
+
+    Returns:
+        Times, memory, and when the unlearning accuracy was reached first.
+    """
+    watch, first, saved = Stopwatch(), None, set()
+    with claim(recipe.output, resume=False, overwrite=True):
+        run = train.set_up(recipe, Accelerator(cpu=True), resume=False)
+        watch.wall, watch.processor = run.preparation_seconds
+        result: dict[str, Any] = {"preparation": watch.read()}
+        step = 0
+        while len(saved) < (1 if equal_seconds is None else 2):
+            with watch:
+                train.take_step(run, step)
+            step += 1
+            if first is None and step in SCHEDULE and unlearning_accuracy(run) >= REACHED:
+                first = {"steps": step} | watch.read()
+            if step == recipe.training.steps:
+                saved.add(OWN)
+                run.trainable.save(recipe.output / OWN, train.provenance(recipe, run.denoiser))
+                result |= {OWN: {"steps": step} | watch.read()}
+            if equal_seconds is not None and EQUAL not in saved and watch.processor >= equal_seconds:
+                saved.add(EQUAL)
+                run.trainable.save(recipe.output / EQUAL, train.provenance(recipe, run.denoiser))
+                result |= {EQUAL: {"steps": step} | watch.read()}
+    parameters = run.trainable.parameters
+    states = [t for s in run.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+    return result | {
+        "reached": first,
+        "trained_parameters": sum(p.numel() for p in parameters),
+        "gradient_bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "optimizer_bytes": sum(t.numel() * t.element_size() for t in states),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def unlearning_accuracy(run: train.Run) -> float:
+    """Share of pictures of the forget prompts in which the judge does not see the concept, on seeds of their own."""
+    recipe = run.recipe
+    judge = judges.load(recipe.evaluation.judge or "", names(recipe))
+    prompts = balanced(forget_prompts(recipe), recipe.evaluation.sweep_samples, LOOK_SEED)
+    run.denoiser.network.eval()
+    drawn = draw(painter(run.denoiser, recipe), recipe, prompts, LOOK_SEED, "look")
+    run.denoiser.network.train()
+    return 1 - sum(success(judge, drawn)) / len(drawn)
+
+
+def measure(values: dict[str, Any], entry: Entry, folder: Path, equal_seconds: float | None, quick: bool) -> None:
+    """One training with its evaluations, written to the folder."""
+    logging.disable(logging.INFO)
+    overrides = entry.overrides(values, folder) | ({"training.steps": TUNING_STEPS} if quick else {})
+    recipe = Recipe.parse(overlay(copy.deepcopy(values), overrides))
+    result = {"entry": vars(entry)} | erase(recipe, equal_seconds)
+    for point in (OWN, EQUAL):
+        if point in result:
+            attacks = ["inversion"] if point == OWN and not quick else []
+            chosen = recipe.evaluation.model_copy(update={"attacks": attacks, "metrics": ["accuracy", "distances"]})
+            found = evaluate(recipe.model_copy(update={"evaluation": chosen}), folder / point, folder / point)
+            result[point] |= methods_table.numbers(found)
+    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def apart(function: Any, *arguments: Any) -> None:
+    """Call in a process of its own, so that its peak memory is its own."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+
+
+def result_of(folder: Path) -> dict[str, Any] | None:
+    file = folder / RESULT
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def tuned(runs: Path, method: str, mode: str) -> int:
+    """The best configuration's number: of those that forget, the one that retains most, then the fastest."""
+    rows = {}
+    for number in range(4):
+        if (row := result_of(runs / "tuning" / f"{method}-{mode}-{number}")) is not None:
+            rows[number] = row
+
+    def merit(number: int) -> tuple[float, ...]:
+        row = rows[number]
+        point, reached = row[OWN], row["reached"]
+        forgets = min(point["unlearning_accuracy"], REACHED)
+        seconds = reached["processor_seconds"] if reached else float("inf")
+        return (forgets, round(point["retain_accuracy"], 2), -seconds)
+
+    return max(rows, key=merit, default=0)
+
+
+def entries(arguments: argparse.Namespace) -> Iterator[tuple[Entry, Path]]:
+    """What is to be done, EraseDiff's adapter first: its time is everyone's."""
+    table = yaml.safe_load(CONFIGURATIONS.read_text())
+    wanted = [
+        (mode, method)
+        for mode in arguments.modes
+        for method in table[mode]
+        if arguments.methods is None or method in arguments.methods
+    ]
+    if arguments.tune:
+        for mode, method in wanted:
+            for number, configuration in enumerate(table[mode][method]):
+                entry = Entry(method, mode, arguments.tune, 0, configuration)
+                yield entry, arguments.runs / "tuning" / f"{method}-{mode}-{number}"
+        return
+    for seed in arguments.seeds:
+        for concept in arguments.concepts:
+            for mode, method in wanted:
+                configuration = table[mode][method][tuned(arguments.runs, method, mode)]
+                name = f"{method}-{mode}-{concept.replace(' ', '_')}-{seed}"
+                yield Entry(method, mode, concept, seed, configuration), arguments.runs / name
+
+
+def main() -> None:
+    """Run what is not there yet, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--tune", metavar="CONCEPT")
+    parser.add_argument("--concepts", nargs="+", default=[])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--modes", nargs="+", default=["adapter", "full"], choices=["adapter", "full"])
+    arguments, rest = parser.parse_known_args()
+    torch.set_num_threads(1)
+    values = overlay(read_yaml(arguments.recipe), overrides_from(rest))
+    for entry, folder in entries(arguments):
+        if result_of(folder) is not None:
+            continue
+        first = arguments.runs / f"erasediff-adapter-{entry.concept.replace(' ', '_')}-{entry.seed}"
+        ours = result_of(first)
+        equal = None if ours is None or arguments.tune or folder == first else ours[OWN]["processor_seconds"]
+        print(f"{folder.name} {entry.configuration}", flush=True)
+        apart(measure, values, entry, folder, equal, bool(arguments.tune))
+    environment = {
+        "version": __version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",
+        **{package: version(package) for package in ("torch", "diffusers", "peft")},
+    }
+    methods_table.write(arguments.runs, RESULT, environment)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(str(error)) from error
