@@ -50,10 +50,13 @@ class Images(Section):
     """Pictures from disk. Exactly one of `folder` and `dataset`."""
 
     folder: Path | None = Field(
-        None, description="imagefolder: pictures with metadata.jsonl, or one folder a concept, or one caption for all"
+        None,
+        description="imagefolder (pictures with metadata.jsonl, or one folder a concept, or one caption for all), or"
+        " a labelled set: Fashion-MNIST's idx.gz files, CIFAR-10's binary version",
     )
     dataset: str | None = Field(None, description="`datasets` name or folder written by save_to_disk")
-    split: str = Field("train", description="split of the dataset")
+    split: str = Field("train", description="split of the dataset or the labelled set")
+    per_concept: int | None = Field(None, ge=1, description="pictures a class of a labelled set; omit for all")
     image_column: str = Field("image", description="dataset column with the pictures")
     caption_column: str = Field("text", description="dataset column or metadata.jsonl key with the captions")
     concept_column: str = Field("concept", description="column or key that names the concept of a picture")

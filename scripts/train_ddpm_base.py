@@ -52,7 +52,7 @@ def find_data(folder: Path) -> None:
 
 def tensors(data: labelled.Labelled) -> tuple[Tensor, Tensor]:
     """Pixels (N, C, H, W) uint8 and labels (N,)."""
-    return torch.from_numpy(data.pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(data.labels)
+    return torch.tensor(data.pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.labels)
 
 
 def unit(pixels: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def train_unet(
 
 def save(unet: UNet2DModel, names: list[str], folder: Path) -> None:
     """The pipeline folder, with the DDIM sampler."""
-    ClassConditionalPipeline(copy.deepcopy(unet), DDIMScheduler(), names).save_pretrained(folder)
+    ClassConditionalPipeline(copy.deepcopy(unet), DDIMScheduler(), dict(enumerate(names))).save_pretrained(folder)
 
 
 def main() -> None:

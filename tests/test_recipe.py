@@ -15,7 +15,14 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_recipes_are_valid_and_say_how_to_run_them(file: Path) -> None:
-    recipe = Recipe.load(file)
+    try:
+        recipe = Recipe.load(file)
+    except UserError as error:  # a data set that is not on every machine
+        assert {problem.what for problem in error.problems} == {"there is no such folder."}
+        values = yaml.safe_load(file.read_text())
+        for name in ("forget", "retain"):
+            del values[name]["images"]
+        recipe = Recipe.parse(values)
     assert Recipe.parse(yaml.safe_load(recipe.to_yaml())) == recipe
     first = file.read_text().splitlines()[0]
     assert first.startswith("# ") and f"recipes/{file.name}" in first

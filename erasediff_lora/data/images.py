@@ -1,4 +1,4 @@
-"""Forget and retain pictures from disk: imagefolder layouts and `datasets`."""
+"""Forget and retain pictures from disk: imagefolder layouts, labelled sets and `datasets`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.data import labelled
+from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import Images
 
 log = logging.getLogger(__name__)
@@ -27,8 +29,13 @@ class Picture:
     concept: str | None
 
 
-def read(field: str, images: Images, concepts: Sequence[str], templates: Sequence[str]) -> list[Picture]:
+def read(
+    field: str, images: Images, concepts: Sequence[str], templates: Sequence[str], classes: Sequence[str] = ()
+) -> list[Picture]:
     """Read a forget set (with `concepts`) or a retain set (without).
+
+    Of a labelled set (`data/labelled.py`, or `datasets` with a ClassLabel column) only the pictures of `classes` are
+    taken, and a caption is the first template with the class's name.
 
     A caption comes from metadata or the dataset's column, else from `images.caption`, else from the first
     template. A concept comes from metadata, else from the picture's folder, else it is the only one.
@@ -37,7 +44,12 @@ def read(field: str, images: Images, concepts: Sequence[str], templates: Sequenc
         UserError: For an unreadable picture (unless images.on_error is skip), a picture without caption or
             concept, or an empty set.
     """
-    rows = _folder_rows(field, images) if images.folder else _dataset_rows(field, images)
+    if images.folder is None:
+        rows = _dataset_rows(field, images, classes, templates[0])
+    elif labelled.find(images.folder) is None:
+        rows = _folder_rows(field, images)
+    else:
+        rows = _labelled_rows(field, images, classes, templates[0])
     pictures = []
     for name, raw, values in rows:
         try:
@@ -82,6 +94,21 @@ def read(field: str, images: Images, concepts: Sequence[str], templates: Sequenc
 Row = tuple[str, Any, dict[str, Any]]
 
 
+def _labelled_rows(field: str, images: Images, classes: Sequence[str], template: str) -> Iterator[Row]:
+    assert images.folder is not None
+    data = labelled.read(images.folder, images.split, f"{field}.images.folder")
+    for name in classes:
+        if name not in data.names:
+            raise UserError(
+                Problem(f"{field}.concepts", name, "is no class of the set.", nearest(name, data.names)),
+            )
+        of_class = np.flatnonzero(data.labels == data.names.index(name))[: images.per_concept]
+        for index in of_class.tolist():
+            picture = Image.fromarray(data.pixels[index].squeeze())
+            caption = template.replace("{concept}", name)
+            yield f"{images.folder}[{index}]", picture, {images.caption_column: caption, images.concept_column: name}
+
+
 def _folder_rows(field: str, images: Images) -> Iterator[Row]:
     assert images.folder is not None
     metadata: dict[str, dict[str, Any]] = {}
@@ -109,7 +136,7 @@ def _folder_rows(field: str, images: Images) -> Iterator[Row]:
             yield str(file), file, folder | metadata.get(relative.as_posix(), {})
 
 
-def _dataset_rows(field: str, images: Images) -> Iterator[Row]:
+def _dataset_rows(field: str, images: Images, classes: Sequence[str], template: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError:
@@ -144,7 +171,13 @@ def _dataset_rows(field: str, images: Images) -> Iterator[Row]:
                 f"It has: {', '.join(data.column_names)}.",
             )
         )
+    labels = getattr(data.features.get(images.concept_column), "names", None)
     for index, row in enumerate(data):
+        if labels is not None:  # a ClassLabel, as in CIFAR-10: only the classes that are asked for
+            name = labels[row[images.concept_column]]
+            if name not in classes:
+                continue
+            row = {images.caption_column: template.replace("{concept}", name)} | row | {images.concept_column: name}
         yield f"{images.dataset}[{index}]", row[images.image_column], row
 
 

@@ -100,7 +100,7 @@ def _samples(recipe: Recipe, kind: Kind) -> list[Sample]:
         return _forget_samples(recipe)
     data = recipe.retain
     if data.images:
-        return [Sample(p.caption, [], p.image) for p in disk.read(kind, data.images, [], data.templates)]
+        return [Sample(p.caption, [], p.image) for p in disk.read(kind, data.images, [], data.templates, data.concepts)]
     prompts = balanced(expand(data.templates, data.concepts, data.placeholders), data.count, recipe.sampling.seed)
     return [Sample(prompt.text, []) for prompt in prompts]
 
@@ -121,7 +121,7 @@ def _forget_samples(recipe: Recipe) -> list[Sample]:
         return [substitute(caption, concept, anchor) for anchor in chosen]
 
     if data.images:
-        pictures = disk.read("forget", data.images, names, data.templates)
+        pictures = disk.read("forget", data.images, names, data.templates, names)
         return [Sample(p.caption, anchors(p.caption, p.concept or names[0]), p.image) for p in pictures]
     prompts: list[Prompt] = balanced(expand(data.templates, names, data.placeholders), data.count, recipe.sampling.seed)
     return [Sample(prompt.text, anchors(prompt.text, prompt.concept or names[0])) for prompt in prompts]

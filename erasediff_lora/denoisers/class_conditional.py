@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,9 +41,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
     """Draws pictures of classes, with classifier-free guidance.
 
     Args:
-        unet: A UNet2DModel of len(classes) + 1 class embeddings; the last one stands for no class.
+        unet: A UNet2DModel with one class embedding more than there are classes; the last one stands for no class.
         scheduler: A diffusers scheduler.
-        classes: Names of the classes.
+        id2label: Names of the classes by index, counted from 0; as text in a file.
     """
 
     model_cpu_offload_seq = "unet"
@@ -53,11 +53,16 @@ class ClassConditionalPipeline(DiffusionPipeline):
     register_modules: Any
     register_to_config: Any
 
-    def __init__(self, unet: UNet2DModel, scheduler: Any, classes: list[str]) -> None:
+    def __init__(self, unet: UNet2DModel, scheduler: Any, id2label: Mapping[Any, str] | None = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(classes=list(classes))
+        self.register_to_config(id2label={str(index): name for index, name in (id2label or {}).items()})
         soften(unet)
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names, in the order of their embeddings."""
+        return [self.config.id2label[str(index)] for index in range(len(self.config.id2label))]
 
     @torch.no_grad()
     def __call__(
@@ -92,7 +97,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             sample = pixels.to(noise)
             if len(timesteps):
                 sample = scheduler.add_noise(sample, noise, timesteps[:1])
-        nothing = one_hot([len(self.config.classes)], self.unet.class_embedding).to(conditions)
+        nothing = one_hot([len(self.classes)], self.unet.class_embedding).to(conditions)
         extra = {"generator": generator} if isinstance(scheduler, DDPMScheduler) else {}
         for timestep in timesteps:
             if guidance_scale > 1:
@@ -193,7 +198,7 @@ class ClassConditional:
         Raises:
             UserError: If a prompt is no class's name.
         """
-        classes = self.pipeline.config.classes
+        classes = self.pipeline.classes
         for prompt in prompts:
             if prompt and prompt not in classes:
                 raise UserError(
@@ -218,10 +223,10 @@ class ClassConditional:
         return self.network.class_embedding.weight[:-1]
 
     def embed_word(self, word: str) -> Tensor:
-        return self.network.class_embedding.weight[[self.pipeline.config.classes.index(word)]]
+        return self.network.class_embedding.weight[[self.pipeline.classes.index(word)]]
 
     def spell(self, tokens: Sequence[int]) -> str:
-        return " ".join(self.pipeline.config.classes[token] for token in tokens)
+        return " ".join(self.pipeline.classes[token] for token in tokens)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """The pixels themselves, grey where the network sees one channel."""

@@ -106,9 +106,9 @@ class Evidence:
     @cached_property
     def features(self) -> tuple[str, Features]:
         """Name and function of the features that distances are computed in."""
-        spec = self.recipe.evaluation.features or (
-            "judge" if self.recipe.evaluation.judge == "demo" else DEFAULT_FEATURES
-        )
+        kind, _, weights = (self.recipe.evaluation.judge or "").partition(":")
+        judges_own = {"demo": "judge", "classifier": f"judge:{weights}"}
+        spec = self.recipe.evaluation.features or judges_own.get(kind, DEFAULT_FEATURES)
         return spec.partition(":")[0], feature_nets.load(spec)
 
     def _draw(self, candidate: Candidate, kind: str, prompts: list[Prompt], seed: int) -> list[Drawn]:

@@ -1,0 +1,281 @@
+"""The class-conditional family, end to end on a tiny random base and a tiny labelled set."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from PIL import Image
+from refusals import refused
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from erasediff_lora import denoisers
+from erasediff_lora.data import labelled
+from erasediff_lora.denoisers.class_conditional import ClassConditionalPipeline
+from erasediff_lora.evaluation.judges.classifier import Classifier
+from erasediff_lora.recipe import Model, Recipe, Sampling
+
+NAMES = labelled.FASHION_MNIST
+CLASSES = dict(enumerate(NAMES))
+SIDE = 8
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a pipeline, a judge and a labelled set."""
+    root = tmp_path_factory.mktemp("classes")
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=SIDE,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=4,
+        num_class_embeds=len(NAMES) + 1,
+    )
+    unet.save_pretrained(root / "plain")
+    ClassConditionalPipeline(unet, DDIMScheduler(), CLASSES).save_pretrained(root / "model")
+    Classifier(NAMES, [], 16).save(root / "judge.safetensors")
+    write_idx(root / "data")
+    return root
+
+
+def write_idx(folder, count: int = 40) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for prefix in ("train", "t10k"):
+        pixels = rng.integers(0, 256, (count, SIDE, SIDE), np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        header = np.array([0x803, count, SIDE, SIDE], ">u4").tobytes()
+        with gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz", "wb") as stream:
+            stream.write(header + pixels.tobytes())
+        with gzip.open(folder / f"{prefix}-labels-idx1-ubyte.gz", "wb") as stream:
+            stream.write(np.array([0x801, count], ">u4").tobytes() + labels.tobytes())
+
+
+@pytest.fixture
+def recipe(base, tmp_path):
+    def write(**changes):
+        images = {"folder": str(base / "data"), "per_concept": 3}
+        values = {
+            "model": {"base": str(base / "model"), "family": "class_conditional"},
+            "forget": {
+                "concepts": [{"name": "bag", "anchor": "boot"}], "templates": ["{concept}"], "images": images,
+            },
+            "retain": {"concepts": ["boot", "coat"], "templates": ["{concept}"], "images": images},
+            "sampling": {"steps": 2, "guidance": 2.0, "batch_size": 4},
+            "adapter": {"rank": 2, "targets": "attention_convolutions"},
+            "objective": {"target": "anchor"},
+            "training": {"steps": 4, "batch_size": 2, "threads": 1, "checkpoint_every": 2},
+            "evaluation": {
+                "judge": f"classifier:{base / 'judge.safetensors'}", "forget_samples": 2, "retain_samples": 4,
+                "metrics": ["accuracy"],
+            },
+            "output": str(tmp_path / "run"),
+            "cache": str(tmp_path / "cache"),
+        }  # fmt: skip
+        for section, change in changes.items():
+            values[section] = values[section] | change if isinstance(change, dict) else change
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump(values))
+        return file
+
+    return write
+
+
+def test_prediction_and_drawing_are_those_of_the_plain_network(base) -> None:
+    """Against UNet2DModel with integer labels, and DDIM with guidance written out."""
+    denoiser = denoisers.load(Model(base=str(base / "model"), family="class_conditional"))
+    plain = UNet2DModel.from_pretrained(base / "plain")
+    prompts = ["bag", "", "boot"]
+    labels = torch.tensor([NAMES.index("bag"), len(NAMES), NAMES.index("boot")])
+    noisy, timesteps = torch.randn(3, 1, SIDE, SIDE), torch.tensor([3, 500, 900])
+    with torch.no_grad():
+        ours = denoiser.predict(noisy, timesteps, denoiser.encode_prompts(prompts))
+        torch.testing.assert_close(ours, plain(noisy, timesteps, labels).sample)
+
+        drawn = denoiser.draw(["bag", "boot"], [5, 6], Sampling(steps=4, guidance=3.0), output="latent")
+        scheduler = DDIMScheduler()
+        scheduler.set_timesteps(4)
+        sample = torch.cat([torch.randn(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in (5, 6)])
+        for timestep in scheduler.timesteps:
+            guided = plain(sample, timestep, labels[[0, 2]]).sample
+            without = plain(sample, timestep, labels[[1, 1]]).sample
+            sample = scheduler.step(without + 3 * (guided - without), timestep, sample).prev_sample
+    torch.testing.assert_close(drawn, sample.clamp(-1, 1))
+
+
+def test_a_class_embedding_can_be_given_and_learned(base) -> None:
+    denoiser = denoisers.load(Model(base=str(base / "model"), family="class_conditional"))
+    word = denoiser.embed_word("coat").detach().requires_grad_()
+    slots = denoiser.encode_slots(["<*>", "bag"], word)
+    noisy, timesteps = torch.randn(2, 1, SIDE, SIDE), torch.tensor([30, 700])
+    given = denoiser.predict(noisy, timesteps, slots)
+    torch.testing.assert_close(given, denoiser.predict(noisy, timesteps, denoiser.encode_prompts(["coat", "bag"])))
+    (gradient,) = torch.autograd.grad(F.mse_loss(given, torch.zeros_like(given)), [word])
+    assert float(gradient.abs().sum()) > 0
+
+
+def test_ddpm_and_ddim_samplers(base, tmp_path) -> None:
+    """The folder's scheduler is the one that draws; the same seeds give the same pictures."""
+    pipeline = ClassConditionalPipeline.from_pretrained(base / "model")
+    pictures = {}
+    for scheduler in (DDIMScheduler(), DDPMScheduler()):
+        ClassConditionalPipeline(pipeline.unet, scheduler, CLASSES).save_pretrained(tmp_path / "model")
+        denoiser = denoisers.load(Model(base=str(tmp_path / "model"), family="class_conditional"))
+        twice = [denoiser.draw(["bag"], [1], Sampling(steps=3, guidance=1.0), output="latent") for _ in range(2)]
+        assert torch.equal(*twice)
+        pictures[type(scheduler).__name__] = twice[0]
+    assert not torch.equal(*pictures.values())
+
+
+def test_a_picture_is_its_own_latent(base) -> None:
+    denoiser = denoisers.load(Model(base=str(base / "model"), family="class_conditional"))
+    pixels = torch.randint(0, 256, (2, 1, SIDE, SIDE)) / 127.5 - 1
+    images = denoiser.decode(pixels)
+    back = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]) / 127.5 - 1
+    torch.testing.assert_close(denoiser.encode_images(back.float()), pixels)
+    close = denoiser.draw_from(images, 0.0, ["bag", "bag"], [1, 2], Sampling(steps=3, guidance=1.0))
+    assert all(np.array_equal(np.array(a), np.array(b)) for a, b in zip(close, images, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["lora", "none"])
+def test_train_resume_evaluate(kind, base, recipe, cli, tmp_path) -> None:
+    file = recipe(adapter={"kind": "none", "targets": "all"} if kind == "none" else {})
+    if kind == "none":
+        values = yaml.safe_load(file.read_text()) | {"adapter": "none"}
+        file.write_text(yaml.safe_dump(values))
+    attacks = "[inversion, latent_start, relearning]"
+    options = ("--evaluation.attacks", attacks, "--evaluation.inversion", "{steps: 2, restarts: 1, samples: 2}",
+               "--evaluation.latent_start", "{strengths: [0.5], samples: 2}",
+               "--evaluation.relearning", "{steps: [2], samples: 2, images: 2}")  # fmt: skip
+    result = cli("train", file, *options)
+    assert result.status == 0, result.err
+    name = "pytorch_lora_weights.safetensors" if kind == "lora" else "unet/diffusion_pytorch_model.safetensors"
+    whole = load_file(tmp_path / "run" / name)
+    assert cli("train", file, "--output", tmp_path / "cut", "--training.steps", "2").status == 0
+    assert cli("train", file, "--output", tmp_path / "cut", "--resume").status == 0
+    cut = load_file(tmp_path / "cut" / name)
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+    found = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert found["metrics"]["accuracy"]["counted"] == {"forget": 2, "forget_base": 2, "retain": 4}
+    assert "inversion" in found["attacks"], found["refused"]
+    for attack, why in found["refused"].items():  # the random judge may see a bag nowhere
+        assert attack in ("latent_start",) and "sees the concept in none" in why
+
+
+def test_full_weights_are_read_by_diffusers_and_drawn_by_the_evaluation(base, recipe, cli, tmp_path) -> None:
+    file = recipe(training={"learning_rate": 0.05})
+    values = yaml.safe_load(file.read_text()) | {"adapter": {"kind": "none", "targets": [r".*class_embedding"]}}
+    file.write_text(yaml.safe_dump(values))
+    assert cli("train", file).status == 0
+    trained = UNet2DModel.from_pretrained(tmp_path / "run/unet").state_dict()
+    before = UNet2DModel.from_pretrained(base / "plain").state_dict()
+    moved = {name for name in before if not torch.equal(before[name], trained[name])}
+    assert moved == {"class_embedding.weight"}
+
+    from erasediff_lora.evaluation.candidates import load_candidates
+    from erasediff_lora.evaluation.erasures import locate
+
+    recipe = Recipe.load(file)
+    candidates = load_candidates(recipe, locate(tmp_path / "run", "unet"))
+    table = {}
+    for candidate in (candidates.erased, candidates.at(0.5), candidates.base):
+        with candidate.active() as denoiser:
+            table[candidate.strength] = denoiser.network.class_embedding.weight.detach().clone()
+    torch.testing.assert_close(table[0], before["class_embedding.weight"])
+    torch.testing.assert_close(table[1], trained["class_embedding.weight"])
+    torch.testing.assert_close(table[0.5], (table[0] + table[1]) / 2)
+
+
+def test_the_adapter_merges_into_the_base(base, recipe, cli, tmp_path) -> None:
+    assert cli("train", recipe()).status == 0
+    assert cli("merge", base / "model", tmp_path / "run", "--output", tmp_path / "merged").status == 0
+    denoiser = denoisers.load(Model(base=str(tmp_path / "merged"), family="class_conditional"))
+
+    from erasediff_lora.evaluation.candidates import load_candidates
+
+    candidates = load_candidates(
+        Recipe.load(tmp_path / "recipe.yaml"), tmp_path / "run/pytorch_lora_weights.safetensors"
+    )
+    sampling = Sampling(steps=2, guidance=2.0)
+    with candidates.erased.active() as erased:
+        expected = erased.draw(["bag"], [1], sampling, output="latent")
+    torch.testing.assert_close(denoiser.draw(["bag"], [1], sampling, output="latent"), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_classes_that_are_asked_for(base) -> None:
+    from erasediff_lora.data import images
+    from erasediff_lora.recipe import Images
+
+    source = Images(folder=base / "data", per_concept=2)
+    pictures = images.read("retain", source, [], ["a {concept}"], ["coat", "bag"])
+    assert [picture.caption for picture in pictures] == ["a coat"] * 2 + ["a bag"] * 2
+    data = labelled.read(base / "data")
+    assert np.array_equal(np.array(pictures[0].image)[..., 0], data.pixels[NAMES.index("coat")][..., 0])
+
+
+def test_cifar_in_its_binary_version(tmp_path) -> None:
+    rng = np.random.default_rng(1)
+    planes = rng.integers(0, 256, (4, 3, 32, 32), np.uint8)
+    rows = np.concatenate([np.array([[9], [0], [3], [3]], np.uint8), planes.reshape(4, -1)], axis=1)
+    for number in range(1, 6):
+        rows.tofile(tmp_path / f"data_batch_{number}.bin")
+    data = labelled.read(tmp_path)
+    assert len(data.pixels) == 20 and data.names[data.labels[0]] == "truck" and data.names[data.labels[1]] == "airplane"
+    assert np.array_equal(data.pixels[1], planes[1].transpose(1, 2, 0))
+
+
+def test_a_classlabel_column_of_datasets(tmp_path) -> None:
+    datasets = pytest.importorskip("datasets")
+    from erasediff_lora.data import images
+    from erasediff_lora.recipe import Images
+
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    pictures = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (10, 20, 30)]
+    rows = {"img": pictures, "label": [0, 1, 0]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    source = Images(dataset=str(tmp_path / "set"), image_column="img", concept_column="label")
+    found = images.read("forget", source, ["cat"], ["a {concept}"], ["cat"])
+    assert [picture.caption for picture in found] == ["a cat", "a cat"]
+    assert [picture.image.getpixel((0, 0))[0] for picture in found] == [10, 30]
+
+
+def test_bad_input_is_named(base, recipe, cli, tmp_path) -> None:
+    refused(
+        cli("train", recipe(), "--forget.concepts", "[{name: purse, anchor: boot}]"),
+        "forget.concepts = 'purse': is no class of the set",
+    )
+    refused(
+        cli("train", recipe(), "--retain.templates", "['a {concept}']"), "prompt = 'a boot': is no class of the base"
+    )
+    refused(
+        cli("train", recipe(), "--model.base", tmp_path),
+        "model.base = ",
+        "is no folder of a class-conditional pipeline",
+    )
+    (tmp_path / "cut").mkdir()
+    for file in (base / "data").iterdir():
+        (tmp_path / "cut" / file.name).write_bytes(file.read_bytes()[:40])
+    images = f"{{folder: {tmp_path / 'cut'}}}"
+    refused(
+        cli("train", recipe(), "--forget.images", images), "forget.images.folder = ", "is not readable as fashion_mnist"
+    )
+    refused(cli("train", recipe(), "--forget.images.split", "dev"), "forget.images.folder = 'dev': is no split")
+    refused(
+        cli("train", recipe(), "--model.dtype", "bfloat16", "--adapter", "none"),
+        "model.dtype = 'bfloat16': is too coarse for weights that are trained",
+    )
+    refused(cli("train", recipe(), "--adapter.kind", "dora"), "adapter.kind = 'dora': is unknown", "lora")
+    refused(cli("evaluate", recipe(), "--evaluation.judge", "classifier"), "names no weights", "classifier:FILE")
