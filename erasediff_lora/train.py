@@ -31,6 +31,7 @@ from erasediff_lora.files import write_text
 from erasediff_lora.objectives import Direction, Network, Objective
 from erasediff_lora.objectives.base import unflatten
 from erasediff_lora.optimizers import create_optimizer, create_schedule
+from erasediff_lora.preparation import Preparation, prepared
 from erasediff_lora.recipe import RESULT_SECTIONS, Recipe
 from erasediff_lora.run_folder import (
     LOG_FILE,
@@ -77,8 +78,7 @@ class Run:
     schedule: torch.optim.lr_scheduler.LRScheduler
     log: JsonLog | None
     start: int
-    preparation_seconds: tuple[float, float]
-    """Wall-clock and processor time of the objective's own preparation."""
+    preparation: Preparation
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -163,9 +163,13 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         world=accelerator.num_processes,
     )
     # On the fresh adapter and on steps of its own, far from the loop's: a resumed run prepares alike.
-    began = time.perf_counter(), time.process_time()
-    objective.prepare(lambda step: sampler.draw(PREPARATION + step))
-    preparation = (time.perf_counter() - began[0], time.process_time() - began[1])
+    preparation = prepared(
+        recipe,
+        denoiser.fingerprint,
+        accelerator.num_processes,
+        lambda: objective.prepare(lambda step: sampler.draw(PREPARATION + step)),
+    )
+    objective.prepared = [tensor.to(denoiser.device) for tensor in preparation.tensors]
     start = 0
     if saved is not None:
         weights, trainer = saved

@@ -47,10 +47,11 @@ from erasediff_lora.run_folder import claim
 
 CONFIGURATIONS = Path(__file__).with_suffix(".yaml")
 RESULT = "bench.json"
-SCHEDULE = [5, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100, 120, 140, 160, 180, 200, 225, 250, 275, 300]
+SCHEDULE = [5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 125, 150, 200, 250, 300]
 """Steps after which the unlearning accuracy is looked at, until it is reached."""
 REACHED = 0.95
-TUNING_STEPS = 100
+TUNING_STEPS = 60
+CONFIGURED = 3
 LOOK_SEED = 900_000
 OWN, EQUAL = "own_budget", "equal_time"
 
@@ -119,7 +120,7 @@ def erase(recipe: Recipe, equal_seconds: float | None) -> dict[str, Any]:
     watch, first, saved = Stopwatch(), None, set()
     with claim(recipe.output, resume=False, overwrite=True):
         run = train.set_up(recipe, Accelerator(cpu=True), resume=False)
-        watch.wall, watch.processor = run.preparation_seconds
+        watch.wall, watch.processor = run.preparation.seconds, run.preparation.processor_seconds
         result: dict[str, Any] = {"preparation": watch.read()}
         step = 0
         while len(saved) < (1 if equal_seconds is None else 2):
@@ -188,7 +189,7 @@ def result_of(folder: Path) -> dict[str, Any] | None:
 def tuned(runs: Path, method: str, mode: str) -> int:
     """The best configuration's number: of those that forget, the one that retains most, then the fastest."""
     rows = {}
-    for number in range(4):
+    for number in range(CONFIGURED):
         if (row := result_of(runs / "tuning" / f"{method}-{mode}-{number}")) is not None:
             rows[number] = row
 
@@ -205,22 +206,18 @@ def tuned(runs: Path, method: str, mode: str) -> int:
 def entries(arguments: argparse.Namespace) -> Iterator[tuple[Entry, Path]]:
     """What is to be done, EraseDiff's adapter first: its time is everyone's."""
     table = yaml.safe_load(CONFIGURATIONS.read_text())
-    wanted = [
-        (mode, method)
-        for mode in arguments.modes
-        for method in table[mode]
-        if arguments.methods is None or method in arguments.methods
-    ]
+    methods = arguments.methods or table["adapter"]
+    wanted = [(mode, method) for method in methods for mode in arguments.modes]
     if arguments.tune:
         for mode, method in wanted:
             for number, configuration in enumerate(table[mode][method]):
                 entry = Entry(method, mode, arguments.tune, 0, configuration)
                 yield entry, arguments.runs / "tuning" / f"{method}-{mode}-{number}"
         return
-    for seed in arguments.seeds:
-        for concept in arguments.concepts:
-            for mode, method in wanted:
-                configuration = table[mode][method][tuned(arguments.runs, method, mode)]
+    for mode, method in wanted:
+        configuration = table[mode][method][tuned(arguments.runs, method, mode)]
+        for seed in arguments.seeds:
+            for concept in arguments.concepts:
                 name = f"{method}-{mode}-{concept.replace(' ', '_')}-{seed}"
                 yield Entry(method, mode, concept, seed, configuration), arguments.runs / name
 

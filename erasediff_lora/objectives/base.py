@@ -124,8 +124,11 @@ class Objective(Protocol):
 
     Settings: ClassVar[type[ObjectiveSettings]]
 
-    def prepare(self, draw: Draw) -> None:
-        """What the method computes once, before the first step; its time is the method's. Repeatable after a resume.
+    prepared: Sequence[Tensor]
+    """What `prepare` returned, here or in an earlier run; set before the first step."""
+
+    def prepare(self, draw: Draw) -> Sequence[Tensor]:
+        """What the method computes once, on the fresh adapter; its time is the method's.
 
         Args:
             draw: Batches of its own, which no step of the loop sees.
@@ -181,6 +184,7 @@ class WeightedSum:
     def __init__(self, settings: Any, network: Network) -> None:
         self.settings = settings
         self.network = network
+        self.prepared: Sequence[Tensor] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -191,8 +195,9 @@ class WeightedSum:
         """b; 0 leaves the retain loss out, with its cost."""
         return float(self.settings.retain_weight)
 
-    def prepare(self, draw: Draw) -> None:
+    def prepare(self, draw: Draw) -> Sequence[Tensor]:
         """Nothing is computed beforehand."""
+        return ()
 
     def forget_target(self, batch: Batch) -> Tensor | None:
         """y_f, a constant (B, C, H, W); None leaves the forget loss out."""

@@ -6,6 +6,7 @@ weight of the attention maps is 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -46,7 +47,7 @@ class Blindspot(WeightedSum):
     def retain_weight(self) -> float:
         return 1.0 - float(self.settings.forget_share)
 
-    def prepare(self, draw: Draw) -> None:
+    def prepare(self, draw: Draw) -> Sequence[Tensor]:
         """Train the proxy, and put the adapter back as it was."""
         parameters = list(self.network.parameters)
         start = [parameter.detach().clone() for parameter in parameters]
@@ -57,14 +58,14 @@ class Blindspot(WeightedSum):
                 for parameter, part in zip(parameters, unflatten(gradient, parameters), strict=True):
                     parameter.grad = part
                 optimizer.step()
-            self.proxy = [parameter.detach().clone() for parameter in parameters]
+            return [parameter.detach().clone() for parameter in parameters]
         finally:
             assign(parameters, start)
             optimizer.zero_grad()
 
     def forget_target(self, batch: Batch) -> Tensor | None:
         theta = [parameter.detach().clone() for parameter in self.network.parameters]
-        assign(self.network.parameters, self.proxy)
+        assign(self.network.parameters, self.prepared)
         try:
             return self.network.predict(batch.noisy, batch.timesteps, batch.prompts)
         finally:

@@ -73,9 +73,11 @@ class EraseDiff:
     def __init__(self, settings: EraseDiffSettings, network: Network) -> None:
         self.settings = settings
         self.network = network
+        self.prepared: Sequence[Tensor] = ()
 
-    def prepare(self, draw: Draw) -> None:
+    def prepare(self, draw: Draw) -> Sequence[Tensor]:
         """Nothing is computed beforehand."""
+        return ()
 
     @property
     def notes(self) -> list[str]:

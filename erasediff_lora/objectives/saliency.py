@@ -56,7 +56,7 @@ class Saliency(WeightedSum):
 
     Settings = SaliencySettings
 
-    def prepare(self, draw: Draw) -> None:
+    def prepare(self, draw: Draw) -> Sequence[Tensor]:
         """Sum the forget gradient over some batches, and mark its largest entries."""
         total: Tensor | None = None
         for step in range(self.settings.mask_batches):
@@ -65,7 +65,7 @@ class Saliency(WeightedSum):
             total = gradient if total is None else total + gradient
         parts = unflatten(required(total).abs(), self.network.parameters)
         told = torch.cat([torch.full((part.numel(),), bool(part.any()), device=part.device) for part in parts])
-        self.mask = top_share(required(total).abs(), told, self.settings.density)
+        return [top_share(required(total).abs(), told, self.settings.density)]
 
     def forget_target(self, batch: Batch) -> Tensor | None:
         predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
@@ -73,7 +73,7 @@ class Saliency(WeightedSum):
 
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
         full = super().direction(forget, retain)
-        vector = full.vector * self.mask
+        vector = full.vector * self.prepared[0]
         return replace(full, vector=vector, metrics=full.metrics | {"direction_norm": float(vector.norm())})
 
 

@@ -61,7 +61,7 @@ class SelectiveAmnesia(WeightedSum):
 
     Settings = SelectiveAmnesiaSettings
 
-    def prepare(self, draw: Draw) -> None:
+    def prepare(self, draw: Draw) -> Sequence[Tensor]:
         """The diagonal Fisher information of every adapted weight of the base."""
         weights = list(self.network.base_weights)
         fisher = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
@@ -77,7 +77,7 @@ class SelectiveAmnesia(WeightedSum):
         finally:
             for weight, flag in zip(weights, trained, strict=True):
                 weight.requires_grad_(flag)
-        self.fisher = [self.network.mean(total) for total in fisher]
+        return [self.network.mean(total) for total in fisher]
 
     def forget_target(self, batch: Batch) -> Tensor | None:
         return required(batch.surrogate_target)
@@ -94,7 +94,9 @@ class SelectiveAmnesia(WeightedSum):
     def fisher_penalty(self, elements: int) -> Tensor:
         """λ T D Σ F ΔW², a scalar; D is `elements`."""
         changes = self.network.weight_changes()
-        terms = [(fisher * change.float().square()).sum() for fisher, change in zip(self.fisher, changes, strict=True)]
+        terms = [
+            (fisher * change.float().square()).sum() for fisher, change in zip(self.prepared, changes, strict=True)
+        ]
         return self.settings.penalty * self.network.train_timesteps * elements * torch.stack(terms).sum()
 
 

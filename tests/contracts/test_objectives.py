@@ -24,7 +24,7 @@ WEIGHTED = [name for name in NAMES if name != "erasediff"]
 def prepared(name: str, toy: Toy, **options):
     method = OBJECTIVES[name]
     objective = method(method.Settings(name=name, **options), network(toy))
-    objective.prepare(lambda step: ([batch(100 + step)], [batch(200 + step)]))
+    objective.prepared = objective.prepare(lambda step: ([batch(100 + step)], [batch(200 + step)]))
     return objective
 
 
@@ -162,7 +162,7 @@ def test_saliency_changes_the_top_share_of_all_entries_only(density) -> None:
 def test_saliency_of_a_fresh_adapter_masks_nothing_where_nothing_is_salient() -> None:
     toy = Toy()
     toy.up.data.zero_()  # B = 0: A has no gradient
-    mask = prepared("saliency", toy).mask
+    mask = prepared("saliency", toy).prepared[0]
     assert mask[:12].tolist() == [1.0] * 12 and int(mask[12:].sum()) == 6
 
 
@@ -207,6 +207,25 @@ def test_every_objective_trains_and_resumes_to_the_bit(recipe_file, cli, tmp_pat
     assert cli("train", file, "--output", tmp_path / "cut", "--resume").status == 0
     cut = load_file(tmp_path / "cut/adapter_model.safetensors")
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", ["saliency", "selective_amnesia", "blindspot"])
+def test_what_is_computed_beforehand_is_cached_with_its_time(name, recipe_file, cli, tmp_path) -> None:
+    forget = {"concepts": [{"name": "cat", "anchor": "dog"}]}
+    file = recipe_file(objective={"name": name}, forget=forget)
+    adapters = []
+    for number, change in enumerate(("none", "none", "damaged", "seed")):
+        stored = sorted((tmp_path / "cache").glob("prepared-*.safetensors"))
+        if change == "damaged":
+            stored[0].write_bytes(stored[0].read_bytes()[:-3])
+        options = ("--training.seed", "1") if change == "seed" else ()
+        result = cli("train", file, "--output", tmp_path / str(number), *options)
+        assert result.status == 0
+        assert ("preparation is from the cache" in result.err) == (number == 1)
+        assert ("is damaged" in result.err) == (change == "damaged")
+        adapters.append(load_file(tmp_path / str(number) / "adapter_model.safetensors"))
+    assert all(torch.equal(one[key], adapters[0][key]) for one in adapters[:3] for key in one)
+    assert len(list((tmp_path / "cache").glob("prepared-*.safetensors"))) == 2
 
 
 def test_options_of_other_methods_and_unknown_ones_are_refused(recipe_file, cli) -> None:

@@ -1,0 +1,76 @@
+"""What an objective computes before the first step: made once, cached, and its time remembered."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from erasediff_lora.files import save_safetensors, sha256
+from erasediff_lora.recipe import RESULT_SECTIONS, Recipe
+
+log = logging.getLogger(__name__)
+FREE = {"steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_with"}
+"""Fields of `training` that change nothing of what is prepared."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Tensors of an objective, and what they cost when they were made.
+
+    Attributes:
+        tensors: What `Objective.prepare` returned.
+        seconds: By the clock.
+        processor_seconds: Of the process.
+    """
+
+    tensors: list[Tensor]
+    seconds: float
+    processor_seconds: float
+
+
+def prepared(recipe: Recipe, base_fingerprint: str, world: int, make: Callable[[], Sequence[Tensor]]) -> Preparation:
+    """From the cache, or made and cached.
+
+    Args:
+        recipe: All but where it is written determines the tensors.
+        base_fingerprint: Of the base's weights.
+        world: Processes that share a batch.
+        make: Computes the tensors on the fresh adapter.
+
+    Raises:
+        UserError: If the cache cannot be written.
+    """
+    values = recipe.model_dump(mode="json", include=RESULT_SECTIONS)
+    values["training"] = {name: value for name, value in values["training"].items() if name not in FREE}
+    key = sha256(json.dumps([values, base_fingerprint, world], sort_keys=True).encode())
+    file = recipe.cache.expanduser() / f"prepared-{key[:32]}.safetensors"
+    if (found := _read(file)) is not None:
+        log.info("the objective's preparation is from the cache %s", file)
+        return found
+    began = time.perf_counter(), time.process_time()
+    tensors = [tensor.detach().cpu() for tensor in make()]
+    made = Preparation(tensors, time.perf_counter() - began[0], time.process_time() - began[1])
+    if tensors:
+        costs = {"seconds": str(made.seconds), "processor_seconds": str(made.processor_seconds)}
+        save_safetensors({f"{index:06d}": t for index, t in enumerate(tensors)}, file, costs, field="cache")
+    return made
+
+
+def _read(file: Path) -> Preparation | None:
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as stored:
+            costs = stored.metadata()
+            tensors = [stored.get_tensor(name) for name in sorted(stored.keys())]
+        return Preparation(tensors, float(costs["seconds"]), float(costs["processor_seconds"]))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("the cache entry %s is damaged (%s) and is made anew", file, error)
+        return None
