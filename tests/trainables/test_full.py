@@ -121,6 +121,13 @@ def test_the_evaluation_draws_with_the_trained_weights(full, tiny_base, cli, tmp
     assert any(shown.tobytes() == picture.tobytes() for picture in pictures)
 
 
+def test_an_adapter_can_be_extracted_from_the_run(full, tiny_base, cli, tmp_path) -> None:
+    assert cli("train", full("cross_attention", training={"learning_rate": 0.01})).status == 0
+    out = tmp_path / "extracted"
+    result = cli("extract", tiny_base, tmp_path / "run", "--rank", "64", "--output", out)
+    assert result.status == 0 and "100.0000% of the energy" in result.out
+
+
 def test_bad_input_is_named(full, recipe_file, cli, tmp_path) -> None:
     refused(
         cli("train", full(), "--model.dtype", "bfloat16"),
