@@ -26,8 +26,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from erasediff_lora.adapter import LoraAdapter, LoraLayer, formats, ldm, targets
+from erasediff_lora.adapter import LoraAdapter, LoraLayer, formats, ldm
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
+from erasediff_lora.trainables import targets
 
 CHILD = """
 import json, re, sys, time

@@ -4,8 +4,8 @@
     python scripts/bench_methods.py recipes/demo_concept.yaml --runs runs/methods --tune cat
     python scripts/bench_methods.py recipes/demo_concept.yaml --runs runs/methods --concepts cat clock car --seeds 0 1 2
 
-The first command tries every configuration of bench_methods.yaml for a few steps on one concept and keeps the best of
-each method; the second trains and evaluates those. Each training is a folder under --runs: finished ones are read, not
+The first command tries every configuration of bench_methods.yaml on one concept and keeps the best of each method, the
+second trains and evaluates those. Each training is a folder under --runs: finished ones are read, not
 repeated. Several shells can share the work by --methods or --seeds. Times are the method's own: what it computes
 beforehand, and its steps; drawing the sets and looking at pictures is not counted. Prints a Markdown table, and writes
 it, a plot of the front and a JSON file into --runs.
@@ -84,6 +84,7 @@ class Entry:
         return kind | {
             "forget.concepts": [{"name": self.concept, "anchor": anchor}],
             "retain.concepts": [name for name in names if name != self.concept],
+            "evaluation.paraphrases": {},
             "training.seed": self.seed,
             "output": str(folder),
             **self.configuration,
@@ -179,6 +180,8 @@ def apart(function: Any, *arguments: Any) -> None:
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
     process.start()
     process.join()
+    if process.exitcode:
+        print(f"failed with status {process.exitcode}; the next run of this command tries it again", flush=True)
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
@@ -215,7 +218,7 @@ def entries(arguments: argparse.Namespace) -> Iterator[tuple[Entry, Path]]:
                 yield entry, arguments.runs / "tuning" / f"{method}-{mode}-{number}"
         return
     for mode, method in wanted:
-        configuration = table[mode][method][tuned(arguments.runs, method, mode)]
+        configuration = table[mode][method][tuned(arguments.tuned_in or arguments.runs, method, mode)]
         for seed in arguments.seeds:
             for concept in arguments.concepts:
                 name = f"{method}-{mode}-{concept.replace(' ', '_')}-{seed}"
@@ -227,7 +230,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--tune", metavar="CONCEPT")
+    parser.add_argument("--tune", metavar="CONCEPT", help="try the configurations on this concept")
+    parser.add_argument("--tuned_in", type=Path, metavar="RUNS", help="where --tune was run, if not in --runs")
     parser.add_argument("--concepts", nargs="+", default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--methods", nargs="+")

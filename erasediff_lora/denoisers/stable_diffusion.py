@@ -84,8 +84,8 @@ class StableDiffusion:
                     **options,
                 )
         pipeline.set_progress_bar_config(disable=True)
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            part.requires_grad_(False)
+        for name in {"unet", "vae", "text_encoder"} - options.keys():  # a network at hand may be in training
+            getattr(pipeline, name).requires_grad_(False)
         return pipeline.to(self.device)
 
     @cached_property

@@ -228,6 +228,18 @@ def test_what_is_computed_beforehand_is_cached_with_its_time(name, recipe_file, 
     assert len(list((tmp_path / "cache").glob("prepared-*.safetensors"))) == 2
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_looking_on_while_training_changes_nothing(name, recipe_file, cli, tmp_path) -> None:
+    """Sample pictures load the encoders around the network, and put it to rest for a while."""
+    forget = {"concepts": [{"name": "cat", "anchor": "dog"}]}
+    adapters = []
+    for number, training in enumerate(({}, {"sample_every": 1})):
+        file = recipe_file(objective={"name": name}, forget=forget, training=training)
+        assert cli("train", file, "--output", tmp_path / str(number)).status == 0
+        adapters.append(load_file(tmp_path / str(number) / "adapter_model.safetensors"))
+    assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
+
+
 def test_options_of_other_methods_and_unknown_ones_are_refused(recipe_file, cli) -> None:
     refused(cli("train", recipe_file(objective={"name": "salency"})), "objective.name = 'salency'", "'saliency'")
     refused(cli("train", recipe_file(objective={"name": "finetune", "eta": 1})), "objective.eta = 1: is unknown")
