@@ -62,6 +62,7 @@ def unit(pixels: Tensor) -> Tensor:
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Endless shuffled index batches."""
+    size = min(size, count)
     while True:
         yield from torch.randperm(count, generator=generator)[: count // size * size].split(size)
 

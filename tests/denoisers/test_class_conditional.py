@@ -237,6 +237,24 @@ def test_cifar_in_its_binary_version(tmp_path) -> None:
     assert np.array_equal(data.pixels[1], planes[1].transpose(1, 2, 0))
 
 
+def test_the_base_of_a_data_set_is_trained_by_one_script(base, tmp_path, monkeypatch, capsys) -> None:
+    import train_ddpm_base
+
+    sizes = ["--steps", "2", "--judge-steps", "2", "--batch-size", "4"]
+    work = tmp_path / "work"
+    monkeypatch.setattr("sys.argv", ["x", "--data", str(base / "data"), "--work", str(work), *sizes])
+    train_ddpm_base.main()
+    assert "of the test pictures" in capsys.readouterr().out
+    assert 0 <= json.loads((work / "judge.json").read_text())["test_accuracy"] <= 1
+    denoiser = denoisers.load(Model(base=str(work / "model"), family="class_conditional"))
+    drawn = denoiser.draw(["bag", ""], [1, 2], Sampling(steps=2, guidance=2.0))
+    assert [picture.size for picture in drawn] == [(SIDE, SIDE)] * 2
+    assert len(Classifier.load(work / "judge.safetensors").classify(drawn)) == 2
+    monkeypatch.setattr("sys.argv", ["x", "--data", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match=r"nowhere: there is no data set. Run: sudo apt-get install dataset-fashion"):
+        train_ddpm_base.main()
+
+
 def test_a_classlabel_column_of_datasets(tmp_path) -> None:
     datasets = pytest.importorskip("datasets")
     from erasediff_lora.data import images
