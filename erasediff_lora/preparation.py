@@ -13,11 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from erasediff_lora.files import save_safetensors, sha256
-from erasediff_lora.recipe import RESULT_SECTIONS, Recipe
+from erasediff_lora.recipe import FREE_FIELDS, RESULT_SECTIONS, Recipe
 
 log = logging.getLogger(__name__)
-FREE = {"steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_with"}
-"""Fields of `training` that change nothing of what is prepared."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def prepared(recipe: Recipe, base_fingerprint: str, world: int, make: Callable[[
         UserError: If the cache cannot be written.
     """
     values = recipe.model_dump(mode="json", include=RESULT_SECTIONS)
-    values["training"] = {name: value for name, value in values["training"].items() if name not in FREE}
+    values["training"] = {name: value for name, value in values["training"].items() if name not in FREE_FIELDS}
     key = sha256(json.dumps([values, base_fingerprint, world], sort_keys=True).encode())
     file = recipe.cache.expanduser() / f"prepared-{key[:32]}.safetensors"
     if (found := _read(file)) is not None:

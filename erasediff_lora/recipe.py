@@ -19,6 +19,8 @@ from erasediff_lora.recipe_checks import cross_check
 from erasediff_lora.schema import Section
 
 RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "training"}
+FREE_FIELDS = {"steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every", "log_with"}
+"""Fields of `training` that may differ when a run is resumed."""
 
 
 class Model(Section):

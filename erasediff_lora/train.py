@@ -32,7 +32,7 @@ from erasediff_lora.objectives import Direction, Network, Objective
 from erasediff_lora.objectives.base import unflatten
 from erasediff_lora.optimizers import create_optimizer, create_schedule
 from erasediff_lora.preparation import Preparation, prepared
-from erasediff_lora.recipe import RESULT_SECTIONS, Recipe
+from erasediff_lora.recipe import FREE_FIELDS, RESULT_SECTIONS, Recipe
 from erasediff_lora.run_folder import (
     LOG_FILE,
     RECIPE_FILE,
@@ -42,15 +42,12 @@ from erasediff_lora.run_folder import (
     newest_checkpoint,
     save_checkpoint,
 )
+from erasediff_lora.stop_signal import StopSignal
 from erasediff_lora.trainables import Trainable
 
 log = logging.getLogger(__name__)
 FP16_LOSS_SCALE = 1024.0
 PREPARATION = 1_000_000
-FREE_ON_RESUME = {
-    ("training", name)
-    for name in ("steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every", "log_with")
-}
 
 
 class Interrupted(Exception):
@@ -147,20 +144,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
             train_timesteps=denoiser.noise_scheduler.config.num_train_timesteps,
         ),
     )
-    sampler = BatchSampler(
-        forget,
-        retain,
-        denoiser.noise_scheduler,
-        batch_size=recipe.training.batch_size,
-        micro_batches=recipe.training.gradient_accumulation,
-        empty_prompt_share=recipe.retain.empty_prompt_share,
-        min_snr_gamma=recipe.training.min_snr_gamma,
-        seed=recipe.training.seed,
-        device=denoiser.device,
-        dtype=denoiser.dtype,
-        surrogate=recipe.objective.surrogate,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
+    sampler = BatchSampler.of(
+        recipe, forget, retain, denoiser, rank=accelerator.process_index, world=accelerator.num_processes
     )
     # On the fresh adapter and on steps of its own, far from the loop's: a resumed run prepares alike.
     preparation = prepared(
@@ -282,7 +267,8 @@ def check_same_run(recipe: Recipe) -> None:
     problems = []
     for section, now in recipe.model_dump(mode="json", include=RESULT_SECTIONS).items():
         for name, value in now.items():
-            if value != before[section].get(name) and (section, name) not in FREE_ON_RESUME:
+            is_free = section == "training" and name in FREE_FIELDS
+            if value != before[section].get(name) and not is_free:
                 problems.append(
                     Problem(
                         f"{section}.{name}",
@@ -394,23 +380,3 @@ def _drawing(run: Run) -> Iterator[None]:
     yield
     run.denoiser.release_encoders()
     run.denoiser.network.train()
-
-
-class StopSignal:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads between two steps; a second one kills."""
-
-    def __init__(self) -> None:
-        self.signum: int | None = None
-
-    def __enter__(self) -> StopSignal:
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, signum: int, frame: object) -> None:
-        self.signum = signum
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from erasediff_lora.data.sets import EncodedSet
+from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.objectives import Batch
+from erasediff_lora.recipe import Recipe
 
 FORGET, RETAIN = 0, 1
 
@@ -36,6 +38,34 @@ class BatchSampler:
     surrogate: Literal["noise", "anchor"] | None = None
     rank: int = 0
     world: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        forget: EncodedSet,
+        retain: EncodedSet,
+        denoiser: Denoiser,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> BatchSampler:
+        """The sampler that a recipe asks for, of one of `world` processes."""
+        return cls(
+            forget,
+            retain,
+            denoiser.noise_scheduler,
+            batch_size=recipe.training.batch_size,
+            micro_batches=recipe.training.gradient_accumulation,
+            empty_prompt_share=recipe.retain.empty_prompt_share,
+            min_snr_gamma=recipe.training.min_snr_gamma,
+            seed=recipe.training.seed,
+            device=denoiser.device,
+            dtype=denoiser.dtype,
+            surrogate=recipe.objective.surrogate,
+            rank=rank,
+            world=world,
+        )
 
     def draw(self, step: int) -> tuple[list[Batch], list[Batch]]:
         """The forget and the retain micro-batches of a step."""
