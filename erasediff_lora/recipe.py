@@ -27,7 +27,9 @@ class Model(Section):
     """The base model, which stays frozen."""
 
     base: str = Field("demo", description="'demo', a diffusers folder, a hub id, or a single-file checkpoint")
-    family: Literal["stable_diffusion", "class_conditional"] = Field("stable_diffusion", description="model family")
+    family: Literal["stable_diffusion", "stable_diffusion_xl", "class_conditional"] = Field(
+        "stable_diffusion", description="model family"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the frozen weights; auto: bfloat16 on a GPU, float32 on a CPU"
     )

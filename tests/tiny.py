@@ -7,9 +7,15 @@ from typing import Any
 
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 
 def tiny_pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
@@ -71,6 +77,40 @@ def tiny_pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def tiny_xl_pipeline() -> StableDiffusionXLPipeline:
+    """32 px pictures, 4x4 latents, two text encoders of 32 and 16 dimensions, a pooled embedding of 16."""
+    plain = tiny_pipeline()
+    torch.manual_seed(3)
+    config = plain.text_encoder.config.to_dict() | {"hidden_size": 16, "projection_dim": 16, "num_hidden_layers": 2}
+    first = plain.text_encoder.config.to_dict() | {"num_hidden_layers": 2}
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=48,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
+    return StableDiffusionXLPipeline(
+        vae=plain.vae,
+        text_encoder=CLIPTextModel(CLIPTextConfig(**first)),
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**config)),
+        tokenizer=plain.tokenizer,
+        tokenizer_2=plain.tokenizer,
+        unet=unet,
+        scheduler=plain.scheduler,
+        add_watermarker=False,
     )
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from erasediff_lora.denoisers.base import SLOT, Denoiser
 from erasediff_lora.denoisers.class_conditional import ClassConditional
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
+from erasediff_lora.denoisers.stable_diffusion_xl import StableDiffusionXL
 from erasediff_lora.recipe import Model
 
-DENOISERS: dict[str, type[Denoiser]] = {"stable_diffusion": StableDiffusion, "class_conditional": ClassConditional}
+DENOISERS: dict[str, type[Denoiser]] = {
+    "stable_diffusion": StableDiffusion,
+    "stable_diffusion_xl": StableDiffusionXL,
+    "class_conditional": ClassConditional,
+}
 
 
 def load(model: Model) -> Denoiser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,11 @@ class StableDiffusion:
     """A Stable Diffusion base: diffusers folder, hub id, single file, or the embedded demo model."""
 
     component: ClassVar[str] = "unet"
+    pipeline_class: ClassVar[Any] = StableDiffusionPipeline
+    image_pipeline_class: ClassVar[Any] = StableDiffusionImg2ImgPipeline
+    pipeline_options: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     target_presets: ClassVar[dict[str, list[str]]] = {
         "cross_attention": [_CROSS],
         "self_attention": [_SELF],
@@ -56,35 +62,31 @@ class StableDiffusion:
         self.model = model
         self.device = placement.device(model)
         self.dtype = placement.dtype(model, self.device)
-        self.source = _locate(model)
+        self.source = _locate(model, self.pipeline_class)
 
     @cached_property
     def pipeline(self) -> Any:
         """The whole pipeline, quiet, frozen, without safety checker."""
-        options: dict[str, Any] = {
-            "dtype": self.dtype,
-            "safety_checker": None,
-            "requires_safety_checker": False,
-        }
+        options: dict[str, Any] = {"dtype": self.dtype, **self.pipeline_options}
         if "network" in self.__dict__:
             options["unet"] = self.network
         with placement.readable(self.model):
             if self.source.is_file():
-                pipeline = StableDiffusionPipeline.from_single_file(
+                pipeline = self.pipeline_class.from_single_file(
                     str(self.source),
                     config=None if self.model.config is None else str(self.model.config),
                     local_files_only=self.model.config is not None,
                     **options,
                 )
             else:
-                pipeline = StableDiffusionPipeline.from_pretrained(
+                pipeline = self.pipeline_class.from_pretrained(
                     self.source,
                     use_safetensors=None if self.model.allow_pickle else True,
                     variant=self.model.variant,
                     **options,
                 )
         pipeline.set_progress_bar_config(disable=True)
-        for name in {"unet", "vae", "text_encoder"} - options.keys():  # a network at hand may be in training
+        for name in {"unet", "vae", *self.encoders} - options.keys():  # a network at hand may be in training
             getattr(pipeline, name).requires_grad_(False)
         return pipeline.to(self.device)
 
@@ -134,7 +136,7 @@ class StableDiffusion:
         digest = hashlib.sha256()
         files = [self.source]
         if self.source.is_dir():
-            parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+            parts = ("unet", "vae", *self.encoders, *self.tokenizers, "scheduler")
             files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
         for file in files:
             digest.update(str(file.relative_to(self.source)).encode())
@@ -154,7 +156,12 @@ class StableDiffusion:
         return torch.cat(chunks)
 
     def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
-        tokenizer, text_encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
+        return self._encode_slots(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts, vectors)[0]
+
+    def _encode_slots(
+        self, tokenizer: Any, text_encoder: Any, prompts: Sequence[str], vectors: Tensor, **options: Any
+    ) -> Any:
+        """What the text encoder makes of the prompts with the vectors in the place of SLOT."""
         length = tokenizer.model_max_length
         rows, places = [], []
         for index, prompt in enumerate(prompts):
@@ -173,19 +180,23 @@ class StableDiffusion:
 
         handle = text_encoder.get_input_embeddings().register_forward_hook(fill)
         try:
-            return text_encoder(torch.tensor(rows, device=self.device))[0]
+            return text_encoder(torch.tensor(rows, device=self.device), **options)
         finally:
             handle.remove()
 
     @property
+    def _table(self) -> Tensor:
+        """The embeddings of all tokens, those of several encoders side by side."""
+        return torch.cat([getattr(self.pipeline, name).get_input_embeddings().weight for name in self.encoders], dim=1)
+
+    @property
     def token_embeddings(self) -> Tensor:
         special = set(self.pipeline.tokenizer.all_special_ids)
-        table = self.pipeline.text_encoder.get_input_embeddings().weight
+        table = self._table
         return table[[index for index in range(len(table)) if index not in special]]
 
     def embed_word(self, word: str) -> Tensor:
-        ids = self.pipeline.tokenizer(word, add_special_tokens=False).input_ids
-        return self.pipeline.text_encoder.get_input_embeddings().weight[ids]
+        return self._table[self.pipeline.tokenizer(word, add_special_tokens=False).input_ids]
 
     def spell(self, tokens: Sequence[int]) -> str:
         tokenizer = self.pipeline.tokenizer
@@ -209,9 +220,8 @@ class StableDiffusion:
         self, prompts: Sequence[str] | Tensor, seeds: Sequence[int], sampling: Sampling, *, output: str = "pil"
     ) -> Any:
         side = sampling.resolution or self.resolution
-        given = {"prompt_embeds": prompts} if isinstance(prompts, Tensor) else {"prompt": list(prompts)}
         return self.pipeline(
-            **given,
+            **self._given(prompts),
             height=side,
             width=side,
             num_inference_steps=sampling.steps,
@@ -219,6 +229,10 @@ class StableDiffusion:
             generator=placement.generators(seeds),
             output_type=output,
         ).images
+
+    def _given(self, prompts: Sequence[str] | Tensor) -> dict[str, Any]:
+        """Prompts, or their embeddings, as the pipeline takes them."""
+        return {"prompt_embeds": prompts} if isinstance(prompts, Tensor) else {"prompt": list(prompts)}
 
     @torch.no_grad()
     def draw_from(
@@ -229,7 +243,8 @@ class StableDiffusion:
         seeds: Sequence[int],
         sampling: Sampling,
     ) -> list[Image.Image]:
-        pipeline: Any = StableDiffusionImg2ImgPipeline(**self.pipeline.components, requires_safety_checker=False)
+        off = {name: value for name, value in self.pipeline_options.items() if name not in self.pipeline.components}
+        pipeline = self.image_pipeline_class(**self.pipeline.components, **off)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline(
             prompt=list(prompts),
@@ -251,7 +266,7 @@ class StableDiffusion:
             libc.malloc_trim(0)  # glibc keeps freed pages otherwise
 
 
-def _locate(model: Model) -> Path:
+def _locate(model: Model, pipeline_class: Any) -> Path:
     """The local folder or file of the base; hub models are downloaded."""
     if model.base == "demo":
         return demo.MODEL_DIR
@@ -268,6 +283,7 @@ def _locate(model: Model) -> Path:
                     "Give the folder that save_pretrained wrote, or a single-file checkpoint.",
                 )
             )
+        _require_family(model, path, pipeline_class)
         return path
     if (
         path.is_absolute()
@@ -285,7 +301,7 @@ def _locate(model: Model) -> Path:
         )
     try:
         return Path(
-            StableDiffusionPipeline.download(
+            pipeline_class.download(
                 model.base,
                 revision=model.revision,
                 variant=model.variant,
@@ -302,3 +318,20 @@ def _locate(model: Model) -> Path:
                 "Check the name, the connection and the access rights.",
             )
         ) from error
+
+
+def _require_family(model: Model, folder: Path, pipeline_class: Any) -> None:
+    """The folder holds a pipeline of the family that the recipe names, as far as it says."""
+    try:
+        named = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # the loader says what is wrong with it
+    if "XL" in named and "XL" not in pipeline_class.__name__:
+        remedy = "Set model.family: stable_diffusion_xl."
+    elif named == "ClassConditionalPipeline":
+        remedy = "Set model.family: class_conditional."
+    elif "XL" in pipeline_class.__name__ and "XL" not in named:
+        remedy = "Set model.family: stable_diffusion."
+    else:
+        return
+    raise UserError(Problem("model.family", model.family, f"{model.base} is a {named}.", remedy))

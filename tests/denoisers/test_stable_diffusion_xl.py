@@ -1,0 +1,123 @@
+"""The Stable Diffusion XL family on a tiny random base: what the network is given, and every verb."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from refusals import refused
+from safetensors.torch import load_file
+from tiny import tiny_base_recipe, tiny_xl_pipeline
+
+from erasediff_lora import denoisers
+from erasediff_lora.recipe import Model, Sampling
+
+PROMPTS = ["a photo of a cat", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("xl") / "base"
+    tiny_xl_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def denoiser(base):
+    return denoisers.load(Model(base=str(base), family="stable_diffusion_xl"))
+
+
+@pytest.fixture
+def recipe(base, tmp_path):
+    def write(**sections):
+        model = {"base": str(base), "family": "stable_diffusion_xl"}
+        return tiny_base_recipe(base, tmp_path, **({"model": model} | sections))
+
+    return write
+
+
+def test_the_network_is_given_what_the_pipeline_gives_it(denoiser) -> None:
+    """Recorded from a plain pipeline without guidance, and compared with `predict` on encoded prompts."""
+    seen = {}
+
+    def record(module, positional, keywords):
+        seen.update(keywords | {"sample": positional[0], "timestep": positional[1]})
+
+    pipe = denoiser.pipeline
+    handle = pipe.unet.register_forward_pre_hook(record, with_kwargs=True)
+    pipe(PROMPTS, height=32, width=32, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+    handle.remove()
+    with torch.no_grad():
+        added = {key: value.float() for key, value in seen["added_cond_kwargs"].items()}
+        expected = pipe.unet(
+            seen["sample"], seen["timestep"], encoder_hidden_states=seen["encoder_hidden_states"],
+            added_cond_kwargs=added,
+        ).sample  # fmt: skip
+        ours = denoiser.predict(seen["sample"], seen["timestep"].expand(2), denoiser.encode_prompts(PROMPTS))
+    torch.testing.assert_close(ours, expected)
+
+
+def test_drawing_from_embeddings_is_drawing_from_prompts(denoiser) -> None:
+    sampling = Sampling(steps=2, guidance=3.0)
+    by_text = denoiser.draw(PROMPTS, [1, 2], sampling, output="latent")
+    by_embedding = denoiser.draw(denoiser.encode_prompts(PROMPTS), [1, 2], sampling, output="latent")
+    torch.testing.assert_close(by_embedding, by_text)
+
+
+def test_slots_hold_embeddings_of_both_encoders(denoiser) -> None:
+    word = denoiser.embed_word("cat").detach().requires_grad_()
+    assert word.shape[1] == 48 == denoiser.token_embeddings.shape[1]
+    slots = denoiser.encode_slots(["a photo of a <*>"], word)
+    torch.testing.assert_close(slots, denoiser.encode_prompts(["a photo of a cat"]))
+    for part in (slots[:, :, :32], slots[:, :-1, 32:], slots[:, -1]):
+        (gradient,) = torch.autograd.grad(part.square().sum(), [word], retain_graph=True)
+        assert float(gradient.abs().sum()) > 0
+
+
+def test_the_empty_prompt_is_what_guidance_takes_for_it(denoiser) -> None:
+    empty, other = denoiser.encode_prompts(["", "a dog"])
+    assert not bool(empty.any()) and bool(other.any())
+
+
+def test_train_evaluate_merge_convert_publish(base, recipe, cli, tmp_path) -> None:
+    search = "{steps: 1, restarts: 1, samples: 2, batch_size: 2}"
+    result = cli("train", recipe(), "--evaluation.metrics", "[drift]")
+    assert result.status == 0, result.err
+    run = tmp_path / "run"
+    adapter = load_file(run / "pytorch_lora_weights.safetensors")
+    assert all(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
+    assert "drift" in json.loads((run / "evaluation.json").read_text())["metrics"]
+    assert cli("evaluate", run, "--evaluation.inversion", search).status == 0
+
+    assert cli("merge", base, run, "--output", tmp_path / "merged").status == 0
+    plain = StableDiffusionXLPipeline.from_pretrained(base, add_watermarker=False)
+    plain.load_lora_weights(run)
+    merged = StableDiffusionXLPipeline.from_pretrained(tmp_path / "merged", add_watermarker=False)
+    drawn = []
+    for pipe in (plain, merged):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        drawn.append(
+            pipe("a cat", height=32, width=32, num_inference_steps=2, generator=generator, output_type="latent").images
+        )
+    torch.testing.assert_close(drawn[0], drawn[1], atol=1e-4, rtol=1e-4)
+
+    (kohya,) = run.glob("erase-*.safetensors")
+    assert any(name.startswith("lora_unet_input_blocks_") for name in load_file(kohya))
+    assert cli("convert", kohya, tmp_path / "back", "--format", "diffusers").status == 0
+    back = load_file(tmp_path / "back/pytorch_lora_weights.safetensors")
+    assert back.keys() == adapter.keys() and all(torch.equal(back[name], adapter[name]) for name in back)
+    assert cli("publish", run, "--repo", "me/xl", "--dry_run").status == 0
+
+
+def test_the_wrong_family_is_named(base, tiny_base, recipe, cli) -> None:
+    refused(
+        cli("train", recipe(model={"base": str(base)})),
+        "model.family = 'stable_diffusion'", "is a StableDiffusionXLPipeline", "stable_diffusion_xl",
+    )  # fmt: skip
+    refused(
+        cli("train", recipe(model={"base": str(tiny_base), "family": "stable_diffusion_xl"})),
+        "model.family = 'stable_diffusion_xl'", "is a StableDiffusionPipeline", "Set model.family: stable_diffusion.",
+    )  # fmt: skip
