@@ -27,7 +27,7 @@ class Model(Section):
     """The base model, which stays frozen."""
 
     base: str = Field("demo", description="'demo', a diffusers folder, a hub id, or a single-file checkpoint")
-    family: Literal["stable_diffusion", "stable_diffusion_xl", "class_conditional"] = Field(
+    family: Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "class_conditional"] = Field(
         "stable_diffusion", description="model family"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -50,6 +50,15 @@ def cross_check(sections: dict[str, Any]) -> list[Problem]:
                 "Choose a divisor.",
             )
         )
+    if training and training.min_snr_gamma and model and model.family == "stable_diffusion_3":
+        problems.append(
+            Problem(
+                "training.min_snr_gamma",
+                training.min_snr_gamma,
+                "weighs by a noise schedule, which a model of flow matching does not have.",
+                "Omit it.",
+            )
+        )
     if evaluation := sections.get("evaluation"):
         problems += _check_evaluation(evaluation, forget, training)
     adapter: AdapterSettings | None = sections.get("adapter")

@@ -10,6 +10,9 @@ import yaml
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -111,6 +114,38 @@ def tiny_xl_pipeline() -> StableDiffusionXLPipeline:
         unet=unet,
         scheduler=plain.scheduler,
         add_watermarker=False,
+    )
+
+
+def tiny_sd3_pipeline() -> StableDiffusion3Pipeline:
+    """32 px pictures, 4x4 latents in 2x2 patches, two text encoders of 32 and 16 dimensions, no T5."""
+    xl = tiny_xl_pipeline()
+    torch.manual_seed(4)
+    first = xl.text_encoder.config.to_dict() | {"projection_dim": 32}
+    xl.vae.register_to_config(shift_factor=0.1)
+    transformer = SD3Transformer2DModel(
+        sample_size=4,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        caption_projection_dim=16,
+        pooled_projection_dim=48,
+        pos_embed_max_size=8,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=xl.vae,
+        text_encoder=CLIPTextModelWithProjection(CLIPTextConfig(**first)),
+        tokenizer=xl.tokenizer,
+        text_encoder_2=xl.text_encoder_2,
+        tokenizer_2=xl.tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
     )
 
 

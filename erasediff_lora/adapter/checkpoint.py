@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from erasediff_lora.adapter.formats.base import NETWORKS
 from erasediff_lora.adapter.ldm import Slot
 from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.errors import Problem, UserError
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+COMPONENTS = (*NETWORKS, "text_encoder", "text_encoder_2", "text_encoder_3")
 SAMPLE = 64
 
 
@@ -33,12 +34,13 @@ class Checkpoint:
                 for component in COMPONENTS
                 for file in sorted((self.path / component).glob("*.safetensors"))
             ]
-            if not any(file.component == "unet" for file in self.files):
+            if not any(file.component in NETWORKS for file in self.files):
                 raise UserError(
                     Problem(
                         "model",
                         str(path),
-                        "is no diffusers folder with safetensors weights: it has no unet/*.safetensors.",
+                        "is no diffusers folder with safetensors weights: it has no unet/*.safetensors, and no"
+                        " transformer/*.safetensors.",
                         "Give the folder that save_pretrained wrote, or a single-file checkpoint.",
                     )
                 )
@@ -80,24 +82,25 @@ class Checkpoint:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Identify a base by its UNet, whatever file it lies in.
+    """Identify a base by its UNet or transformer, whatever file it lies in.
 
-    SHA-256, in hexadecimal, over the name, the shape and the first and last 64 values, as float16, of every UNet
-    weight. It is the same for a diffusers folder and a single file, in float32 and in float16. Rounding to bfloat16
+    SHA-256, in hexadecimal, over the name, the shape and the first and last 64 values, as float16, of every weight of
+    it. It is the same for a diffusers folder and a single file, in float32 and in float16. Rounding to bfloat16
     changes it, and so do fine-tuning and merging.
     """
     weights = {}
     for file in checkpoint.main_files:
         for name, slot in file.slots.items():
-            if name.startswith("unet."):
-                weights[name.removeprefix("unet.")] = (file.shape(slot), file.ends(slot.key, SAMPLE))
+            component, _, path = name.partition(".")
+            if component in NETWORKS:
+                weights[path] = (file.shape(slot), file.ends(slot.key, SAMPLE))
     return _digest(weights)
 
 
-def fingerprint_of_network(unet: nn.Module) -> str:
-    """The same of a UNet in memory, in float32 or float16; adapters in it are left out."""
+def fingerprint_of_network(network: nn.Module) -> str:
+    """The same of a network in memory, in float32 or float16; adapters in it are left out."""
     weights = {}
-    for key, tensor in unet.state_dict().items():
+    for key, tensor in network.state_dict().items():
         if key.endswith(".weight") and ".lora_" not in key:
             name = key.removesuffix(".weight").removesuffix(".base_layer")
             flat = tensor.detach().flatten()

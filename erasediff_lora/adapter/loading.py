@@ -22,7 +22,7 @@ def load(
     Afterwards it is diffusers' adapter `name`: `set_adapters` sets its strength and combines it with others.
 
     Args:
-        pipeline: A StableDiffusionPipeline or StableDiffusionXLPipeline.
+        pipeline: A diffusers pipeline that loads LoRA, such as StableDiffusionPipeline.
         path: Adapter file, or the folder of a run.
         name: The adapter's name in the pipeline.
         base: Where the pipeline's weights come from, if the pipeline does not know.
@@ -33,8 +33,9 @@ def load(
     """
     form, adapter = formats.read_as(path)
     where = base or Path(str(getattr(pipeline, "name_or_path", None) or "."))
-    if pipeline.unet.dtype in (torch.float32, torch.float16):
-        mark: str | None = fingerprint_of_network(pipeline.unet)
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    if network.dtype in (torch.float32, torch.float16):
+        mark: str | None = fingerprint_of_network(network)
     else:  # rounded in memory; the files are not
         mark = fingerprint_of(where)
     _require_fit(pipeline, adapter, path, where)

@@ -26,6 +26,12 @@ from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, S
 log = logging.getLogger(__name__)
 HUB = "hub"
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
+PIPELINES = {
+    "stable-diffusion-xl": "StableDiffusionXLPipeline",
+    "stable-diffusion-3": "StableDiffusion3Pipeline",
+    "stable-diffusion-v": "StableDiffusionPipeline",
+}
+TEXT_TAGS = {"text-to-image", "template:sd-lora"}
 TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "erasediff", "concept-erasure"]
 PEFT_FOLDER = "peft"
 Pictures = Literal["both", "after", "none"]
@@ -89,9 +95,8 @@ def assemble(
     if base_model is None:
         log.warning("warning: the base has no hub id, so the card names none; give it with --base_model owner/name")
     with atomic_folder(run / HUB) as folder:
-        formats.write(adapter, folder, "diffusers")
-        formats.write(adapter, folder, "kohya")
-        formats.write(adapter, folder / PEFT_FOLDER, "peft")
+        for name in formats.suited(adapter):
+            formats.write(adapter, folder / PEFT_FOLDER if name == "peft" else folder, name)
         shown = _copy_pictures(run, folder, evaluation, pictures)
         if recipe is not None:
             write_text(folder / RECIPE_FILE, yaml.safe_dump(public_recipe(recipe), sort_keys=False, allow_unicode=True))
@@ -155,8 +160,8 @@ def _card(
     data = ModelCardData(
         license=license or _license(adapter),
         library_name="diffusers",
-        pipeline_tag="text-to-image",
-        tags=TAGS,
+        pipeline_tag="text-to-image" if _pipeline(adapter.architecture) else "unconditional-image-generation",
+        tags=TAGS if _pipeline(adapter.architecture) else [tag for tag in TAGS if tag not in TEXT_TAGS],
         widget=[{"text": entry["prompt"], "output": {"url": entry["picture"]}} for entry in shown] or None,
         base_model=base_model,
         base_model_relation="adapter" if base_model else None,
@@ -173,14 +178,19 @@ def _card(
         repo=repo,
         has_grid=(folder / GRID_FILE).is_file(),
         diffusers_file=diffusers.FILE,
-        kohya_file=kohya.target(adapter, folder).name,
+        kohya_file=kohya.target(adapter, folder).name if kohya.suits(adapter) else None,
         peft_folder=PEFT_FOLDER,
-        is_xl="-xl-" in adapter.architecture,
+        pipeline=_pipeline(adapter.architecture),
         parameters=sum(layer.down.numel() + layer.up.numel() for layer in adapter.layers.values()),
         kibibytes=round((folder / diffusers.FILE).stat().st_size / 1024),
         has_recipe=(folder / RECIPE_FILE).is_file(),
     )
     return f"{card}\n"
+
+
+def _pipeline(architecture: str) -> str | None:
+    """Diffusers' pipeline that loads the adapter; None if none does."""
+    return next((name for prefix, name in PIPELINES.items() if architecture.startswith(prefix)), None)
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:

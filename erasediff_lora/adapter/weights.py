@@ -111,6 +111,8 @@ class LoraAdapter:
 
 def architecture_of(layers: dict[str, LoraLayer]) -> str:
     """Modelspec id of the base that layers fit, from the width of its prompt embeddings."""
+    if any(name.startswith("transformer.") for name in layers):
+        return "stable-diffusion-3"
     widths = {layer.shape[1] for name, layer in layers.items() if name.endswith(("attn2.to_k", "attn2.to_v"))}
     if widths == {2048} or any(name.startswith("text_encoder_2.") for name in layers):
         return "stable-diffusion-xl-v1-base"

@@ -175,6 +175,8 @@ def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, times
             return noise_scheduler.get_velocity(latents, noise, timesteps)
         case "sample":
             return latents
+        case "flow":
+            return noise - latents
         case other:
             raise ValueError(f"unsupported prediction type {other!r}")
 

@@ -53,7 +53,7 @@ class Denoiser(Protocol):
 
     @property
     def noise_scheduler(self) -> Any:
-        """A DDPMScheduler with the base's betas and prediction type."""
+        """Noises latents as the base was trained: a DDPMScheduler with its betas, or FlowMatching."""
         ...
 
     @property

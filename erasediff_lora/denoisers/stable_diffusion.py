@@ -34,6 +34,14 @@ from erasediff_lora.recipe import Model, Sampling
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
+FAMILIES = {
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl",
+    "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "ClassConditionalPipeline": "class_conditional",
+}
+"""What a folder's model_index.json names -> the family that reads it."""
+
 _ATTENTION = r"(to_q|to_k|to_v|to_out\.0)"
 _CROSS = rf".*\battn2\.{_ATTENTION}"
 _SELF = rf".*\battn1\.{_ATTENTION}"
@@ -45,11 +53,14 @@ class StableDiffusion:
     """A Stable Diffusion base: diffusers folder, hub id, single file, or the embedded demo model."""
 
     component: ClassVar[str] = "unet"
+    network_class: ClassVar[Any] = UNet2DConditionModel
     pipeline_class: ClassVar[Any] = StableDiffusionPipeline
     image_pipeline_class: ClassVar[Any] = StableDiffusionImg2ImgPipeline
     pipeline_options: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Parts that a base may do without."""
     target_presets: ClassVar[dict[str, list[str]]] = {
         "cross_attention": [_CROSS],
         "self_attention": [_SELF],
@@ -69,7 +80,9 @@ class StableDiffusion:
         """The whole pipeline, quiet, frozen, without safety checker."""
         options: dict[str, Any] = {"dtype": self.dtype, **self.pipeline_options}
         if "network" in self.__dict__:
-            options["unet"] = self.network
+            options[self.component] = self.network
+        if self.source.is_dir():
+            options |= {name: None for name in self.optional if not (self.source / name).is_dir()}
         with placement.readable(self.model):
             if self.source.is_file():
                 pipeline = self.pipeline_class.from_single_file(
@@ -86,27 +99,28 @@ class StableDiffusion:
                     **options,
                 )
         pipeline.set_progress_bar_config(disable=True)
-        for name in {"unet", "vae", *self.encoders} - options.keys():  # a network at hand may be in training
-            getattr(pipeline, name).requires_grad_(False)
+        for name in {self.component, "vae", *self.encoders} - options.keys():  # a network at hand may be in training
+            if (part := getattr(pipeline, name)) is not None:
+                part.requires_grad_(False)
         return pipeline.to(self.device)
 
     @cached_property
     def network(self) -> Any:
-        """The UNet. Loaded alone where the weights lie in a folder and the encoders are not in use."""
+        """The network that predicts. Loaded alone where the weights lie in a folder and the encoders are not in use."""
         if self.source.is_file() or "pipeline" in self.__dict__:
-            return self.pipeline.unet
+            return getattr(self.pipeline, self.component)
         with placement.readable(self.model):
-            unet = UNet2DConditionModel.from_pretrained(
+            network = self.network_class.from_pretrained(
                 self.source,
-                subfolder="unet",
+                subfolder=self.component,
                 dtype=self.dtype,
                 use_safetensors=None if self.model.allow_pickle else True,
                 variant=self.model.variant,
             )
-        return unet.requires_grad_(False).to(self.device)
+        return network.requires_grad_(False).to(self.device)
 
     @cached_property
-    def noise_scheduler(self) -> DDPMScheduler:
+    def noise_scheduler(self) -> Any:
         if self.source.is_file():
             return DDPMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
         with placement.readable(self.model):
@@ -117,7 +131,7 @@ class StableDiffusion:
         """Version 2 is told by the width of OpenCLIP's embeddings."""
         if self.network.config.cross_attention_dim != 1024:
             return "stable-diffusion-v1"
-        is_v = dict(self.noise_scheduler.config)["prediction_type"] == "v_prediction"  # type: ignore[attr-defined]
+        is_v = self.noise_scheduler.config.prediction_type == "v_prediction"
         return f"stable-diffusion-v2-{'768-v' if is_v else '512'}"
 
     @property
@@ -136,7 +150,7 @@ class StableDiffusion:
         digest = hashlib.sha256()
         files = [self.source]
         if self.source.is_dir():
-            parts = ("unet", "vae", *self.encoders, *self.tokenizers, "scheduler")
+            parts = (self.component, "vae", *self.encoders, *self.tokenizers, "scheduler")
             files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
         for file in files:
             digest.update(str(file.relative_to(self.source)).encode())
@@ -207,12 +221,12 @@ class StableDiffusion:
     def encode_images(self, pixels: Tensor) -> Tensor:
         vae = self.pipeline.vae
         latents = vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode()
-        return latents * vae.config.scaling_factor
+        return (latents - _shift(vae)) * vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         vae = self.pipeline.vae
-        pixels = vae.decode(latents.to(self.device, self.dtype) / vae.config.scaling_factor).sample
+        pixels = vae.decode(latents.to(self.device, self.dtype) / vae.config.scaling_factor + _shift(vae)).sample
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     @torch.no_grad()
@@ -264,6 +278,10 @@ class StableDiffusion:
             torch.cuda.empty_cache()
         elif hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)  # glibc keeps freed pages otherwise
+
+
+def _shift(vae: Any) -> float:
+    return float(vae.config.shift_factor or 0.0)
 
 
 def _locate(model: Model, pipeline_class: Any) -> Path:
@@ -326,12 +344,7 @@ def _require_family(model: Model, folder: Path, pipeline_class: Any) -> None:
         named = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # the loader says what is wrong with it
-    if "XL" in named and "XL" not in pipeline_class.__name__:
-        remedy = "Set model.family: stable_diffusion_xl."
-    elif named == "ClassConditionalPipeline":
-        remedy = "Set model.family: class_conditional."
-    elif "XL" in pipeline_class.__name__ and "XL" not in named:
-        remedy = "Set model.family: stable_diffusion."
-    else:
-        return
-    raise UserError(Problem("model.family", model.family, f"{model.base} is a {named}.", remedy))
+    if (family := FAMILIES.get(named, model.family)) != model.family:
+        raise UserError(
+            Problem("model.family", model.family, f"{model.base} is a {named}.", f"Set model.family: {family}.")
+        )

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from torch import Tensor
-from torch.nn import functional as F
 
+from erasediff_lora.denoisers.pooled import packed
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
 
 TIME_IDS = 6
@@ -62,7 +62,7 @@ class StableDiffusionXL(StableDiffusion):
             tokens, _, pooled, _ = self.pipeline.encode_prompt(
                 texts, device=self.device, do_classifier_free_guidance=False
             )
-            chunks.append(_packed(tokens, pooled))
+            chunks.append(packed(tokens, pooled))
         embeddings = torch.cat(chunks)
         if self.pipeline.config.force_zeros_for_empty_prompt:
             embeddings[[index for index, prompt in enumerate(prompts) if not prompt]] = 0
@@ -76,14 +76,9 @@ class StableDiffusionXL(StableDiffusion):
             self._encode_slots(getattr(self.pipeline, name), part, prompts, own, output_hidden_states=True)
             for name, part, own in zip(self.tokenizers, parts, vectors.split(widths, dim=1), strict=True)
         ]
-        return _packed(torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds)
+        return packed(torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds)
 
     def _given(self, prompts: Sequence[str] | Tensor) -> dict[str, Any]:
         if not isinstance(prompts, Tensor):
             return super()._given(prompts)
         return {"prompt_embeds": prompts[:, :-1], "pooled_prompt_embeds": self._pooled(prompts)}
-
-
-def _packed(tokens: Tensor, pooled: Tensor) -> Tensor:
-    """(N, L, D) and (N, P) as (N, L + 1, D)."""
-    return torch.cat([tokens, F.pad(pooled, (0, tokens.shape[2] - pooled.shape[1]))[:, None]], dim=1)

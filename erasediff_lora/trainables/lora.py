@@ -84,9 +84,9 @@ class LowRank:
         set_peft_model_state_dict(self.network, dict(tensors), adapter_name=NAME)
 
     def save(self, folder: Path, provenance: Provenance) -> None:
-        """Write the adapter in every format."""
+        """Write the adapter in every format that has names for its weights."""
         adapter = self.collect(provenance)
-        for name in formats.FORMATS:
+        for name in formats.suited(adapter):
             formats.write(adapter, folder, name, overwrite=True)
 
     def collect(self, provenance: Provenance) -> LoraAdapter:

@@ -60,6 +60,11 @@ def locate(path: Path) -> Path:
     return files[0]
 
 
+def suited(adapter: LoraAdapter) -> list[str]:
+    """The formats that the adapter can be written in."""
+    return [name for name, form in FORMATS.items() if form.suits(adapter)]
+
+
 def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: bool = False) -> list[Path]:
     """Write an adapter in a format.
 
@@ -73,10 +78,19 @@ def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: b
         The files written, the weights first.
 
     Raises:
-        UserError: If the format is unknown, or the file exists or cannot be written.
+        UserError: If the format is unknown or does not suit the adapter, or the file exists or cannot be written.
     """
     if format not in FORMATS:
         raise UserError(Problem("--format", format, "is unknown.", nearest(format, FORMATS)))
+    if format not in suited(adapter):
+        raise UserError(
+            Problem(
+                "--format",
+                format,
+                f"has no names for the weights of {adapter.architecture}.",
+                f"Choose one of: {', '.join(suited(adapter))}.",
+            )
+        )
     file = FORMATS[format].target(adapter, Path(output).expanduser())
     if file.exists() and not overwrite:
         raise UserError(
@@ -85,4 +99,4 @@ def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: b
     return FORMATS[format].write(adapter, file)
 
 
-__all__ = ["FORMATS", "Format", "locate", "read", "read_as", "write"]
+__all__ = ["FORMATS", "Format", "locate", "read", "read_as", "suited", "write"]

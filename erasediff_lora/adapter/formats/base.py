@@ -15,6 +15,8 @@ from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
 from erasediff_lora.errors import Problem, UserError
 
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+NETWORKS = ("unet", "transformer")
+"""Components that predict: a pipeline has one of them."""
 OWN_HEADER = ("format", "lora_adapter_metadata", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 
 
@@ -31,6 +33,10 @@ class Format(Protocol):
         Raises:
             UserError: If keys are left over or the configuration is missing.
         """
+        ...
+
+    def suits(self, adapter: LoraAdapter) -> bool:
+        """Whether the format has names for the adapter's weights."""
         ...
 
     def target(self, adapter: LoraAdapter, output: Path) -> Path:

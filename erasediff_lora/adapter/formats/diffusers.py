@@ -12,6 +12,7 @@ from torch import Tensor
 from erasediff_lora.adapter.formats.base import (
     DOWN,
     MAGNITUDE,
+    NETWORKS,
     UP,
     as_file,
     other_header,
@@ -27,7 +28,7 @@ from erasediff_lora.files import save_safetensors
 
 FILE = "pytorch_lora_weights.safetensors"
 CONFIG = "lora_adapter_metadata"
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+COMPONENTS = (*NETWORKS, "text_encoder", "text_encoder_2", "text_encoder_3")
 _OLD_TEXT_PREFIX = "text_model."  # CLIPTextModel before transformers 5
 
 
@@ -53,6 +54,11 @@ def read(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lo
         layers |= {prefix + path: layer for path, layer in peft_layers(mine, fields, file).items()}
     refuse_unknown({key for key in tensors if key.partition(".")[0] not in COMPONENTS}, file)
     return LoraAdapter(checked(layers, str(file)), Provenance.from_header(metadata), other_header(metadata))
+
+
+def suits(adapter: LoraAdapter) -> bool:
+    """Always."""
+    return True
 
 
 def target(adapter: LoraAdapter, output: Path) -> Path:

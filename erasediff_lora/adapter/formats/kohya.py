@@ -70,6 +70,11 @@ def read(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lo
     return LoraAdapter(checked(layers, str(file)), Provenance.from_header(metadata), other_header(metadata))
 
 
+def suits(adapter: LoraAdapter) -> bool:
+    """For Stable Diffusion 1, 2 and XL."""
+    return adapter.architecture.startswith(("stable-diffusion-v1", "stable-diffusion-v2", "stable-diffusion-xl"))
+
+
 def target(adapter: LoraAdapter, output: Path) -> Path:
     """A name that says what is erased: the programs list adapters by it."""
     return as_file(output, f"{adapter.provenance.title}.safetensors")

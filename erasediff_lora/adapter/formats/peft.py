@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from erasediff_lora.adapter.formats.base import other_header, peft_config, peft_layers, peft_tensors
+from erasediff_lora.adapter.formats.base import NETWORKS, other_header, peft_config, peft_layers, peft_tensors
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraAdapter, checked
 from erasediff_lora.errors import Problem, UserError
@@ -34,10 +34,19 @@ def read(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lo
     mine = {key.removeprefix("text_model."): tensor for key, tensor in mine.items()}
     layers = peft_layers(mine, config, file)
     component = metadata.pop(COMPONENT, None) or (
-        "unet" if all(path.startswith(_UNET_PARTS) for path in layers) else "text_encoder"
+        "unet"
+        if all(path.startswith(_UNET_PARTS) for path in layers)
+        else "transformer"
+        if all(path.startswith("transformer_blocks.") for path in layers)
+        else "text_encoder"
     )
     named = {f"{component}.{path}": layer for path, layer in layers.items()}
     return LoraAdapter(checked(named, str(file)), Provenance.from_header(metadata), other_header(metadata))
+
+
+def suits(adapter: LoraAdapter) -> bool:
+    """Always."""
+    return True
 
 
 def target(adapter: LoraAdapter, output: Path) -> Path:
@@ -56,7 +65,7 @@ def target(adapter: LoraAdapter, output: Path) -> Path:
 def write(adapter: LoraAdapter, file: Path) -> list[Path]:
     """Write both files, each further component in a folder of its name."""
     written = []
-    main = "unet" if "unet" in adapter.components else adapter.components[0]
+    main = next((name for name in NETWORKS if name in adapter.components), adapter.components[0])
     for component in adapter.components:
         layers = adapter.component(component)
         mine = file if component == main else file.parent / component / FILE
