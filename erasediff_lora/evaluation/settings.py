@@ -62,7 +62,7 @@ class Evaluation(Section):
 
     judge: str | None = Field(
         None,
-        description="what names the content of a picture: demo, clip:WEIGHTS, transformers:WEIGHTS, "
+        description="what names the content of a picture: demo, classifier:FILE, clip:WEIGHTS, transformers:WEIGHTS, "
         "torchvision:MODEL[:FILE], nudenet, opennsfw; none: pictures only",
     )
     metrics: list[MetricName] = Field(["accuracy", "distances", "drift"], description="what to measure")
