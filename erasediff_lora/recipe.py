@@ -34,6 +34,9 @@ class Model(Section):
         "auto", description="of the frozen weights; auto: bfloat16 on a GPU, float32 on a CPU"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    quantize: Literal["nf4", "int8"] | None = Field(
+        None, description="hold the frozen network in 4 or 8 bits (bitsandbytes, on a GPU)"
+    )
     config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
     revision: str | None = Field(None, description="hub revision")
     variant: str | None = Field(None, description="hub weight variant, such as fp16")

@@ -50,6 +50,16 @@ def cross_check(sections: dict[str, Any]) -> list[Problem]:
                 "Choose a divisor.",
             )
         )
+    adapter: AdapterSettings | None = sections.get("adapter")
+    if model and model.quantize:
+        for is_so, what in (
+            (adapter and adapter.kind == "none", "adapter: none trains the weights themselves"),
+            (objective and objective.name == "selective_amnesia", "selective_amnesia differentiates by them"),
+        ):
+            if is_so:
+                problems.append(
+                    Problem("model.quantize", model.quantize, f"leaves no weights to train: {what}.", "Omit it.")
+                )
     if training and training.min_snr_gamma and model and model.family == "stable_diffusion_3":
         problems.append(
             Problem(
@@ -61,7 +71,6 @@ def cross_check(sections: dict[str, Any]) -> list[Problem]:
         )
     if evaluation := sections.get("evaluation"):
         problems += _check_evaluation(evaluation, forget, training)
-    adapter: AdapterSettings | None = sections.get("adapter")
     for pattern in adapter.targets if adapter and isinstance(adapter.targets, list) else []:
         try:
             re.compile(pattern)

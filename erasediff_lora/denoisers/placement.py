@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -50,3 +53,31 @@ def dtype(model: Model, device: torch.device) -> torch.dtype:
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One each, on the CPU: the same noise on every device."""
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def quantization(model: Model, device: torch.device, dtype: torch.dtype, *, is_file: bool) -> dict[str, Any]:
+    """What `from_pretrained` of a network is given to hold it as `model.quantize` says.
+
+    Raises:
+        UserError: Without a GPU, without bitsandbytes, or for a single file.
+    """
+    if model.quantize is None:
+        return {}
+    problem = partial(Problem, "model.quantize", model.quantize)
+    if device.type != "cuda":
+        raise UserError(
+            problem("needs a GPU: diffusers refuses to quantise on a CPU.", "Omit it, or set model.dtype: bfloat16.")
+        )
+    if is_file:
+        raise UserError(problem("needs a diffusers folder or a hub id, not a single file.", "Convert the checkpoint."))
+    if find_spec("bitsandbytes") is None:
+        raise UserError(problem("needs bitsandbytes.", "Run: pip install 'erasediff-lora[8bit]'."))
+    from diffusers import BitsAndBytesConfig
+
+    if model.quantize == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    }

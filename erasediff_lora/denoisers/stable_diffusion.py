@@ -42,6 +42,9 @@ FAMILIES = {
 }
 """What a folder's model_index.json names -> the family that reads it."""
 
+LARGE_LATENTS = 96
+"""Side from which on the autoencoder takes one picture at a time: 768 pixels."""
+
 _ATTENTION = r"(to_q|to_k|to_v|to_out\.0)"
 _CROSS = rf".*\battn2\.{_ATTENTION}"
 _SELF = rf".*\battn1\.{_ATTENTION}"
@@ -74,12 +77,13 @@ class StableDiffusion:
         self.device = placement.device(model)
         self.dtype = placement.dtype(model, self.device)
         self.source = _locate(model, self.pipeline_class)
+        self._quantization = placement.quantization(model, self.device, self.dtype, is_file=self.source.is_file())
 
     @cached_property
     def pipeline(self) -> Any:
         """The whole pipeline, quiet, frozen, without safety checker."""
         options: dict[str, Any] = {"dtype": self.dtype, **self.pipeline_options}
-        if "network" in self.__dict__:
+        if "network" in self.__dict__ or self._quantization:
             options[self.component] = self.network
         if self.source.is_dir():
             options |= {name: None for name in self.optional if not (self.source / name).is_dir()}
@@ -102,6 +106,8 @@ class StableDiffusion:
         for name in {self.component, "vae", *self.encoders} - options.keys():  # a network at hand may be in training
             if (part := getattr(pipeline, name)) is not None:
                 part.requires_grad_(False)
+        if getattr(pipeline, self.component).config.sample_size >= LARGE_LATENTS:
+            pipeline.vae.enable_slicing()  # a picture at a time: the same result, less memory
         return pipeline.to(self.device)
 
     @cached_property
@@ -116,8 +122,10 @@ class StableDiffusion:
                 dtype=self.dtype,
                 use_safetensors=None if self.model.allow_pickle else True,
                 variant=self.model.variant,
+                **self._quantization,
             )
-        return network.requires_grad_(False).to(self.device)
+        network.requires_grad_(False)
+        return network if self._quantization else network.to(self.device)
 
     @cached_property
     def noise_scheduler(self) -> Any:

@@ -1,0 +1,41 @@
+"""`model.quantize`: what it hands to diffusers, and where it is refused; no GPU is needed for either."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from refusals import refused
+
+from erasediff_lora.denoisers import placement
+from erasediff_lora.recipe import Model
+
+
+def test_a_cpu_is_refused_before_anything_is_loaded(recipe_file, tiny_base, cli) -> None:
+    file = recipe_file(model={"base": str(tiny_base), "quantize": "nf4"})
+    refused(cli("train", file), "model.quantize = 'nf4': needs a GPU", "model.dtype: bfloat16")
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("nf4", "load_in_4bit"), ("int8", "load_in_8bit")])
+def test_diffusers_own_configuration_is_used(kind, bits) -> None:
+    given = placement.quantization(
+        Model(base="demo", quantize=kind), torch.device("cuda"), torch.bfloat16, is_file=False
+    )
+    config = given["quantization_config"].to_dict()
+    assert config[bits] is True
+    if kind == "nf4":
+        assert (config["bnb_4bit_quant_type"], config["bnb_4bit_compute_dtype"]) == ("nf4", "bfloat16")
+
+
+def test_what_needs_the_weights_is_refused(recipe_file, tiny_base, cli) -> None:
+    model = {"base": str(tiny_base), "quantize": "int8"}
+    refused(
+        cli("train", recipe_file(model=model, objective={"name": "selective_amnesia"})),
+        "model.quantize = 'int8': leaves no weights to train: selective_amnesia differentiates by them",
+    )
+    refused(
+        cli("train", recipe_file(model=model), "--adapter", "none"),
+        "model.quantize = 'int8': leaves no weights to train: adapter: none",
+    )
+    refused(
+        cli("train", recipe_file(model=model | {"quantize": "fp4"})), "model.quantize = 'fp4': must be 'nf4' or 'int8'"
+    )
