@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import atomic, save_safetensors, write_text
+from erasediff_lora.files import atomic, atomic_folder, save_safetensors, writable, write_text
 
 RECIPE_FILE = "recipe.yaml"
 EVALUATION_FILE = "evaluation.json"
@@ -71,8 +71,9 @@ def _take(lock: Path, folder: Path) -> None:
     mine = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
     for _ in range(2):
         try:
-            with lock.open("x", encoding="utf-8") as file:
+            with lock.open("x", encoding="utf-8") as file, writable(lock):
                 file.write(mine)
+                file.flush()
             return
         except FileExistsError:
             owner = _owner(lock)
@@ -134,12 +135,18 @@ class JsonLog:
         if path.exists() and start > 0:
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= start]
         write_text(path, "".join(line + "\n" for line in kept))
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append a line and hand it to the system at once."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        """Append a line and hand it to the system at once.
+
+        Raises:
+            UserError: If the disk is full.
+        """
+        with writable(self._path):
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
@@ -147,16 +154,18 @@ class JsonLog:
 
 
 def save_checkpoint(folder: Path, step: int, adapter: dict[str, Tensor], trainer: dict[str, Any], keep: int) -> Path:
-    """Write checkpoints/step-N whole or not at all, then drop all but the `keep` newest."""
+    """Write checkpoints/step-N whole or not at all, then drop all but the `keep` newest.
+
+    Raises:
+        UserError: If the disk is full or forbids it; earlier checkpoints are still there.
+    """
     final = folder / CHECKPOINTS / f"step-{step:06d}"
     if not final.exists():
-        partial = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_safetensors(adapter, partial / "adapter.safetensors")
-        with atomic(partial / "trainer.pt") as temporary:
-            torch.save(trainer | {"step": step}, temporary)
-        partial.replace(final)
+        with atomic_folder(final) as partial:
+            save_safetensors(adapter, partial / "adapter.safetensors")
+            # Through a Python stream: torch's own writer does not say that a disk is full.
+            with atomic(partial / "trainer.pt") as temporary, temporary.open("wb") as stream:
+                torch.save(trainer | {"step": step}, stream)
     for old in sorted(final.parent.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return final

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -324,3 +325,34 @@ def test_two_processes_take_the_step_of_one_with_the_joint_batch(recipe_file, cl
         assert a["retain_loss"] == pytest.approx(b["retain_loss"], rel=1e-5)
     for name, tensor in adapter_of(tmp_path / "run").items():
         torch.testing.assert_close(adapter_of(tmp_path / "two")[name], tensor, rtol=0, atol=1e-4)
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=$2 tmpfs "$1"
+"$3" -m erasediff_lora.cli train "$4" --output "$1/run"
+test "$?" = 2 || exit 9
+test -z "$(find "$1" -name '.*' -not -path "$1")" || exit 8
+test -d "$1/run/checkpoints/step-000002" || exit 7
+mount -o remount,size=20m "$1"
+"$3" -m erasediff_lora.cli train "$4" --output "$1/run" --resume || exit 6
+cp "$1/run/pytorch_lora_weights.safetensors" "$5"
+"""
+
+
+def test_a_full_disk_costs_nothing_but_the_last_steps(recipe_file, cli, tmp_path) -> None:
+    """On a tmpfs that has room for one checkpoint and not for two, in a mount namespace of its own."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    file = recipe_file(training={"steps": 6})
+    assert cli("train", file, "--output", tmp_path / "whole").status == 0
+    (checkpoint, *_) = sorted((tmp_path / "whole/checkpoints").iterdir())
+    room = sum(part.stat().st_size for part in checkpoint.iterdir()) * 3 // 2 // 1024 + 40
+    (tmp_path / "disk").mkdir()
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", FULL_DISK, "bash", tmp_path / "disk", f"{room}k", sys.executable, file,
+         tmp_path / "resumed.safetensors"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written: No space left on device." in done.stderr and "Traceback" not in done.stderr
+    assert same(load_file(tmp_path / "resumed.safetensors"), adapter_of(tmp_path / "whole"))

@@ -21,7 +21,7 @@ from erasediff_lora.data import images as disk
 from erasediff_lora.data.prompts import Prompt, balanced, expand, substitute
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import save_safetensors, sha256
+from erasediff_lora.files import atomic, save_safetensors, sha256
 from erasediff_lora.imaging import contact_sheet, to_unit_tensor
 from erasediff_lora.recipe import ForgetSet, Recipe, RetainSet
 
@@ -223,5 +223,5 @@ def _write_sheet(path: Path, denoiser: Denoiser, encoded: EncodedSet) -> None:
     for row in encoded.captions.unique().tolist()[:40]:
         chosen = (encoded.captions == row).nonzero().flatten()[:8]
         rows.append((encoded.prompts[row], denoiser.decode(encoded.latents[chosen])))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows, label_width=240).save(path)
+    with atomic(path) as temporary:
+        contact_sheet(rows, label_width=240).save(temporary, format="PNG")
