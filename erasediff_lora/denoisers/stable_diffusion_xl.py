@@ -10,18 +10,14 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
-from erasediff_lora.denoisers.pooled import packed
-from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
+from erasediff_lora.denoisers.pooled import PooledStableDiffusion, packed
 
 TIME_IDS = 6
 """Original height and width, top and left of the crop, target height and width."""
 
 
-class StableDiffusionXL(StableDiffusion):
-    """A Stable Diffusion XL base: diffusers folder, hub id, or single file.
-
-    Prompt embeddings have a row more than the prompt has tokens: the pooled embedding, filled up with zeros.
-    """
+class StableDiffusionXL(PooledStableDiffusion):
+    """A Stable Diffusion XL base: diffusers folder, hub id, or single file."""
 
     pipeline_class: ClassVar[Any] = StableDiffusionXLPipeline
     image_pipeline_class: ClassVar[Any] = StableDiffusionXLImg2ImgPipeline
@@ -33,8 +29,8 @@ class StableDiffusionXL(StableDiffusion):
     def architecture(self) -> str:
         return "stable-diffusion-xl-v1-base"
 
-    @cached_property
-    def _pooled_width(self) -> int:
+    @property
+    def pooled_width(self) -> int:
         config = self.network.config
         return int(config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim)
 
@@ -46,39 +42,17 @@ class StableDiffusionXL(StableDiffusion):
         """The picture counts as uncropped, of the size that it has."""
         height, width = (side * self._pixels_per_latent for side in noisy.shape[2:])
         time_ids = torch.tensor([height, width, 0, 0, height, width], device=noisy.device, dtype=prompts.dtype)
-        added = {"text_embeds": self._pooled(prompts), "time_ids": time_ids.expand(len(noisy), -1)}
+        added = {"text_embeds": self.pooled(prompts), "time_ids": time_ids.expand(len(noisy), -1)}
         tokens = prompts[:, :-1]
         return self.network(noisy, timesteps, encoder_hidden_states=tokens, added_cond_kwargs=added).sample
 
-    def _pooled(self, prompts: Tensor) -> Tensor:
-        return prompts[:, -1, : self._pooled_width]
-
-    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """The empty prompt is what guidance takes for it: zeros, where the base says so."""
-        chunks = []
-        for start in range(0, len(prompts), 32):
-            texts = list(prompts[start : start + 32])
-            tokens, _, pooled, _ = self.pipeline.encode_prompt(
-                texts, device=self.device, do_classifier_free_guidance=False
-            )
-            chunks.append(packed(tokens, pooled))
-        embeddings = torch.cat(chunks)
+        embeddings = super().encode_prompts(prompts)
         if self.pipeline.config.force_zeros_for_empty_prompt:
             embeddings[[index for index, prompt in enumerate(prompts) if not prompt]] = 0
         return embeddings
 
     def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
-        """The vectors hold the embeddings for both encoders, side by side."""
-        parts = [getattr(self.pipeline, name) for name in self.encoders]
-        widths = [part.get_input_embeddings().weight.shape[1] for part in parts]
-        outputs = [
-            self._encode_slots(getattr(self.pipeline, name), part, prompts, own, output_hidden_states=True)
-            for name, part, own in zip(self.tokenizers, parts, vectors.split(widths, dim=1), strict=True)
-        ]
+        outputs = self.encode_clip_slots(prompts, vectors)
         return packed(torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds)
-
-    def _given(self, prompts: Sequence[str] | Tensor) -> dict[str, Any]:
-        if not isinstance(prompts, Tensor):
-            return super()._given(prompts)
-        return {"prompt_embeds": prompts[:, :-1], "pooled_prompt_embeds": self._pooled(prompts)}
