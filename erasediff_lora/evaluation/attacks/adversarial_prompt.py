@@ -17,14 +17,13 @@ from erasediff_lora.denoisers import SLOT
 from erasediff_lora.evaluation.attacks.base import (
     Found,
     Outcome,
-    batches,
     best,
     by_restarts,
     forget_pictures,
-    slot_loss,
 )
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.inversion import batches, slot_loss
 
 TITLE = "Adversarial prompt: tokens put before it, found through the denoising loss"
 CHECK_EVERY = 10

@@ -1,18 +1,15 @@
-"""What an attack is given and returns, and the search through the denoising loss that several share."""
+"""What an attack is given and returns, and the restarts that several share."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from erasediff_lora.data import sets
-from erasediff_lora.data.batches import balanced_choice, denoising_target
 from erasediff_lora.data.prompts import Prompt, balanced, substitute
 from erasediff_lora.denoisers import SLOT, Denoiser
 from erasediff_lora.errors import Problem, UserError
@@ -21,8 +18,8 @@ from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics.accuracy import share, success
 from erasediff_lora.evaluation.pictures import Drawn, forget_prompts
 from erasediff_lora.evaluation.settings import Search
-from erasediff_lora.files import sha256
 from erasediff_lora.imaging import to_unit_tensor
+from erasediff_lora.inversion import ForgetPictures
 
 
 @dataclass(frozen=True)
@@ -65,24 +62,6 @@ def best(tries: dict[str, tuple[float, list[Drawn]]], **details: Any) -> Outcome
     """The outcome of several tries: an attacker looks at all and keeps the best."""
     name = max(tries, key=lambda key: tries[key][0])
     return Outcome(tries[name][0], {key: value for key, (value, _) in tries.items()}, tries[name][1], details)
-
-
-@dataclass(frozen=True)
-class ForgetPictures:
-    """The attacker's pictures of a concept.
-
-    Attributes:
-        latents: (N, C, h, w), scaled.
-        captions: N prompts, with SLOT in the place of the concept's name.
-    """
-
-    latents: Tensor
-    captions: list[str]
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all of it."""
-        return sha256(self.latents.float().contiguous().numpy().tobytes() + json.dumps(self.captions).encode())
 
 
 def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> ForgetPictures:
@@ -131,43 +110,6 @@ def concept_prompts(evidence: Evidence, concept: str, count: int) -> list[Prompt
     """Prompts that name the concept, in equal shares over the templates."""
     named = [prompt for prompt in forget_prompts(evidence.recipe) if prompt.concept == concept]
     return balanced(named, count, evidence.recipe.evaluation.seed)
-
-
-def batches(
-    pictures: ForgetPictures, denoiser: Denoiser, size: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor, list[str]]]:
-    """Endless noised batches of the pictures: x_t, t, the denoising target, and the captions."""
-    generator = torch.Generator().manual_seed(seed)
-    scheduler = denoiser.noise_scheduler
-    while True:
-        rows = balanced_choice(len(pictures.latents), size, generator)
-        latents = pictures.latents[rows].float()
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (size,), generator=generator)
-        noisy = scheduler.add_noise(latents, noise, timesteps).to(denoiser.device, denoiser.dtype)
-        target = denoising_target(scheduler, latents, noise, timesteps).to(denoiser.device)
-        yield noisy, timesteps.to(denoiser.device), target, [pictures.captions[row] for row in rows.tolist()]
-
-
-def slot_loss(
-    denoiser: Denoiser,
-    batch: tuple[Tensor, Tensor, Tensor, list[str]],
-    vectors: Tensor,
-    wording: Callable[[str], str] = lambda caption: caption,
-) -> Tensor:
-    """The denoising loss of a batch, with `vectors` (V, E) in the place of SLOT.
-
-    Args:
-        denoiser: The attacked model.
-        batch: From `batches`.
-        vectors: Token embeddings.
-        wording: Turns a caption into the prompt, which has a SLOT.
-    """
-    noisy, timesteps, target, captions = batch
-    texts = list(dict.fromkeys(captions))
-    encoded = denoiser.encode_slots([wording(text) for text in texts], vectors)
-    prompts = encoded[[texts.index(caption) for caption in captions]].to(denoiser.dtype)
-    return F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from erasediff_lora.data.prompts import substitute
-from erasediff_lora.denoisers import SLOT, Denoiser
-from erasediff_lora.evaluation.attacks.base import (
-    Found,
-    Outcome,
-    batches,
-    best,
-    by_restarts,
-    forget_pictures,
-    slot_loss,
-)
+from erasediff_lora.denoisers import SLOT
+from erasediff_lora.evaluation.attacks.base import Found, Outcome, best, by_restarts, forget_pictures
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.inversion import batches, invert, starting_vectors
 
 TITLE = "Concept inversion: a new word, learned from pictures of the concept"
 
@@ -56,20 +47,16 @@ def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) 
 
     def search() -> dict[str, Any]:
         with candidate.active() as denoiser:
-            start = starting_vectors(denoiser, evidence.recipe.retain.concepts, options.vectors, restart, seed)
-            unit = float(denoiser.token_embeddings.float().std())
-            vectors = (start / unit).requires_grad_()
-            optimizer = torch.optim.AdamW([vectors], lr=options.learning_rate, weight_decay=0.0)
-            losses = []
-            stream = batches(pictures, denoiser, options.batch_size, seed)
-            label = f"inversion {restart + 1}, {candidate.name}"
-            for _, batch in zip(tqdm(range(options.steps), desc=label, leave=False), stream, strict=False):
-                loss = slot_loss(denoiser, batch, vectors * unit)
-                (vectors.grad,) = torch.autograd.grad(loss, [vectors])
-                optimizer.step()
-                losses.append(float(loss.detach()))
+            vectors, losses = invert(
+                denoiser,
+                batches(pictures, denoiser, options.batch_size, seed),
+                starting_vectors(denoiser, evidence.recipe.retain.concepts, options.vectors, restart, seed),
+                steps=options.steps,
+                learning_rate=options.learning_rate,
+                label=f"inversion {restart + 1}, {candidate.name}",
+            )
         last = losses[-max(1, len(losses) // 10) :]
-        return {"vectors": (vectors.detach() * unit).cpu().tolist(), "loss": sum(last) / len(last)}
+        return {"vectors": vectors.cpu().tolist(), "loss": sum(last) / len(last)}
 
     settings = options.model_dump(exclude={"samples", "restarts"}) | {
         "concept": concept,
@@ -79,14 +66,3 @@ def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) 
         "starts": evidence.recipe.retain.concepts,
     }
     return candidate.store.state("inversion", settings, search)
-
-
-def starting_vectors(denoiser: Denoiser, words: list[str], count: int, restart: int, seed: int) -> Tensor:
-    """Where a restart begins: at noise of the table's spread, every third one at a retained concept's name; (V, E)."""
-    table = denoiser.token_embeddings.detach().float()
-    if restart % 3 == 2 and words:
-        word = denoiser.embed_word(words[restart // 3 % len(words)]).detach().float()
-        return word.mean(dim=0, keepdim=True).repeat(count, 1)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(count, table.shape[1], generator=generator)
-    return table.mean(dim=0) + noise.to(table.device) * table.std(dim=0)

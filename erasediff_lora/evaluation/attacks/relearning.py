@@ -16,19 +16,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from erasediff_lora.denoisers import SLOT, Denoiser
-from erasediff_lora.evaluation.attacks.base import (
-    ForgetPictures,
-    Outcome,
-    batches,
-    concept_prompts,
-    forget_pictures,
-)
+from erasediff_lora.evaluation.attacks.base import Outcome, concept_prompts, forget_pictures
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.erasures import ADAPTER
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics.accuracy import share, success
 from erasediff_lora.evaluation.pictures import Drawn
 from erasediff_lora.evaluation.settings import Relearning
+from erasediff_lora.inversion import ForgetPictures, batches
 
 TITLE = "Relearning: fine-tuning on a few pictures of the concept"
 NAME = "relearned"
