@@ -118,26 +118,24 @@ def erase(recipe: Recipe, equal_seconds: float | None) -> dict[str, Any]:
     Returns:
         Times, memory, and when the unlearning accuracy was reached first.
     """
-    watch, first, saved = Stopwatch(), None, set()
+    watch, first = Stopwatch(), None
+    points = {OWN} if equal_seconds is None else {OWN, EQUAL}
     with claim(recipe.output, resume=False, overwrite=True):
         run = train.set_up(recipe, Accelerator(cpu=True), resume=False)
         watch.wall, watch.processor = run.preparation.seconds, run.preparation.processor_seconds
         result: dict[str, Any] = {"preparation": watch.read()}
         step = 0
-        while len(saved) < (1 if equal_seconds is None else 2):
+        while not points <= result.keys():
             with watch:
                 train.take_step(run, step)
             step += 1
             if first is None and step in SCHEDULE and unlearning_accuracy(run) >= REACHED:
                 first = {"steps": step} | watch.read()
-            if step == recipe.training.steps:
-                saved.add(OWN)
-                run.trainable.save(recipe.output / OWN, train.provenance(recipe, run.denoiser))
-                result |= {OWN: {"steps": step} | watch.read()}
-            if equal_seconds is not None and EQUAL not in saved and watch.processor >= equal_seconds:
-                saved.add(EQUAL)
-                run.trainable.save(recipe.output / EQUAL, train.provenance(recipe, run.denoiser))
-                result |= {EQUAL: {"steps": step} | watch.read()}
+            due = {OWN: step == recipe.training.steps, EQUAL: watch.processor >= (equal_seconds or 0)}
+            for point in sorted(points - result.keys()):
+                if due[point]:
+                    run.trainable.save(recipe.output / point, train.provenance(recipe, run.denoiser))
+                    result[point] = {"steps": step} | watch.read()
     parameters = run.trainable.parameters
     states = [t for s in run.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
     return result | {

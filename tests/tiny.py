@@ -20,6 +20,17 @@ from diffusers import (
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+UNET: dict[str, Any] = {
+    "sample_size": 4,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "block_out_channels": (16, 32),
+    "attention_head_dim": 2,
+    "norm_num_groups": 8,
+}
+"""What the tiny UNets have in common."""
+
 
 def tiny_pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
     """32 px pictures, 4x4 latents, 32-dimensional prompts."""
@@ -51,16 +62,10 @@ def tiny_pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
         sample_size=32,
     )
     unet = UNet2DConditionModel(
-        sample_size=4,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
+        **UNET,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=32,
-        attention_head_dim=2,
-        norm_num_groups=8,
     )
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -90,16 +95,10 @@ def tiny_xl_pipeline() -> StableDiffusionXLPipeline:
     config = plain.text_encoder.config.to_dict() | {"hidden_size": 16, "projection_dim": 16, "num_hidden_layers": 2}
     first = plain.text_encoder.config.to_dict() | {"num_hidden_layers": 2}
     unet = UNet2DConditionModel(
-        sample_size=4,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
+        **UNET,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=48,
-        attention_head_dim=2,
-        norm_num_groups=8,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,

@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from erasediff_lora.adapter.formats.base import NETWORKS
+from erasediff_lora.adapter.formats.base import COMPONENTS, NETWORKS
 from erasediff_lora.adapter.ldm import Slot
 from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.errors import Problem, UserError
 
-COMPONENTS = (*NETWORKS, "text_encoder", "text_encoder_2", "text_encoder_3")
 SAMPLE = 64
 
 

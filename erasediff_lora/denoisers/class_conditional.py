@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from erasediff_lora.denoisers import placement
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.files import fingerprint
 from erasediff_lora.imaging import to_unit_tensor
 from erasediff_lora.recipe import Model, Sampling
 
@@ -181,13 +181,8 @@ class ClassConditional:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the folder's weights and configuration, names included."""
-        digest = hashlib.sha256()
-        files = [self.source / "model_index.json", *sorted((self.source / "unet").iterdir())]
-        files += sorted((self.source / "scheduler").iterdir())
-        for file in files:
-            digest.update(str(file.relative_to(self.source)).encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        return digest.hexdigest()
+        parts = [file for part in ("unet", "scheduler") for file in sorted((self.source / part).iterdir())]
+        return fingerprint([self.source / "model_index.json", *parts], self.source)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
         return self.network(noisy, timesteps, prompts[:, 0]).sample

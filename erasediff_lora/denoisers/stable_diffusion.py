@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -28,7 +27,7 @@ from erasediff_lora import demo
 from erasediff_lora.denoisers import placement
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import PICKLE_SUFFIXES
+from erasediff_lora.files import PICKLE_SUFFIXES, fingerprint
 from erasediff_lora.recipe import Model, Sampling
 
 diffusers_logging.disable_progress_bar()
@@ -155,16 +154,11 @@ class StableDiffusion:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the base's weight and configuration files, names included."""
-        digest = hashlib.sha256()
         files = [self.source]
         if self.source.is_dir():
             parts = (self.component, "vae", *self.encoders, *self.tokenizers, "scheduler")
             files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
-        for file in files:
-            digest.update(str(file.relative_to(self.source)).encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        return fingerprint(files, self.source)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
         return self.network(noisy, timesteps, encoder_hidden_states=prompts).sample

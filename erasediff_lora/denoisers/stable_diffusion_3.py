@@ -7,10 +7,16 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3Pipeline,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
+from erasediff_lora.denoisers import placement
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.denoisers.flow_matching import FlowMatching
 from erasediff_lora.denoisers.pooled import PooledStableDiffusion, packed
@@ -38,7 +44,11 @@ class StableDiffusion3(PooledStableDiffusion):
 
     @cached_property
     def noise_scheduler(self) -> FlowMatching:
-        return FlowMatching(self.pipeline.scheduler.config.num_train_timesteps)
+        if self.source.is_file():
+            return FlowMatching(self.pipeline.scheduler.config.num_train_timesteps)
+        with placement.readable(self.model):
+            config = FlowMatchEulerDiscreteScheduler.load_config(self.source, subfolder="scheduler")
+        return FlowMatching(config["num_train_timesteps"])
 
     @property
     def architecture(self) -> str:

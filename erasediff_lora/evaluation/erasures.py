@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from erasediff_lora.adapter import formats
@@ -15,6 +14,7 @@ from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import open_safetensors
 from erasediff_lora.run_folder import WEIGHTS_FILE
+from erasediff_lora.trainables.lora import lora_layers
 from erasediff_lora.trainables.targets import adaptable
 
 ADAPTER = "erasure"
@@ -41,8 +41,7 @@ class DiffusersLora:
     def __init__(self, denoiser: Denoiser, file: Path) -> None:
         self.pipeline = denoiser.pipeline
         load(self.pipeline, file, name=ADAPTER, base=denoiser.source)
-        named = denoiser.network.named_modules()
-        self.modules = [path for path, module in named if isinstance(module, BaseTunerLayer)]
+        self.modules = list(lora_layers(denoiser.network))
 
     def set_strength(self, strength: float) -> None:
         if strength:

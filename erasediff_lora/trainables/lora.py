@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasediff_lora.adapter import formats
 from erasediff_lora.adapter.formats.base import peft_layers
@@ -21,6 +21,11 @@ from erasediff_lora.recipe import Lora
 from erasediff_lora.trainables import targets
 
 NAME = "default"
+
+
+def lora_layers(network: nn.Module) -> dict[str, Any]:
+    """Path -> peft's wrapper of every module that has been adapted."""
+    return {path: module for path, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 class LowRank:
@@ -55,17 +60,14 @@ class LowRank:
 
     @property
     def base_weights(self) -> list[Tensor]:
-        return [layer.get_base_layer().weight for layer in self._layers()]
+        return [layer.get_base_layer().weight for layer in lora_layers(self.network).values()]
 
     def weight_changes(self) -> list[Tensor]:
-        return [layer.get_delta_weight(NAME) for layer in self._layers()]
-
-    def _layers(self) -> list[Any]:
-        return [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
+        return [layer.get_delta_weight(NAME) for layer in lora_layers(self.network).values()]
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        layers = self._layers()
+        layers = lora_layers(self.network).values()
         for layer in layers:
             layer.enable_adapters(False)
         try:

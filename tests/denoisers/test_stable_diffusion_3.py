@@ -4,39 +4,17 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from refusals import refused
 from safetensors.torch import load_file
-from tiny import tiny_base_recipe, tiny_sd3_pipeline
+from tiny import tiny_sd3_pipeline
 
-from erasediff_lora import denoisers
 from erasediff_lora.data.batches import denoising_target
-from erasediff_lora.recipe import Model, Sampling
+from erasediff_lora.recipe import Sampling
 
+FAMILY, PIPELINE = "stable_diffusion_3", tiny_sd3_pipeline
 PROMPTS = ["a photo of a cat", "a dog"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sd3") / "base"
-    tiny_sd3_pipeline().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def denoiser(base):
-    return denoisers.load(Model(base=str(base), family="stable_diffusion_3"))
-
-
-@pytest.fixture
-def recipe(base, tmp_path):
-    def write(**sections):
-        model = {"base": str(base), "family": "stable_diffusion_3"}
-        return tiny_base_recipe(base, tmp_path, **({"model": model} | sections))
-
-    return write
 
 
 def test_the_network_is_given_what_the_pipeline_gives_it(denoiser) -> None:

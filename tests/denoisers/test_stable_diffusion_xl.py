@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from refusals import refused
 from safetensors.torch import load_file
-from tiny import tiny_base_recipe, tiny_xl_pipeline
+from tiny import tiny_xl_pipeline
 
-from erasediff_lora import denoisers
-from erasediff_lora.recipe import Model, Sampling
+from erasediff_lora.recipe import Sampling
 
+FAMILY, PIPELINE = "stable_diffusion_xl", tiny_xl_pipeline
 PROMPTS = ["a photo of a cat", "a dog"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("xl") / "base"
-    tiny_xl_pipeline().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def denoiser(base):
-    return denoisers.load(Model(base=str(base), family="stable_diffusion_xl"))
-
-
-@pytest.fixture
-def recipe(base, tmp_path):
-    def write(**sections):
-        model = {"base": str(base), "family": "stable_diffusion_xl"}
-        return tiny_base_recipe(base, tmp_path, **({"model": model} | sections))
-
-    return write
 
 
 def test_the_network_is_given_what_the_pipeline_gives_it(denoiser) -> None:

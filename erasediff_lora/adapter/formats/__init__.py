@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from erasediff_lora.adapter.formats import diffusers, kohya, peft
-from erasediff_lora.adapter.formats.base import Format, refuse_unknown
+from erasediff_lora.adapter.formats.base import COMPONENTS, Format, refuse_unknown
 from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.files import open_safetensors
@@ -36,7 +36,7 @@ def read_as(path: Path | str) -> tuple[str, LoraAdapter]:
     adapter = FORMATS[name].read(file, tensors, metadata)
     if name == "peft":  # the text encoders' files lie in folders beside the UNet's
         for other in sorted(file.parent.glob(f"*/{peft.FILE}")):
-            if other.parent.name in diffusers.COMPONENTS:
+            if other.parent.name in COMPONENTS:
                 layers = dict(sorted((adapter.layers | read(other).layers).items()))
                 adapter = LoraAdapter(layers, adapter.provenance, adapter.header)
     return name, adapter

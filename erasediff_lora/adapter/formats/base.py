@@ -17,6 +17,7 @@ from erasediff_lora.errors import Problem, UserError
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 NETWORKS = ("unet", "transformer")
 """Components that predict: a pipeline has one of them."""
+COMPONENTS = (*NETWORKS, "text_encoder", "text_encoder_2", "text_encoder_3")
 OWN_HEADER = ("format", "lora_adapter_metadata", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 
 

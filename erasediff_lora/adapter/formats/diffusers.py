@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from erasediff_lora.adapter.formats.base import (
+    COMPONENTS,
     DOWN,
     MAGNITUDE,
-    NETWORKS,
     UP,
     as_file,
     other_header,
@@ -28,7 +28,6 @@ from erasediff_lora.files import save_safetensors
 
 FILE = "pytorch_lora_weights.safetensors"
 CONFIG = "lora_adapter_metadata"
-COMPONENTS = (*NETWORKS, "text_encoder", "text_encoder_2", "text_encoder_3")
 _OLD_TEXT_PREFIX = "text_model."  # CLIPTextModel before transformers 5
 
 

@@ -19,7 +19,10 @@ FILE = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 COMPONENT = "erasediff_component"
-_UNET_PARTS = ("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding.")
+_PARTS = {
+    "unet": ("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding."),
+    "transformer": ("transformer_blocks.",),
+}
 
 
 def owns(keys: Collection[str]) -> bool:
@@ -33,12 +36,8 @@ def read(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lo
     mine = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
     mine = {key.removeprefix("text_model."): tensor for key, tensor in mine.items()}
     layers = peft_layers(mine, config, file)
-    component = metadata.pop(COMPONENT, None) or (
-        "unet"
-        if all(path.startswith(_UNET_PARTS) for path in layers)
-        else "transformer"
-        if all(path.startswith("transformer_blocks.") for path in layers)
-        else "text_encoder"
+    component = metadata.pop(COMPONENT, None) or next(
+        (name for name, parts in _PARTS.items() if all(path.startswith(parts) for path in layers)), "text_encoder"
     )
     named = {f"{component}.{path}": layer for path, layer in layers.items()}
     return LoraAdapter(checked(named, str(file)), Provenance.from_header(metadata), other_header(metadata))

@@ -21,9 +21,9 @@ from erasediff_lora.evaluation.attacks.base import (
     by_restarts,
     forget_pictures,
 )
+from erasediff_lora.evaluation.attacks.search import batches, slot_loss
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.inversion import batches, slot_loss
 
 TITLE = "Adversarial prompt: tokens put before it, found through the denoising loss"
 CHECK_EVERY = 10

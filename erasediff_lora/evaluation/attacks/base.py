@@ -13,13 +13,13 @@ from erasediff_lora.data import sets
 from erasediff_lora.data.prompts import Prompt, balanced, substitute
 from erasediff_lora.denoisers import SLOT, Denoiser
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.evaluation.attacks.search import ForgetPictures
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics.accuracy import share, success
 from erasediff_lora.evaluation.pictures import Drawn, forget_prompts
 from erasediff_lora.evaluation.settings import Search
 from erasediff_lora.imaging import to_unit_tensor
-from erasediff_lora.inversion import ForgetPictures
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from erasediff_lora.data.prompts import substitute
 from erasediff_lora.denoisers import SLOT
 from erasediff_lora.evaluation.attacks.base import Found, Outcome, best, by_restarts, forget_pictures
+from erasediff_lora.evaluation.attacks.search import batches, invert, starting_vectors
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.inversion import batches, invert, starting_vectors
 
 TITLE = "Concept inversion: a new word, learned from pictures of the concept"
 

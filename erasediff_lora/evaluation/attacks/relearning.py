@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from erasediff_lora.denoisers import SLOT, Denoiser
 from erasediff_lora.evaluation.attacks.base import Outcome, concept_prompts, forget_pictures
+from erasediff_lora.evaluation.attacks.search import ForgetPictures, batches
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.erasures import ADAPTER
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics.accuracy import share, success
 from erasediff_lora.evaluation.pictures import Drawn
 from erasediff_lora.evaluation.settings import Relearning
-from erasediff_lora.inversion import ForgetPictures, batches
+from erasediff_lora.trainables.lora import lora_layers
 
 TITLE = "Relearning: fine-tuning on a few pictures of the concept"
 NAME = "relearned"
@@ -111,7 +111,7 @@ class Attacker:
             try:
                 yield
             finally:
-                for layer in self._layers(denoiser):
+                for layer in lora_layers(denoiser.network).values():
                     layer.delete_adapter(NAME)
                 del denoiser.network.peft_config[NAME]
                 denoiser.network.requires_grad_(False)
@@ -135,7 +135,7 @@ class Attacker:
 
     def _advance(self, denoiser: Denoiser, step: int) -> None:
         wanted = {NAME, ADAPTER} if self.candidate.strength else {NAME}
-        for layer in self._layers(denoiser):
+        for layer in lora_layers(denoiser.network).values():
             layer.enable_adapters(True)
             layer.set_adapter([name for name in layer.lora_A if name in wanted])
         denoiser.network.requires_grad_(False)
@@ -153,7 +153,3 @@ class Attacker:
                 parameter.grad = gradient
             self._optimizer.step()
         self.done = max(self.done, step)
-
-    @staticmethod
-    def _layers(denoiser: Denoiser) -> list[Any]:
-        return [module for module in denoiser.network.modules() if isinstance(module, BaseTunerLayer)]

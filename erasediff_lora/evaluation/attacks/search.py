@@ -1,7 +1,4 @@
-"""Searching for a condition that brings a concept back, through the denoising loss of its pictures.
-
-Used by the attacks of the evaluation, and by training against them.
-"""
+"""Searching for a condition that brings a concept back, through the denoising loss of its pictures."""
 
 from __future__ import annotations
 
@@ -94,7 +91,7 @@ def invert(
     *,
     steps: int,
     learning_rate: float,
-    label: str | None = None,
+    label: str,
 ) -> tuple[Tensor, list[float]]:
     """Optimise token embeddings on the denoising loss; the model stays as it is.
 
@@ -104,7 +101,7 @@ def invert(
         start: (V, E).
         steps: Of AdamW.
         learning_rate: In units of the embeddings' spread.
-        label: For a progress bar.
+        label: Of the progress bar.
 
     Returns:
         The embeddings (V, E), and the loss of every step.
@@ -113,7 +110,7 @@ def invert(
     vectors = (start / unit).requires_grad_()
     optimizer = torch.optim.AdamW([vectors], lr=learning_rate, weight_decay=0.0)
     losses = []
-    for _, batch in zip(tqdm(range(steps), desc=label, leave=False, disable=label is None), stream, strict=False):
+    for _, batch in zip(tqdm(range(steps), desc=label, leave=False), stream, strict=False):
         loss = slot_loss(denoiser, batch, vectors * unit)
         (vectors.grad,) = torch.autograd.grad(loss, [vectors])
         optimizer.step()
