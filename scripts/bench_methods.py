@@ -51,7 +51,6 @@ SCHEDULE = [5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 125, 150, 200, 250, 300]
 """Steps after which the unlearning accuracy is looked at, until it is reached."""
 REACHED = 0.95
 TUNING_STEPS = 60
-CONFIGURED = 3
 LOOK_SEED = 900_000
 OWN, EQUAL = "own_budget", "equal_time"
 
@@ -187,10 +186,16 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def tuned(runs: Path, method: str, mode: str) -> int:
-    """The best configuration's number: of those that forget, the one that retains most, then the fastest."""
+def finished(folder: Path, entry: Entry) -> bool:
+    """Whether the folder holds this training, rather than none or one of another configuration."""
+    result = result_of(folder)
+    return result is not None and result["entry"] == vars(entry)
+
+
+def tuned(runs: Path, method: str, mode: str, configured: int) -> int:
+    """The best configuration: of those that forget, the one that retains most, then the fastest. Untuned, the first."""
     rows = {}
-    for number in range(CONFIGURED):
+    for number in range(configured):
         if (row := result_of(runs / "tuning" / f"{method}-{mode}-{number}")) is not None:
             rows[number] = row
 
@@ -216,7 +221,8 @@ def entries(arguments: argparse.Namespace) -> Iterator[tuple[Entry, Path]]:
                 yield entry, arguments.runs / "tuning" / f"{method}-{mode}-{number}"
         return
     for mode, method in wanted:
-        configuration = table[mode][method][tuned(arguments.tuned_in or arguments.runs, method, mode)]
+        configurations = table[mode][method]
+        configuration = configurations[tuned(arguments.tuned_in or arguments.runs, method, mode, len(configurations))]
         for seed in arguments.seeds:
             for concept in arguments.concepts:
                 name = f"{method}-{mode}-{concept.replace(' ', '_')}-{seed}"
@@ -238,7 +244,7 @@ def main() -> None:
     torch.set_num_threads(1)
     values = overlay(read_yaml(arguments.recipe), overrides_from(rest))
     for entry, folder in entries(arguments):
-        if result_of(folder) is not None:
+        if finished(folder, entry):
             continue
         first = arguments.runs / f"erasediff-adapter-{entry.concept.replace(' ', '_')}-{entry.seed}"
         ours = result_of(first)
