@@ -9,6 +9,7 @@ import bench_methods
 import methods_table
 import pytest
 import torch
+import yaml
 from tiny import tiny_base_recipe
 
 from erasediff_lora.evaluation.judges.classifier import Classifier
@@ -37,7 +38,8 @@ def bench(tiny_base, tmp_path, monkeypatch):
 
 def test_tune_run_and_read_again(bench, tmp_path, capsys) -> None:
     tuned = bench("--tune", "cat", "--methods", "saliency", "--modes", "adapter")["tuning"]
-    assert sorted(tuned) == ["saliency-adapter-0", "saliency-adapter-1", "saliency-adapter-2"]
+    listed = yaml.safe_load(bench_methods.CONFIGURATIONS.read_text())["adapter"]["saliency"]
+    assert [row["entry"]["configuration"] for _, row in sorted(tuned.items())] == listed
     assert all(row["own_budget"]["steps"] == 2 for row in tuned.values())
 
     options = ("--concepts", "cat", "dog", "--methods", "erasediff", "saliency", "--modes", "adapter", "full")
@@ -66,6 +68,23 @@ def test_tune_run_and_read_again(bench, tmp_path, capsys) -> None:
     assert "| erasediff | adapter | 2 |" in capsys.readouterr().out
 
 
+def test_every_method_has_as_many_configurations_as_ours() -> None:
+    table = yaml.safe_load(bench_methods.CONFIGURATIONS.read_text())
+    assert {len(configurations) for methods in table.values() for configurations in methods.values()} == {5}
+
+
+def test_a_folder_of_another_configuration_is_run_again(bench, tmp_path) -> None:
+    options = ("--concepts", "cat", "--methods", "erasediff", "--modes", "adapter")
+    bench(*options)
+    file = tmp_path / "runs/erasediff-adapter-cat-0/bench.json"
+    stored = json.loads(file.read_text())
+    configuration = stored["entry"]["configuration"]
+    stored["entry"]["configuration"] = {"training.learning_rate": 7.0}
+    file.write_text(json.dumps(stored))
+    bench(*options)
+    assert json.loads(file.read_text())["entry"]["configuration"] == configuration
+
+
 def row(method: str, forgotten: float, kept: float, attacked: float, reached: float | None = 1.0) -> dict:
     point = {
         "unlearning_accuracy": forgotten, "retain_accuracy": kept, "inversion": attacked, "frechet": 1.0,
@@ -90,10 +109,19 @@ def test_the_front_and_the_means() -> None:
     assert methods_table.dominates(a, b) and not methods_table.dominates(a, c) and not methods_table.dominates(b, a)
 
 
-def test_the_best_configuration_forgets_then_keeps_then_is_fast(tmp_path) -> None:
-    found = [row("a", 0.8, 1.0, 0), row("a", 0.96, 0.97, 0, 5.0), row("a", 1.0, 0.97, 0, 3.0)]
-    for number, result in enumerate(found):
+@pytest.mark.parametrize(
+    ("found", "best"),
+    [
+        ([(0.8, 1.0, 1.0), (0.96, 0.97, 5.0), (1.0, 0.97, 3.0)], 2),  # keeping all is nothing without forgetting
+        ([(1.0, 0.98, 9.0), (1.0, 0.965, 3.0)], 1),  # a difference of noise: the faster
+        ([(1.0, 0.98, 9.0), (1.0, 0.95, 3.0)], 0),
+        ([(0.8, 1.0, None), (0.9, 0.5, None)], 1),
+        ([], 0),
+    ],
+)
+def test_the_best_configuration_forgets_then_keeps_then_is_fast(tmp_path, found, best) -> None:
+    for number, (forgotten, kept, reached) in enumerate(found):
         folder = tmp_path / "tuning" / f"a-adapter-{number}"
         folder.mkdir(parents=True)
-        (folder / "bench.json").write_text(json.dumps(result))
-    assert bench_methods.tuned(tmp_path, "a", "adapter") == 2
+        (folder / "bench.json").write_text(json.dumps(row("a", forgotten, kept, 0, reached)))
+    assert bench_methods.tuned(tmp_path, "a", "adapter", len(found)) == best
