@@ -12,6 +12,8 @@ from transformers import get_scheduler
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Training
 
+MIN_8BIT_SIZE, BLOCK = 4096, 256
+"""Of bitsandbytes: elements from which a tensor's moments are kept in 8 bits, and those that share a scale."""
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw8bit": "PagedAdamW8bit", "lion8bit": "Lion8bit"}
 
 
@@ -42,3 +44,13 @@ def create_schedule(training: Training, optimizer: torch.optim.Optimizer) -> Lam
     """Linear warm-up, then constant, linear or cosine."""
     name = "constant_with_warmup" if training.lr_schedule == "constant" else training.lr_schedule
     return get_scheduler(name, optimizer, num_warmup_steps=training.warmup_steps, num_training_steps=training.steps)
+
+
+def state_bytes(training: Training, parameters: Sequence[torch.Tensor]) -> int:
+    """Bytes of the optimizer's moments: 8-bit ones from MIN_8BIT_SIZE elements on, with a scale a block."""
+    moments = 1 if training.optimizer == "lion8bit" else 2
+    if training.optimizer == "adamw":
+        return sum(moments * 4 * p.numel() for p in parameters)
+    small = sum(p.numel() for p in parameters if p.numel() < MIN_8BIT_SIZE)
+    large = sum(p.numel() for p in parameters if p.numel() >= MIN_8BIT_SIZE)
+    return moments * (4 * small + large + 4 * large // BLOCK)

@@ -19,7 +19,7 @@ from erasediff_lora.recipe_checks import cross_check
 from erasediff_lora.schema import Section
 
 RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "training"}
-FREE_FIELDS = {"steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every", "log_with"}
+FREE_FIELDS = {"steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every", "log_with", "check_memory"}
 """Fields of `training` that may differ when a run is resumed."""
 
 
@@ -169,6 +169,7 @@ class Training(Section):
     gradient_checkpointing: bool = Field(False, description="trade time for activation memory")
     seed: int = Field(0, ge=0, description="seed of the adapter, the batches, the noise")
     threads: int | None = Field(None, ge=1, description="CPU threads; small models are fastest with 1")
+    check_memory: bool = Field(True, description="refuse in advance what `plan` says does not fit")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
     sample_every: int | None = Field(None, ge=1, description="steps between sample pictures")

@@ -7,7 +7,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,30 +119,11 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         retain = sets.prepare(recipe, denoiser, "retain", sheet=recipe.output / SET_SHEETS["retain"])
     denoiser.release_encoders()
 
-    network = denoiser.network
-    trainable = trainables.create(recipe.adapter, denoiser, recipe.training.seed)
-    network.train()  # for gradient checkpointing and LoRA dropout; diffusion UNets have no dropout of their own
-    if recipe.training.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+    trainable = adapt(recipe, denoiser)
     optimizer = create_optimizer(recipe.training, trainable.parameters)
     schedule = create_schedule(recipe.training, optimizer)
-
-    def predict_base(noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
-        with trainable.disabled():
-            return denoiser.predict(noisy, timesteps, prompts)
-
-    objective = objectives.create(
-        recipe.objective,
-        Network(
-            trainable.parameters,
-            denoiser.predict,
-            predict_base,
-            mean=lambda tensor: accelerator.reduce(tensor, reduction="mean"),
-            loss_scale=FP16_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0,
-            base_weights=trainable.base_weights,
-            weight_changes=trainable.weight_changes,
-            train_timesteps=denoiser.noise_scheduler.config.num_train_timesteps,
-        ),
+    objective = create_objective(
+        recipe, denoiser, trainable, mean=lambda tensor: accelerator.reduce(tensor, reduction="mean")
     )
     sampler = BatchSampler.of(
         recipe, forget, retain, denoiser, rank=accelerator.process_index, world=accelerator.num_processes
@@ -183,6 +164,40 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         json_log,
         start,
         preparation,
+    )
+
+
+def adapt(recipe: Recipe, denoiser: Denoiser) -> Trainable:
+    """Give the frozen network what is trained, and make it ready for training."""
+    trainable = trainables.create(recipe.adapter, denoiser, recipe.training.seed)
+    network = denoiser.network
+    network.train()  # for gradient checkpointing and LoRA dropout; diffusion UNets have no dropout of their own
+    if recipe.training.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    return trainable
+
+
+def create_objective(
+    recipe: Recipe, denoiser: Denoiser, trainable: Trainable, mean: Callable[[Tensor], Tensor]
+) -> Objective:
+    """The recipe's objective on the network; `mean` averages over processes."""
+
+    def predict_base(noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+        with trainable.disabled():
+            return denoiser.predict(noisy, timesteps, prompts)
+
+    return objectives.create(
+        recipe.objective,
+        Network(
+            trainable.parameters,
+            denoiser.predict,
+            predict_base,
+            mean=mean,
+            loss_scale=FP16_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0,
+            base_weights=trainable.base_weights,
+            weight_changes=trainable.weight_changes,
+            train_timesteps=denoiser.noise_scheduler.config.num_train_timesteps,
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,14 +85,52 @@ def _prepare(parsed: argparse.Namespace, rest: list[str]) -> None:
 def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
     from accelerate import PartialState
 
+    from erasediff_lora.memory.room import require_room
     from erasediff_lora.train import train
 
     recipe = _recipe(parsed, rest)
+    require_room(recipe)
     began = time.perf_counter()
     folder = train(recipe, resume=parsed.resume, overwrite=parsed.overwrite)
     if PartialState().is_main_process:
         print(f"erasing took {time.perf_counter() - began:.0f} s")
         evaluate_adapter(recipe, folder)
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments()(parser)
+    parser.add_argument("--vram", metavar="SIZE", help="memory of the card, such as 8GiB; omit for this machine's own")
+
+
+def _plan(parsed: argparse.Namespace, rest: list[str]) -> None:
+    from erasediff_lora.memory import room
+    from erasediff_lora.memory.plan import plan
+
+    capacity = None if parsed.vram is None else _bytes_of(parsed.vram)
+    recipe = _recipe(parsed, rest)
+    found = plan(recipe)
+    names = list(dict.fromkeys(name for phase in found.phases for name in phase.parts))
+    print(f"{'on ' + found.device:14}" + "".join(f"{name:>13}" for name in [*names, "peak"]))
+    for phase in found.phases:
+        cells = [phase.parts.get(name) for name in names] + [phase.peak]
+        print(f"{phase.name:14}" + "".join(f"{'–' if c is None else room.gib(c):>13}" for c in cells))
+    capacity = capacity or room.capacity_of(found)
+    if found.peak > capacity:
+        raise UserError(room.shortage("--vram" if parsed.vram else "memory", recipe, found, capacity))
+    print(f"fits in {room.gib(capacity)}; {room.gib(capacity - found.peak)} to spare")
+
+
+def _bytes_of(text: str) -> int:
+    """'8GiB', '8 GB', '512MiB' and the like; a bare number is GiB.
+
+    Raises:
+        UserError: If it is none of these, or not more than nothing.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise UserError(Problem("--vram", text, "is not a size of memory.", "Write for example 8GiB or 512MiB."))
+    number, prefix, binary = float(match[1]), match[2].upper() or "G", bool(match[3]) or not match[2]
+    return int(number * (1024 if binary else 1000) ** (1 + "KMGT".index(prefix)))
 
 
 VERBS = {
@@ -104,5 +143,6 @@ VERBS = {
     "prepare": Verb(
         "draw or read the forget and retain sets and encode them into the cache", _arguments(), _prepare, EPILOG
     ),
+    "plan": Verb("predict the memory of a run, and say what would make it fit", _plan_arguments, _plan, EPILOG),
     "train": Verb("train an erasure adapter, then evaluate it", _arguments(trains=True), _train, EPILOG),
 }

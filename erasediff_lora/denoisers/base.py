@@ -109,6 +109,19 @@ class Denoiser(Protocol):
         """Noise each picture by that share of the schedule and denoise it under its prompt (SDEdit)."""
         ...
 
+    def without_weights(self) -> dict[str, Any]:
+        """Take `network` from the base's configuration alone; return it and the encoders, by name.
+
+        Raises:
+            UserError: If there is no configuration but the weights' own.
+        """
+        ...
+
+    @property
+    def prompt_shape(self) -> tuple[int, int]:
+        """(L, D) of what `encode_prompts` returns a prompt."""
+        ...
+
     def release_encoders(self) -> None:
         """Drop all but the network from memory."""
         ...

@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 from PIL import Image
 from torch import Tensor, nn
 
-from erasediff_lora.denoisers import placement
+from erasediff_lora.denoisers import placement, weightless
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.files import fingerprint
@@ -161,7 +161,7 @@ class ClassConditional:
         pipeline.unet.requires_grad_(False)
         return pipeline.to(self.device)
 
-    @property
+    @cached_property
     def network(self) -> Any:
         """The UNet."""
         return self.pipeline.unet
@@ -264,6 +264,18 @@ class ClassConditional:
             generator=placement.generators(seeds),
             start=start,
         )
+
+    def without_weights(self) -> dict[str, Any]:
+        with placement.readable(self.model):
+            networks = weightless.networks(self.source, self.dtype)
+        soften(networks["unet"])
+        self.__dict__["network"] = networks["unet"]
+        return networks
+
+    @property
+    def prompt_shape(self) -> tuple[int, int]:
+        table = self.network.class_embedding
+        return 1, table.num_embeddings + table.embedding_dim
 
     def release_encoders(self) -> None:
         """There are none."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from erasediff_lora import demo
-from erasediff_lora.denoisers import placement
+from erasediff_lora.denoisers import placement, weightless
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import PICKLE_SUFFIXES, fingerprint
@@ -41,6 +41,7 @@ FAMILIES = {
 }
 """What a folder's model_index.json names -> the family that reads it."""
 
+CLIP_TOKENS = 77
 LARGE_LATENTS = 96
 """Side from which on the autoencoder takes one picture at a time: 768 pixels."""
 
@@ -270,6 +271,28 @@ class StableDiffusion:
             guidance_scale=sampling.guidance,
             generator=placement.generators(seeds),
         ).images
+
+    def without_weights(self) -> dict[str, Any]:
+        folder = self.model.config if self.source.is_file() else self.source
+        if folder is None:
+            raise UserError(
+                Problem(
+                    "model.config",
+                    None,
+                    f"is needed: {self.source.name} alone does not say what network it holds.",
+                    "Give the diffusers folder that describes it.",
+                )
+            )
+        with placement.readable(self.model):
+            networks = weightless.networks(folder, self.dtype)
+        network = self.__dict__["network"] = networks[self.component]
+        if network.config.sample_size >= LARGE_LATENTS:
+            networks["vae"].enable_slicing()
+        return networks
+
+    @property
+    def prompt_shape(self) -> tuple[int, int]:
+        return CLIP_TOKENS, int(self.network.config.cross_attention_dim)
 
     def release_encoders(self) -> None:
         """Keep the UNet and the schedule, give the memory of VAE and text encoder back."""

@@ -20,6 +20,9 @@ from erasediff_lora.denoisers import placement
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.denoisers.flow_matching import FlowMatching
 from erasediff_lora.denoisers.pooled import PooledStableDiffusion, packed
+from erasediff_lora.denoisers.stable_diffusion import CLIP_TOKENS
+
+T5_TOKENS = 256
 
 _ATTENTION = r".*\battn2?\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _FEED_FORWARD = r".*\b(ff|ff_context)\.net\.(0\.proj|2)"
@@ -66,6 +69,10 @@ class StableDiffusion3(PooledStableDiffusion):
     @property
     def pooled_width(self) -> int:
         return int(self.network.config.pooled_projection_dim)
+
+    @property
+    def prompt_shape(self) -> tuple[int, int]:
+        return CLIP_TOKENS + T5_TOKENS + 1, int(self.network.config.joint_attention_dim)
 
     def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
         """The vectors go to both CLIP encoders; T5 reads the prompt without SLOT."""

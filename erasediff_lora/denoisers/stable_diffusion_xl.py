@@ -34,6 +34,11 @@ class StableDiffusionXL(PooledStableDiffusion):
         config = self.network.config
         return int(config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim)
 
+    @property
+    def prompt_shape(self) -> tuple[int, int]:
+        tokens, width = super().prompt_shape
+        return tokens + 1, width
+
     @cached_property
     def _pixels_per_latent(self) -> int:
         return self.resolution // int(self.network.config.sample_size)

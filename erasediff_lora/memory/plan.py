@@ -1,0 +1,190 @@
+"""Predicts a run's peak memory: the very step of the training program, on tensors that have shapes only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from erasediff_lora import denoisers, train
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.memory.tracker import weightless
+from erasediff_lora.objectives import Batch
+from erasediff_lora.optimizers import create_schedule, state_bytes
+from erasediff_lora.recipe import Recipe
+
+CUDA_CONTEXT = 450 * 2**20
+"""Bytes that a process takes of a GPU before its first tensor."""
+SLACK = 0.05
+"""Share of the activations that the allocator and the kernels' workspaces take on top."""
+QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
+"""A weight of a linear layer, with its share of a block's scale."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a stage of a run holds at its peak.
+
+    Attributes:
+        name: The stage.
+        parts: Bytes by what holds them.
+    """
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The stages of a run, one after the other on one device.
+
+    Attributes:
+        device: 'cpu' or 'cuda'.
+        phases: In order.
+    """
+
+    device: str
+    phases: Sequence[Phase] = field(default_factory=tuple)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the largest stage."""
+        return max(phase.peak for phase in self.phases)
+
+    def __getitem__(self, name: str) -> Phase:
+        return next(phase for phase in self.phases if phase.name == name)
+
+
+def plan(recipe: Recipe) -> MemoryPlan:
+    """Predict the memory of drawing the sets and of training, from configuration files alone.
+
+    Raises:
+        UserError: If the base does not say what its networks are, or the targets match nothing.
+    """
+    located = denoisers.load(recipe.model)
+    device = located.device.type
+    runtime = CUDA_CONTEXT if device == "cuda" else psutil.Process().memory_info().rss
+    phases = [Phase(p.name, {"runtime": runtime} | p.parts) for p in (_drawing(recipe), _training(recipe))]
+    return MemoryPlan(device, phases)
+
+
+def _drawing(recipe: Recipe) -> Phase:
+    """The whole pipeline, and the larger of a guided denoising step and the autoencoder on its pictures."""
+    with weightless() as memory, torch.no_grad():
+        denoiser = _weightless_denoiser(recipe)
+        networks = denoiser.without_weights()
+        weights = sum(_weight_bytes(network) for network in networks.values())
+        count = min(recipe.sampling.batch_size, max(recipe.forget.count, recipe.retain.count))
+        latents = _latents(recipe, denoiser, count)
+        memory.reset()
+        before = memory.live
+        rows = 2 * count if recipe.sampling.guidance > 1 else count
+        batch = _batch(recipe, denoiser, rows)
+        denoiser.predict(batch.noisy, batch.timesteps, batch.prompts)
+        del batch
+        if (vae := networks.get("vae")) is not None:
+            side = recipe.sampling.resolution or denoiser.resolution
+            if recipe.forget.images is None or recipe.retain.images is None:
+                vae.decode(latents)
+            if recipe.forget.images is not None or recipe.retain.images is not None:
+                vae.encode(torch.empty(count, 3, side, side, dtype=denoiser.dtype))
+        activations = memory.peak - before
+    return Phase("draw", {"weights": weights, "activations": int(activations * (1 + SLACK))})
+
+
+def _training(recipe: Recipe) -> Phase:
+    """Two steps of the loop: in the second the optimizer has its state."""
+    with weightless() as memory:
+        denoiser = _weightless_denoiser(recipe)
+        denoiser.without_weights()
+        network = denoiser.network
+        weights = _weight_bytes(network)
+        frozen = _quantized_bytes(network, recipe.model.quantize) if recipe.model.quantize else weights
+        trainable = train.adapt(recipe, denoiser)
+        parameters = trainable.parameters
+        trained = sum(p.numel() * p.element_size() for p in parameters)
+        objective = train.create_objective(recipe, denoiser, trainable, mean=lambda tensor: tensor)
+        # Without state or arithmetic of its own, so that what bitsandbytes would hold is added by formula.
+        optimizer = torch.optim.SGD(parameters, lr=1.0)
+        rows = -(-recipe.training.batch_size // recipe.training.gradient_accumulation)
+        batches = [_batch(recipe, denoiser, rows) for _ in range(recipe.training.gradient_accumulation)]
+        memory.reset()
+        before = memory.live
+        objective.prepared = objective.prepare(lambda step: (batches, batches))
+        run: Any = SimpleNamespace(
+            recipe=recipe,
+            sampler=SimpleNamespace(draw=lambda step: (batches, batches)),
+            objective=objective,
+            trainable=trainable,
+            optimizer=optimizer,
+            schedule=create_schedule(recipe.training, optimizer),
+        )
+        for step in range(2):
+            train.take_step(run, step)
+        at_work = memory.peak - before
+        own = weights if recipe.adapter.kind == "none" else 0  # the base's weights, kept beside those that are trained
+    gradients = min(trained, at_work)
+    return Phase(
+        "train",
+        {
+            "weights": frozen,
+            "trained": trained if recipe.adapter.kind != "none" else own,
+            "gradients": gradients,
+            "optimizer": state_bytes(recipe.training, parameters),
+            "activations": int((at_work - gradients) * (1 + SLACK)),
+        },
+    )
+
+
+def _weightless_denoiser(recipe: Recipe) -> Denoiser:
+    denoiser = denoisers.load(recipe.model)
+    denoiser.device = torch.device("meta")
+    return denoiser
+
+
+def _latents(recipe: Recipe, denoiser: Denoiser, count: int) -> Tensor:
+    side = recipe.sampling.resolution or denoiser.resolution
+    config = denoiser.network.config
+    own = int(config.sample_size)
+    side = side * own // denoiser.resolution
+    return torch.empty(count, config.in_channels, side, side, dtype=denoiser.dtype)
+
+
+def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
+    """A batch with all that any objective may ask for."""
+    latents = _latents(recipe, denoiser, count)
+    prompts = torch.empty(count, *denoiser.prompt_shape, dtype=denoiser.dtype)
+    full = torch.empty(latents.shape)
+    return Batch(
+        noisy=latents,
+        timesteps=torch.zeros(count, dtype=torch.long),
+        prompts=prompts,
+        target=full,
+        anchors=prompts,
+        empty=prompts,
+        uniform=full,
+        surrogate_noisy=latents,
+        surrogate_target=full,
+    )
+
+
+def _weight_bytes(network: nn.Module) -> int:
+    tensors = {id(t): t for t in [*network.parameters(), *network.buffers()]}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _quantized_bytes(network: nn.Module, kind: str) -> int:
+    """Linear layers in 4 or 8 bits, the rest as it is."""
+    linear = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Linear))
+    element = next(network.parameters()).element_size()
+    return int(_weight_bytes(network) - linear * (element - QUANTIZED_BYTES[kind]))
