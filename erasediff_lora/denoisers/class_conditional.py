@@ -168,7 +168,8 @@ class ClassConditional:
 
     @cached_property
     def noise_scheduler(self) -> DDPMScheduler:
-        return DDPMScheduler.from_config(self.pipeline.scheduler.config)
+        with placement.readable(self.model):
+            return DDPMScheduler.from_pretrained(self.source, subfolder="scheduler")
 
     @property
     def architecture(self) -> str:

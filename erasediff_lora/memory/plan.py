@@ -20,8 +20,12 @@ from erasediff_lora.recipe import Recipe
 
 CUDA_CONTEXT = 450 * 2**20
 """Bytes that a process takes of a GPU before its first tensor."""
+CPU_LIBRARIES = 64 * 2**20
+"""Bytes by which a process grows when it first computes: what torch and its kernels load then."""
+KERNEL_COPIES = 2
+"""Copies of the largest weight that kernels make for the time of a call, in the layout that they work on."""
 SLACK = 0.05
-"""Share of the activations that the allocator and the kernels' workspaces take on top."""
+"""Share of the activations that the allocator takes on top."""
 QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
 """A weight of a linear layer, with its share of a block's scale."""
 
@@ -65,20 +69,23 @@ class MemoryPlan:
         return next(phase for phase in self.phases if phase.name == name)
 
 
-def plan(recipe: Recipe) -> MemoryPlan:
+def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train")) -> MemoryPlan:
     """Predict the memory of drawing the sets and of training, from configuration files alone.
+
+    Args:
+        recipe: The run.
+        phases: Which of its stages.
 
     Raises:
         UserError: If the base does not say what its networks are, or the targets match nothing.
     """
     located = denoisers.load(recipe.model)
     device = located.device.type
-    runtime = CUDA_CONTEXT if device == "cuda" else psutil.Process().memory_info().rss
-    phases = [Phase(p.name, {"runtime": runtime} | p.parts) for p in (_drawing(recipe), _training(recipe))]
-    return MemoryPlan(device, phases)
+    runtime = CUDA_CONTEXT if device == "cuda" else psutil.Process().memory_info().rss + CPU_LIBRARIES
+    return MemoryPlan(device, [Phase(name, {"runtime": runtime} | PHASES[name](recipe)) for name in phases])
 
 
-def _drawing(recipe: Recipe) -> Phase:
+def _drawing(recipe: Recipe) -> dict[str, int]:
     """The whole pipeline, and the larger of a guided denoising step and the autoencoder on its pictures."""
     with weightless() as memory, torch.no_grad():
         denoiser = _weightless_denoiser(recipe)
@@ -99,17 +106,19 @@ def _drawing(recipe: Recipe) -> Phase:
             if recipe.forget.images is not None or recipe.retain.images is not None:
                 vae.encode(torch.empty(count, 3, side, side, dtype=denoiser.dtype))
         activations = memory.peak - before
-    return Phase("draw", {"weights": weights, "activations": int(activations * (1 + SLACK))})
+        kernels = max(_kernel_bytes(network) for network in networks.values())
+    return {"weights": weights, "activations": int(activations * (1 + SLACK)), "kernels": kernels}
 
 
-def _training(recipe: Recipe) -> Phase:
-    """Two steps of the loop: in the second the optimizer has its state."""
+def _training(recipe: Recipe) -> dict[str, int]:
+    """A step of the loop, with what the objective prepares before it."""
     with weightless() as memory:
         denoiser = _weightless_denoiser(recipe)
         denoiser.without_weights()
         network = denoiser.network
         weights = _weight_bytes(network)
         frozen = _quantized_bytes(network, recipe.model.quantize) if recipe.model.quantize else weights
+        kernels = _kernel_bytes(network)
         trainable = train.adapt(recipe, denoiser)
         parameters = trainable.parameters
         trained = sum(p.numel() * p.element_size() for p in parameters)
@@ -117,7 +126,8 @@ def _training(recipe: Recipe) -> Phase:
         # Without state or arithmetic of its own, so that what bitsandbytes would hold is added by formula.
         optimizer = torch.optim.SGD(parameters, lr=1.0)
         rows = -(-recipe.training.batch_size // recipe.training.gradient_accumulation)
-        batches = [_batch(recipe, denoiser, rows) for _ in range(recipe.training.gradient_accumulation)]
+        count = recipe.training.gradient_accumulation
+        batches = [_batch(recipe, denoiser, rows) for _ in range(min(count, 2))]  # further ones are like the second
         memory.reset()
         before = memory.live
         objective.prepared = objective.prepare(lambda step: (batches, batches))
@@ -129,21 +139,22 @@ def _training(recipe: Recipe) -> Phase:
             optimizer=optimizer,
             schedule=create_schedule(recipe.training, optimizer),
         )
-        for step in range(2):
-            train.take_step(run, step)
+        train.take_step(run, 0)
         at_work = memory.peak - before
         own = weights if recipe.adapter.kind == "none" else 0  # the base's weights, kept beside those that are trained
     gradients = min(trained, at_work)
-    return Phase(
-        "train",
-        {
-            "weights": frozen,
-            "trained": trained if recipe.adapter.kind != "none" else own,
-            "gradients": gradients,
-            "optimizer": state_bytes(recipe.training, parameters),
-            "activations": int((at_work - gradients) * (1 + SLACK)),
-        },
-    )
+    return {
+        "weights": frozen,
+        "trained": trained if recipe.adapter.kind != "none" else own,
+        "gradients": gradients,
+        "optimizer": state_bytes(recipe.training, parameters),
+        "activations": int((at_work - gradients) * (1 + SLACK)),
+        "kernels": kernels,
+    }
+
+
+PHASES = {"draw": _drawing, "train": _training}
+"""The stages of a run, in order."""
 
 
 def _weightless_denoiser(recipe: Recipe) -> Denoiser:
@@ -181,6 +192,10 @@ def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
 def _weight_bytes(network: nn.Module) -> int:
     tensors = {id(t): t for t in [*network.parameters(), *network.buffers()]}
     return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _kernel_bytes(network: nn.Module) -> int:
+    return KERNEL_COPIES * max(p.numel() * p.element_size() for p in network.parameters())
 
 
 def _quantized_bytes(network: nn.Module, kind: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -26,48 +26,63 @@ def gib(count: float) -> str:
 
 
 def changes(recipe: Recipe, device: str) -> list[tuple[str, list[Any]]]:
-    """Fields that save memory with their values, the cheapest first: speed before precision."""
+    """Fields that save memory in training, each with its values from weak to strong; the cheapest field first."""
     training = recipe.training
-    found: list[tuple[str, list[Any]]] = []
-    halves = [recipe.sampling.batch_size >> k for k in range(1, recipe.sampling.batch_size.bit_length())]
-    found.append(("sampling.batch_size", halves))
-    cuts = [
-        n for n in range(training.gradient_accumulation + 1, training.batch_size + 1) if training.batch_size % n == 0
+    found: list[tuple[str, list[Any]]] = [
+        ("training.gradient_accumulation", _doubled(training.gradient_accumulation, training.batch_size)),
+        ("training.gradient_checkpointing", [] if training.gradient_checkpointing else [True]),
+        ("training.optimizer", ["adamw8bit"] if training.optimizer == "adamw" else []),
     ]
-    found.append(("training.gradient_accumulation", cuts))
-    if not training.gradient_checkpointing:
-        found.append(("training.gradient_checkpointing", [True]))
-    if training.optimizer == "adamw":
-        found.append(("training.optimizer", ["adamw8bit"]))
     if recipe.adapter.kind == "none":
         return found  # its weights are trained in float32
-    if recipe.model.dtype == "float32" or (recipe.model.dtype == "auto" and device == "cpu"):
-        found.append(("model.dtype", ["bfloat16"]))
-    if recipe.model.quantize is None and device == "cuda":
-        found.append(("model.quantize", ["int8", "nf4"]))
+    wide = recipe.model.dtype == "float32" or (recipe.model.dtype == "auto" and device == "cpu")
+    found.append(("model.dtype", ["bfloat16"] if wide else []))
+    found.append(("model.quantize", ["int8", "nf4"] if recipe.model.quantize is None and device == "cuda" else []))
     return found
+
+
+def _doubled(now: int, most: int) -> list[int]:
+    """2, 4, 8 … times as much, up to `most`."""
+    return [n for k in range(1, most.bit_length() + 1) if (n := min(now << k, most)) > now and n != now << (k - 1)]
 
 
 def remedy(recipe: Recipe, found: MemoryPlan, capacity: int) -> tuple[dict[str, Any], int] | None:
     """The fewest and cheapest overrides under which the run fits, and its peak; None if there are none."""
-    options = changes(recipe, found.device)
-    strongest = {name: values[-1] for name, values in options if values}
-    if not strongest or plan(_changed(recipe, strongest)).peak > capacity:
+
+    def fits(overrides: dict[str, Any], phase: str) -> bool:
+        return plan(_changed(recipe, overrides), [phase]).peak <= capacity
+
+    overrides: dict[str, Any] | None = {}
+    if found["train"].peak > capacity:
+        overrides = _first_that_fits(changes(recipe, found.device), lambda chosen: fits(chosen, "train"))
+    if overrides is None:
         return None
-    for overrides in _combinations(options):
-        if (peak := plan(_changed(recipe, overrides)).peak) <= capacity:
-            return overrides, peak
-    return strongest, plan(_changed(recipe, strongest)).peak
+    if not fits(overrides, "draw"):
+        size = recipe.sampling.batch_size
+        smaller = [size >> k for k in range(1, size.bit_length())]
+        fitting = (s for s in smaller if fits(overrides | {"sampling.batch_size": s}, "draw"))
+        if (best := next(fitting, None)) is None:
+            return None
+        overrides = overrides | {"sampling.batch_size": best}
+    return overrides, plan(_changed(recipe, overrides)).peak
 
 
-def _combinations(options: list[tuple[str, list[Any]]]) -> Iterator[dict[str, Any]]:
-    """One change, then two, …; of several fields all but the last one tried at their strongest."""
+def _first_that_fits(
+    options: list[tuple[str, list[Any]]], fits: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any] | None:
+    """One change, then two, …: of the first that are enough at their strongest, the weakest value of each."""
     usable = [(name, values) for name, values in options if values]
+    if not fits({name: values[-1] for name, values in usable}):
+        return None
     for count in range(1, len(usable) + 1):
         for chosen in itertools.combinations(usable, count):
-            *fixed, (last, values) = reversed(chosen)
-            for value in values:
-                yield {name: strong[-1] for name, strong in fixed} | {last: value}
+            overrides = {name: values[-1] for name, values in chosen}
+            if fits(overrides):
+                for name, values in chosen:
+                    weakest = (v for v in values if v == values[-1] or fits(overrides | {name: v}))
+                    overrides[name] = next(weakest)
+                return overrides
+    return None
 
 
 def _changed(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:

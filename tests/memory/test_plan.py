@@ -1,0 +1,224 @@
+"""The memory plan: what it counts, what it says about every family, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+from refusals import refused
+from tiny import tiny_base_recipe, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from erasediff_lora import denoisers, train
+from erasediff_lora.denoisers.class_conditional import ClassConditionalPipeline
+from erasediff_lora.memory import room
+from erasediff_lora.memory.plan import plan
+from erasediff_lora.memory.tracker import weightless
+from erasediff_lora.optimizers import create_optimizer, state_bytes
+from erasediff_lora.recipe import Model, Recipe, Training
+
+
+def tiny_classes() -> ClassConditionalPipeline:
+    unet = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16),
+        norm_num_groups=4, down_block_types=("DownBlock2D", "AttnDownBlock2D"), attention_head_dim=8,
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), num_class_embeds=4,
+    )  # fmt: skip
+    return ClassConditionalPipeline(unet, DDIMScheduler(), {"0": "cat", "1": "dog", "2": "car"})
+
+
+FAMILIES = {
+    "stable_diffusion": tiny_pipeline,
+    "stable_diffusion_xl": tiny_xl_pipeline,
+    "stable_diffusion_3": tiny_sd3_pipeline,
+    "class_conditional": tiny_classes,
+}
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
+
+
+def of(file, **overrides) -> dict[str, int]:
+    return plan(Recipe.load(file, overrides))["train"].parts
+
+
+def test_the_tracker_counts_what_is_alive() -> None:
+    """By hand: 1000 floats are 4,000 bytes."""
+    with weightless() as memory:
+        a = torch.ones(1000)
+        view = a[:10]
+        b = a + 1
+        assert memory.live == 8_000
+        del a
+        assert memory.live == 8_000, "a view keeps its storage"
+        del view, b
+        assert (memory.live, memory.peak) == (0, 8_000)
+        weight = torch.ones(100, 100, requires_grad=True)
+        hidden = (torch.ones(50, 100) @ weight).relu()  # the backward pass keeps the input and relu's output
+        assert memory.live == 4 * (100 * 100 + 50 * 100 + 50 * 100)
+        hidden.sum().backward()
+        assert memory.live == 4 * (2 * 100 * 100 + 50 * 100)
+
+
+@pytest.mark.parametrize("length", [16, 64])
+def test_attention_is_fused(length) -> None:
+    """No (L, L) matrix is kept: the bytes are linear in the length."""
+    with weightless() as memory:
+        query = torch.ones(1, 2, length, 8, requires_grad=True)
+        before = memory.live
+        out = F.scaled_dot_product_attention(query, query, query)
+        assert out.shape == query.shape
+        assert memory.live - before == 4 * 2 * length * (8 + 1)  # the result, and a float for each row's sum
+
+
+@pytest.fixture
+def saved() -> Iterator[dict[int, int]]:
+    """Address -> bytes of every storage that the forward pass keeps for the backward pass."""
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield found
+
+
+def test_activations_are_those_that_torch_saves(tiny_base, saved) -> None:
+    """Against what a real forward pass of the same network keeps, counted by autograd's own hooks."""
+    model = Model(base=str(tiny_base))
+
+    def forward(denoiser, device: str) -> Tensor:
+        denoiser.network.requires_grad_(True).train()
+        side, rows = denoiser.network.config.sample_size, 8
+        noisy = torch.ones(rows, denoiser.network.config.in_channels, side, side, device=device)
+        prompts = torch.ones(rows, 77, denoiser.prompt_shape[1], device=device)
+        return denoiser.predict(noisy, torch.ones(rows, dtype=torch.long, device=device), prompts)
+
+    real = denoisers.load(model)
+    kept = forward(real, "cpu")
+    own = {p.untyped_storage().data_ptr() for p in real.network.parameters()}
+    by_hooks = sum(size for address, size in saved.items() if address not in own) + kept.nbytes
+    with weightless() as memory:
+        hollow = denoisers.load(model)
+        hollow.device = torch.device("meta")
+        hollow.without_weights()
+        before = memory.live
+        also_kept = forward(hollow, "meta")
+        counted = memory.live - before
+        assert also_kept.shape == kept.shape
+    assert counted == pytest.approx(by_hooks, rel=0.02)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_planned_without_its_weights(family, tmp_path, cli) -> None:
+    folder = tmp_path / "base"
+    pipeline = FAMILIES[family]()
+    pipeline.save_pretrained(folder)
+    network = getattr(pipeline, denoisers.DENOISERS[family].component)
+    own = _bytes(network)
+    everything = sum(_bytes(part) for part in pipeline.components.values() if isinstance(part, nn.Module))
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    file = tiny_base_recipe(folder, tmp_path, model={"base": str(folder), "family": family})
+
+    found = plan(Recipe.load(file))
+    assert found["train"].parts["weights"] == pytest.approx(own, rel=0.02)
+    assert found["draw"].parts["weights"] == pytest.approx(everything, rel=0.02)
+    assert found["train"].parts["activations"] > 0 < found["draw"].parts["activations"]
+    result = cli("plan", file, "--vram", "64GiB")
+    assert result.status == 0 and "fits in 64.00 GiB" in result.out, result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_saves_memory_is_seen_to(recipe_file) -> None:
+    file = recipe_file()
+    plain = of(file, **{"training.batch_size": 8})
+    assert of(file, **{"training.batch_size": 16})["activations"] > 1.8 * plain["activations"]
+    cut = of(file, **{"training.batch_size": 8, "training.gradient_accumulation": 4})
+    assert cut["activations"] < 0.5 * plain["activations"]
+    checkpointed = of(file, **{"training.batch_size": 8, "training.gradient_checkpointing": True})
+    assert checkpointed["activations"] < 0.9 * plain["activations"]
+    half = of(file, **{"model.dtype": "bfloat16", "training.batch_size": 8})
+    assert half["weights"] == plain["weights"] / 2
+    full = of(file, **{"adapter": {"kind": "none"}, "objective.barrier": "gap"})
+    assert full["trained"] == full["weights"] and full["optimizer"] == 2 * full["weights"]
+
+
+@pytest.mark.parametrize("objective", ["esd", "saliency", "selective_amnesia", "blindspot", "finetune"])
+def test_every_objective_is_planned(recipe_file, objective) -> None:
+    forget = {"concepts": [{"name": "cat", "anchor": "dog"}], "templates": ["a photo of a {concept}"], "count": 4}
+    assert of(recipe_file(objective={"name": objective}, forget=forget))["activations"] > 0
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "lion8bit"])
+def test_the_optimizers_state(name) -> None:
+    """Against the state after a real step."""
+    parameters = [nn.Parameter(torch.ones(size)) for size in (64, 4095, 4096, 20_000)]
+    training = Training(optimizer=name)
+    optimizer = create_optimizer(training, parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    held = sum(
+        value.nbytes for state in optimizer.state.values() for key, value in state.items()
+        if isinstance(value, Tensor) and not key.startswith(("step", "qmap"))
+    )  # fmt: skip
+    assert state_bytes(training, parameters) == pytest.approx(held, rel=0.01)
+
+
+def test_a_small_card_is_refused_with_what_would_fit(recipe_file, cli) -> None:
+    file = recipe_file(training={"steps": 2, "batch_size": 64, "threads": 1})
+    recipe = Recipe.load(file)
+    least = plan(recipe).peak - plan(recipe)["train"].parts["activations"] // 2
+    result = cli("plan", file, "--vram", f"{least / 2**20:.0f}MiB")
+    refused(result, "--vram = '", "is too little: to train takes", "It fits with --training.gradient_accumulation ")
+    remedy = result.err.split("It fits with ")[1].split(" (")[0].split()
+    again = cli("plan", file, "--vram", f"{least / 2**20:.0f}MiB", *remedy)
+    assert again.status == 0 and "to spare" in again.out, again.err
+    refused(cli("plan", file, "--vram", "1MiB"), "No setting makes it fit", "choose a lower sampling.resolution")
+
+
+@pytest.mark.parametrize("size", ["8Q", "-1GiB", "0", "much"])
+def test_sizes_that_are_none(recipe_file, cli, size) -> None:
+    refused(cli("plan", recipe_file(), f"--vram={size}"), f"--vram = '{size}'", "Write for example 8GiB or 512MiB")
+
+
+def test_training_that_cannot_fit_is_refused_before_it_starts(recipe_file, cli, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(room, "SMALL_BASE", 0)
+    monkeypatch.setattr(room, "capacity_of", lambda found: found.peak - 1)
+    file = recipe_file(training={"steps": 1, "batch_size": 8, "threads": 1})
+    refused(cli("train", file), "training = ", "is too little", "It fits with")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+    assert cli("train", file, "--training.check_memory", "false").status == 0
+
+
+def test_training_says_what_it_will_take(recipe_file, cli, monkeypatch) -> None:
+    monkeypatch.setattr(room, "SMALL_BASE", 0)
+    result = cli("train", recipe_file(training={"steps": 1, "batch_size": 2, "threads": 1}))
+    assert result.status == 0 and "GiB at the peak of" in result.err
+    assert psutil.virtual_memory().available > 0
+
+
+def test_a_checkpoint_alone_does_not_describe_itself(recipe_file, cli, tmp_path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    file = recipe_file(model={"base": str(tmp_path / "model.safetensors")})
+    refused(cli("plan", file), "model.config = None", "Give the diffusers folder that describes it")
+
+
+def test_the_planned_step_is_the_one_that_trains(recipe_file, monkeypatch) -> None:
+    """The plan runs `train.take_step` itself: a step that holds more is planned to."""
+    file, plain = recipe_file(), of(recipe_file())["activations"]
+    step = train.take_step
+
+    def wasteful(run, number):
+        held = torch.ones(10_000_000)
+        return step(run, number), held
+
+    monkeypatch.setattr(train, "take_step", wasteful)
+    assert of(file)["activations"] == pytest.approx(plain + 1.05 * 40_000_000, rel=0.01)
