@@ -24,6 +24,8 @@ CPU_LIBRARIES = 64 * 2**20
 """Bytes by which a process grows when it first computes: what torch and its kernels load then."""
 KERNEL_COPIES = 2
 """Copies of the largest weight that kernels make for the time of a call, in the layout that they work on."""
+REPEATS = ("proxy_steps", "mask_batches", "fisher_samples")
+"""Settings of objectives that say how often their preparation repeats what one time holds as much memory for."""
 SLACK = 0.05
 """Share of the activations that the allocator takes on top."""
 QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
@@ -122,6 +124,8 @@ def _training(recipe: Recipe) -> dict[str, int]:
         trainable = train.adapt(recipe, denoiser)
         parameters = trainable.parameters
         trained = sum(p.numel() * p.element_size() for p in parameters)
+        brief = {name: 1 for name in REPEATS if hasattr(recipe.objective, name)}
+        recipe = recipe.model_copy(update={"objective": recipe.objective.model_copy(update=brief)})
         objective = train.create_objective(recipe, denoiser, trainable, mean=lambda tensor: tensor)
         # Without state or arithmetic of its own, so that what bitsandbytes would hold is added by formula.
         optimizer = torch.optim.SGD(parameters, lr=1.0)
