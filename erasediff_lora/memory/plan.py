@@ -145,11 +145,10 @@ def _training(recipe: Recipe) -> dict[str, int]:
         )
         train.take_step(run, 0)
         at_work = memory.peak - before
-        own = weights if recipe.adapter.kind == "none" else 0  # the base's weights, kept beside those that are trained
     gradients = min(trained, at_work)
     return {
         "weights": frozen,
-        "trained": trained if recipe.adapter.kind != "none" else own,
+        "trained": trained,  # an adapter, or the copy that is kept of the base's own weights
         "gradients": gradients,
         "optimizer": state_bytes(recipe.training, parameters),
         "activations": int((at_work - gradients) * (1 + SLACK)),

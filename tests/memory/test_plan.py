@@ -148,6 +148,8 @@ def test_what_saves_memory_is_seen_to(recipe_file) -> None:
     assert half["weights"] == plain["weights"] / 2
     full = of(file, **{"adapter": {"kind": "none"}, "objective.barrier": "gap"})
     assert full["trained"] == full["weights"] and full["optimizer"] == 2 * full["weights"]
+    part = of(file, **{"adapter": {"kind": "none", "targets": "cross_attention"}, "objective.barrier": "gap"})
+    assert part["weights"] == full["weights"] > 2 * part["trained"] and part["optimizer"] == 2 * part["trained"]
 
 
 @pytest.mark.parametrize("objective", ["esd", "saliency", "selective_amnesia", "blindspot", "finetune"])
