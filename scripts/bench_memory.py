@@ -2,7 +2,7 @@
 
     python scripts/bench_memory.py --work build/memory [--only sd15-256] [--steps 2]
 
-The bases have random weights, but for the embedded model. The sets are prepared in a process of their own, as they may
+The bases have random weights. The sets are prepared in a process of their own, as they may
 be on a small machine; the training then never loads the autoencoder and the text encoders. Peak memory: what the GPU
 allocator held, or without a GPU the resident set. Prints a Markdown table and writes memory.json under --work; what is
 there is not measured again.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,8 +23,8 @@ import torch
 import yaml
 from PIL import Image
 
-from erasediff_lora import denoisers
 from erasediff_lora.memory.plan import plan
+from erasediff_lora.memory.room import gib
 from erasediff_lora.recipe import Recipe, overlay
 
 CHECKPOINTING = {"training.gradient_checkpointing": True}
@@ -59,10 +58,7 @@ def recipe_values(name: str, work: Path, steps: int) -> dict[str, Any]:
     dtype = GRID[name].get("model.dtype", "bfloat16")
     folder = work / f"{base}-{dtype}"
     if not folder.is_dir():
-        code = "import sys, torch, random_bases as r; from pathlib import Path; "
-        code += "r.build(sys.argv[1], Path(sys.argv[2]), getattr(torch, sys.argv[3]))"
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-        subprocess.run([sys.executable, "-c", code, base, folder, dtype], check=True, env=environment)
+        subprocess.run([sys.executable, Path(__file__).parent / "random_bases.py", base, folder, dtype], check=True)
     pictures = work / f"pictures-{resolution}"
     if not pictures.is_dir():
         pictures.mkdir()
@@ -93,10 +89,10 @@ def measured(name: str, work: Path, steps: int) -> dict[str, Any]:
     file.write_text(yaml.safe_dump(values))
     recipe = Recipe.load(file)
     began = time.perf_counter()
-    predicted = plan(recipe)["train"]
+    planned = plan(recipe, ["train"])
     seconds = time.perf_counter() - began
-    cli = "import sys; from erasediff_lora.cli import main; sys.exit(main(sys.argv[1:]))"
-    subprocess.run([sys.executable, "-c", cli, "prepare", file], check=True, stdout=subprocess.DEVNULL)
+    prepare = [sys.executable, "-m", "erasediff_lora.cli", "prepare", file]
+    subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
     only_training = (
         "import sys, pathlib; from erasediff_lora.recipe import Recipe; from erasediff_lora.train import train;"
         "train(Recipe.load(pathlib.Path(sys.argv[1])), overwrite=True)"
@@ -104,8 +100,8 @@ def measured(name: str, work: Path, steps: int) -> dict[str, Any]:
     subprocess.run([sys.executable, "-c", only_training, file], check=True)
     lines = [json.loads(line) for line in (recipe.output / "training_log.jsonl").read_text().splitlines()]
     peak = lines[-1]["peak_memory_bytes"]
-    on_gpu = denoisers.load(recipe.model).device.type == "cuda"
-    parts = {k: v for k, v in predicted.parts.items() if not (on_gpu and k == "runtime")}
+    held_elsewhere = {"runtime"} if planned.device == "cuda" else set()  # than in the allocator
+    parts = {name: size for name, size in planned["train"].parts.items() if name not in held_elsewhere}
     return {
         "parts": parts,
         "predicted_bytes": sum(parts.values()),
@@ -121,7 +117,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = ["| configuration | predicted | measured | error | planned in | a step |", "|---|---|---|---|---|---|"]
     for name, row in rows.items():
         lines.append(
-            f"| {name} | {row['predicted_bytes'] / 2**30:.2f} GiB | {row['measured_bytes'] / 2**30:.2f} GiB "
+            f"| {name} | {gib(row['predicted_bytes'])} | {gib(row['measured_bytes'])} "
             f"| {row['error']:+.1%} | {row['plan_seconds']} s | {row['seconds_per_step']} s |"
         )
     return "\n".join(lines)

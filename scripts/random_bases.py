@@ -1,7 +1,11 @@
-"""Pipelines of the published architectures with random weights: shapes, not pictures, decide memory and time."""
+"""Pipelines of the published architectures with random weights: shapes, not pictures, decide memory and time.
+
+python scripts/random_bases.py sd15 FOLDER bfloat16
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +78,7 @@ def _filled(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         else:
             nn.init.normal_(parameter, std=0.02)
     return module
+
+
+if __name__ == "__main__":
+    build(sys.argv[1], Path(sys.argv[2]), getattr(torch, sys.argv[3]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from erasediff_lora.denoisers.class_conditional import ClassConditionalPipeline
 
 UNET: dict[str, Any] = {
     "sample_size": 4,
@@ -146,6 +150,24 @@ def tiny_sd3_pipeline() -> StableDiffusion3Pipeline:
         text_encoder_3=None,
         tokenizer_3=None,
     )
+
+
+def tiny_class_pipeline(labels: Mapping[int, str]) -> ClassConditionalPipeline:
+    """8 px grey pictures of classes."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=4,
+        num_class_embeds=len(labels) + 1,
+    )
+    return ClassConditionalPipeline(unet, DDIMScheduler(), labels)
 
 
 def tiny_values(base: Path, root: Path, **sections: Any) -> dict[str, Any]:

@@ -106,8 +106,7 @@ class StableDiffusion:
         for name in {self.component, "vae", *self.encoders} - options.keys():  # a network at hand may be in training
             if (part := getattr(pipeline, name)) is not None:
                 part.requires_grad_(False)
-        if getattr(pipeline, self.component).config.sample_size >= LARGE_LATENTS:
-            pipeline.vae.enable_slicing()  # a picture at a time: the same result, less memory
+        _slice_large(getattr(pipeline, self.component), pipeline.vae)
         return pipeline.to(self.device)
 
     @cached_property
@@ -285,9 +284,8 @@ class StableDiffusion:
             )
         with placement.readable(self.model):
             networks = weightless.networks(folder, self.dtype)
-        network = self.__dict__["network"] = networks[self.component]
-        if network.config.sample_size >= LARGE_LATENTS:
-            networks["vae"].enable_slicing()
+        self.__dict__["network"] = networks[self.component]
+        _slice_large(networks[self.component], networks["vae"])
         return networks
 
     @property
@@ -303,6 +301,12 @@ class StableDiffusion:
             torch.cuda.empty_cache()
         elif hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)  # glibc keeps freed pages otherwise
+
+
+def _slice_large(network: Any, vae: Any) -> None:
+    """Large pictures are taken one at a time: the same result, less memory."""
+    if network.config.sample_size >= LARGE_LATENTS:
+        vae.enable_slicing()
 
 
 def _shift(vae: Any) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +25,6 @@ CPU_LIBRARIES = 64 * 2**20
 """Bytes by which a process grows when it first computes: what torch and its kernels load then."""
 KERNEL_COPIES = 2
 """Copies of the largest weight that kernels make for the time of a call, in the layout that they work on."""
-REPEATS = ("proxy_steps", "mask_batches", "fisher_samples")
-"""Settings of objectives that say how often their preparation repeats what one time holds as much memory for."""
 SLACK = 0.05
 """Share of the activations that the allocator takes on top."""
 QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
@@ -60,7 +59,7 @@ class MemoryPlan:
     """
 
     device: str
-    phases: Sequence[Phase] = field(default_factory=tuple)
+    phases: Sequence[Phase]
 
     @property
     def peak(self) -> int:
@@ -81,16 +80,18 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train")) -> MemoryPla
     Raises:
         UserError: If the base does not say what its networks are, or the targets match nothing.
     """
-    located = denoisers.load(recipe.model)
-    device = located.device.type
+    denoiser = denoisers.load(recipe.model)
+    device = denoiser.device.type
     runtime = CUDA_CONTEXT if device == "cuda" else psutil.Process().memory_info().rss + CPU_LIBRARIES
-    return MemoryPlan(device, [Phase(name, {"runtime": runtime} | PHASES[name](recipe)) for name in phases])
+    denoiser.device = torch.device("meta")
+    return MemoryPlan(
+        device, [Phase(name, {"runtime": runtime} | PHASES[name](recipe, copy.copy(denoiser))) for name in phases]
+    )
 
 
-def _drawing(recipe: Recipe) -> dict[str, int]:
+def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """The whole pipeline, and the larger of a guided denoising step and the autoencoder on its pictures."""
     with weightless() as memory, torch.no_grad():
-        denoiser = _weightless_denoiser(recipe)
         networks = denoiser.without_weights()
         weights = sum(_weight_bytes(network) for network in networks.values())
         count = min(recipe.sampling.batch_size, max(recipe.forget.count, recipe.retain.count))
@@ -112,10 +113,9 @@ def _drawing(recipe: Recipe) -> dict[str, int]:
     return {"weights": weights, "activations": int(activations * (1 + SLACK)), "kernels": kernels}
 
 
-def _training(recipe: Recipe) -> dict[str, int]:
+def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """A step of the loop, with what the objective prepares before it."""
     with weightless() as memory:
-        denoiser = _weightless_denoiser(recipe)
         denoiser.without_weights()
         network = denoiser.network
         weights = _weight_bytes(network)
@@ -123,9 +123,9 @@ def _training(recipe: Recipe) -> dict[str, int]:
         kernels = _kernel_bytes(network)
         trainable = train.adapt(recipe, denoiser)
         parameters = trainable.parameters
-        trained = sum(p.numel() * p.element_size() for p in parameters)
-        brief = {name: 1 for name in REPEATS if hasattr(recipe.objective, name)}
-        recipe = recipe.model_copy(update={"objective": recipe.objective.model_copy(update=brief)})
+        trained = sum(parameter.nbytes for parameter in parameters)
+        once = recipe.objective.model_copy(update=dict.fromkeys(recipe.objective.repeats, 1))
+        recipe = recipe.model_copy(update={"objective": once})
         objective = train.create_objective(recipe, denoiser, trainable, mean=lambda tensor: tensor)
         # Without state or arithmetic of its own, so that what bitsandbytes would hold is added by formula.
         optimizer = torch.optim.SGD(parameters, lr=1.0)
@@ -160,17 +160,10 @@ PHASES = {"draw": _drawing, "train": _training}
 """The stages of a run, in order."""
 
 
-def _weightless_denoiser(recipe: Recipe) -> Denoiser:
-    denoiser = denoisers.load(recipe.model)
-    denoiser.device = torch.device("meta")
-    return denoiser
-
-
 def _latents(recipe: Recipe, denoiser: Denoiser, count: int) -> Tensor:
     side = recipe.sampling.resolution or denoiser.resolution
     config = denoiser.network.config
-    own = int(config.sample_size)
-    side = side * own // denoiser.resolution
+    side = side * int(config.sample_size) // denoiser.resolution
     return torch.empty(count, config.in_channels, side, side, dtype=denoiser.dtype)
 
 
@@ -193,12 +186,11 @@ def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
 
 
 def _weight_bytes(network: nn.Module) -> int:
-    tensors = {id(t): t for t in [*network.parameters(), *network.buffers()]}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
 
 
 def _kernel_bytes(network: nn.Module) -> int:
-    return KERNEL_COPIES * max(p.numel() * p.element_size() for p in network.parameters())
+    return KERNEL_COPIES * max(parameter.nbytes for parameter in network.parameters())
 
 
 def _quantized_bytes(network: nn.Module, kind: str) -> int:

@@ -42,8 +42,12 @@ def changes(recipe: Recipe, device: str) -> list[tuple[str, list[Any]]]:
 
 
 def _doubled(now: int, most: int) -> list[int]:
-    """2, 4, 8 … times as much, up to `most`."""
-    return [n for k in range(1, most.bit_length() + 1) if (n := min(now << k, most)) > now and n != now << (k - 1)]
+    """2, 4, 8 … times as much, and `most` at the end."""
+    values = []
+    while now < most:
+        now = min(2 * now, most)
+        values.append(now)
+    return values
 
 
 def remedy(recipe: Recipe, found: MemoryPlan, capacity: int) -> tuple[dict[str, Any], int] | None:
@@ -95,6 +99,8 @@ def require_room(recipe: Recipe) -> None:
     Raises:
         UserError: With the cheapest change that makes it fit.
     """
+    if not recipe.training.check_memory:
+        return
     source = denoisers.load(recipe.model).source
     if source.is_file():
         if recipe.model.config is None:
@@ -102,7 +108,7 @@ def require_room(recipe: Recipe) -> None:
         size = source.stat().st_size
     else:
         size = sum(file.stat().st_size for file in source.rglob("*.safetensors"))
-    if not recipe.training.check_memory or size < SMALL_BASE:
+    if size < SMALL_BASE:
         return
     found = plan(recipe)
     capacity = capacity_of(found)

@@ -22,6 +22,9 @@ class ObjectiveSettings(Section):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
     """Preset -> values that the fields start from."""
 
+    repeats: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how often `prepare` repeats what takes as much memory when done once."""
+
     name: str = Field("erasediff", description="the method")
     preset: str = Field("default", description="starting point of the fields below")
 

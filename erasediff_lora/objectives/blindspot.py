@@ -7,7 +7,7 @@ weight of the attention maps is 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,8 @@ from erasediff_lora.objectives.base import (
 
 class BlindspotSettings(ObjectiveSettings):
     """Options of the objective."""
+
+    repeats: ClassVar[tuple[str, ...]] = ("proxy_steps",)
 
     name: Literal["blindspot"] = Field("blindspot", description="the method")
     preset: Literal["default"] = Field("default", description="starting point of the fields below")

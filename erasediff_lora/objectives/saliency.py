@@ -33,6 +33,8 @@ class SaliencySettings(ObjectiveSettings):
         "salun_sd": {"retain_weight": 0.5},
         "salun_ddpm": {"retain_weight": 1e-3},
     }
+    repeats: ClassVar[tuple[str, ...]] = ("mask_batches",)
+
     name: Literal["saliency"] = Field("saliency", description="the method")
     preset: Literal["default", "salun_sd", "salun_ddpm"] = Field(
         "default", description="starting point of the fields below"

@@ -33,6 +33,8 @@ class SelectiveAmnesiaSettings(ObjectiveSettings):
         "sa_ddpm": {"surrogate_pictures": "noise", "penalty": 10.0},
         "sa_sd": {"surrogate_pictures": "anchor", "penalty": 50.0},
     }
+    repeats: ClassVar[tuple[str, ...]] = ("fisher_samples",)
+
     name: Literal["selective_amnesia"] = Field("selective_amnesia", description="the method")
     preset: Literal["default", "sa_ddpm", "sa_sd"] = Field("default", description="starting point of the fields below")
     surrogate_pictures: Literal["noise", "anchor"] = Field(

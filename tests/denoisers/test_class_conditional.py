@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from PIL import Image
 from refusals import refused
 from safetensors.torch import load_file
+from tiny import tiny_class_pipeline
 from torch.nn import functional as F
 
 from erasediff_lora import denoisers
@@ -30,21 +31,9 @@ SIDE = 8
 def base(tmp_path_factory):
     """A folder with a pipeline, a judge and a labelled set."""
     root = tmp_path_factory.mktemp("classes")
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=SIDE,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        norm_num_groups=4,
-        num_class_embeds=len(NAMES) + 1,
-    )
-    unet.save_pretrained(root / "plain")
-    ClassConditionalPipeline(unet, DDIMScheduler(), CLASSES).save_pretrained(root / "model")
+    pipeline = tiny_class_pipeline(CLASSES)
+    pipeline.unet.save_pretrained(root / "plain")
+    pipeline.save_pretrained(root / "model")
     Classifier(NAMES, [], 16).save(root / "judge.safetensors")
     write_idx(root / "data")
     return root
