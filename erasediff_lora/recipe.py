@@ -19,7 +19,10 @@ from erasediff_lora.recipe_checks import cross_check
 from erasediff_lora.schema import Section
 
 RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "training"}
-FREE_FIELDS = {"steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every", "log_with", "check_memory"}
+FREE_FIELDS = {
+    *("steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every"),
+    *("log_with", "check_memory", "shard"),
+}
 """Fields of `training` that may differ when a run is resumed."""
 
 
@@ -30,13 +33,15 @@ class Model(Section):
     family: Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "class_conditional"] = Field(
         "stable_diffusion", description="model family"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the frozen weights; auto: bfloat16 on a GPU, float32 on a CPU"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
+        "auto",
+        description="of the frozen weights; auto: bfloat16 on a GPU, float32 on a CPU; float64: to compare arithmetic",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     quantize: Literal["nf4", "int8"] | None = Field(
         None, description="hold the frozen network in 4 or 8 bits (bitsandbytes, on a GPU)"
     )
+    vae_tiling: bool = Field(False, description="encode and decode pictures in tiles: less memory, slightly different")
     config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
     revision: str | None = Field(None, description="hub revision")
     variant: str | None = Field(None, description="hub weight variant, such as fp16")
@@ -167,6 +172,9 @@ class Training(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="clip of the direction, as one vector")
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting of the retain loss")
     gradient_checkpointing: bool = Field(False, description="trade time for activation memory")
+    shard: bool = Field(False, description="split the frozen weights among the processes (FSDP2)")
+    compile: bool = Field(False, description="compile the network's blocks with torch.compile")
+    channels_last: bool = Field(False, description="lay pictures out as convolutions on a GPU like them")
     seed: int = Field(0, ge=0, description="seed of the adapter, the batches, the noise")
     threads: int | None = Field(None, ge=1, description="CPU threads; small models are fastest with 1")
     check_memory: bool = Field(True, description="refuse in advance what `plan` says does not fit")

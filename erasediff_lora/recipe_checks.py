@@ -51,15 +51,15 @@ def cross_check(sections: dict[str, Any]) -> list[Problem]:
             )
         )
     adapter: AdapterSettings | None = sections.get("adapter")
-    if model and model.quantize:
+    for name, value in (("model.quantize", model and model.quantize), ("training.shard", training and training.shard)):
         for is_so, what in (
             (adapter and adapter.kind == "none", "adapter: none trains the weights themselves"),
             (objective and objective.name == "selective_amnesia", "selective_amnesia differentiates by them"),
         ):
-            if is_so:
-                problems.append(
-                    Problem("model.quantize", model.quantize, f"leaves no weights to train: {what}.", "Omit it.")
-                )
+            if value and is_so:
+                problems.append(Problem(name, value, f"leaves no whole weights to train: {what}.", "Omit it."))
+    if training and training.shard:
+        problems += _check_shard(training, model)
     if training and training.min_snr_gamma and model and model.family == "stable_diffusion_3":
         problems.append(
             Problem(
@@ -69,6 +69,8 @@ def cross_check(sections: dict[str, Any]) -> list[Problem]:
                 "Omit it.",
             )
         )
+    if model and model.vae_tiling and model.family == "class_conditional":
+        problems.append(Problem("model.vae_tiling", True, "needs an autoencoder; this family has none.", "Omit it."))
     if evaluation := sections.get("evaluation"):
         problems += _check_evaluation(evaluation, forget, training)
     for pattern in adapter.targets if adapter and isinstance(adapter.targets, list) else []:
@@ -77,6 +79,20 @@ def cross_check(sections: dict[str, Any]) -> list[Problem]:
         except re.error as error:
             problems.append(Problem("adapter.targets", pattern, f"is not a regular expression: {error}."))
     return problems
+
+
+def _check_shard(training: Training, model: Model | None) -> list[Problem]:
+    alone = "one process would draw alone, with its share of the weights."
+    conflicts = (
+        ("model.quantize", model and model.quantize, "weights of 4 or 8 bits are not split."),
+        ("training.sample_every", training.sample_every, alone),
+        ("training.evaluate_every", training.evaluate_every, alone),
+    )
+    return [
+        Problem(name, value, f"cannot go with training.shard: {why}", "Omit one of them.")
+        for name, value, why in conflicts
+        if value
+    ]
 
 
 def _check_evaluation(evaluation: Evaluation, forget: ForgetSet | None, training: Training | None) -> list[Problem]:

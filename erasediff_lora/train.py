@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import signal
 import sys
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from erasediff_lora import __version__, denoisers, objectives, trainables
+from erasediff_lora import __version__, denoisers, objectives, processes, trainables
 from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.data import sets
@@ -38,10 +39,10 @@ from erasediff_lora.run_folder import (
     RECIPE_FILE,
     SET_SHEETS,
     JsonLog,
-    claim,
     newest_checkpoint,
     save_checkpoint,
 )
+from erasediff_lora.sharding import shard
 from erasediff_lora.stop_signal import StopSignal
 from erasediff_lora.trainables import Trainable
 
@@ -93,9 +94,12 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         UserError: If something in the recipe cannot be used, or a loss is not finite.
         Interrupted: On SIGINT or SIGTERM, after saving a checkpoint.
     """
-    accelerator = _accelerator(recipe)
+    accelerator = processes.start(recipe)
     folder = recipe.output
-    with _main_claims(accelerator, folder, resume=resume, overwrite=overwrite):
+    with (
+        processes.company(accelerator, folder),
+        processes.main_claims(accelerator, folder, resume=resume, overwrite=overwrite),
+    ):
         run = set_up(recipe, accelerator, resume=resume)
         with StopSignal() as stop:
             erase(run, stop)
@@ -119,7 +123,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         retain = sets.prepare(recipe, denoiser, "retain", sheet=recipe.output / SET_SHEETS["retain"])
     denoiser.release_encoders()
 
-    trainable = adapt(recipe, denoiser)
+    trainable = _adapt_here(recipe, denoiser, accelerator.num_processes)
     optimizer = create_optimizer(recipe.training, trainable.parameters)
     schedule = create_schedule(recipe.training, optimizer)
     objective = create_objective(
@@ -177,6 +181,24 @@ def adapt(recipe: Recipe, denoiser: Denoiser) -> Trainable:
     return trainable
 
 
+def _adapt_here(recipe: Recipe, denoiser: Denoiser, world: int) -> Trainable:
+    """Adapt the network, and lay it out, compile and split it as the recipe says."""
+    training, device = recipe.training, denoiser.device
+    split = training.shard and world > 1
+    if split:
+        denoiser.device = torch.device("cpu")
+    trainable = adapt(recipe, denoiser)
+    network = denoiser.network
+    if training.channels_last:
+        network.to(memory_format=torch.channels_last)
+    if training.compile:
+        getattr(network, "compile_repeated_blocks" if network._repeated_blocks else "compile")()
+    if split:
+        shard(network, trainable.parameters, world, device)
+        denoiser.device = device
+    return trainable
+
+
 def create_objective(
     recipe: Recipe, denoiser: Denoiser, trainable: Trainable, mean: Callable[[Tensor], Tensor]
 ) -> Objective:
@@ -216,7 +238,7 @@ def erase(run: Run, stop: StopSignal) -> None:
         direction = take_step(run, step)
         _report(run, bar, step + 1, direction, time.perf_counter() - began)
         done = step + 1
-        if (signum := _agreed(run.accelerator, stop)) is not None:
+        if (signum := processes.agreed(run.accelerator, stop)) is not None:
             _checkpoint(run, done)
             raise Interrupted(signum, run.recipe.output, done)
         if done % training.checkpoint_every == 0 and done < training.steps:
@@ -296,35 +318,16 @@ def check_same_run(recipe: Recipe) -> None:
         raise UserError(*problems)
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
-    return Accelerator(
-        cpu=recipe.model.device == "cpu" or not torch.cuda.is_available(),
-        log_with=list(recipe.training.log_with) or None,
-        project_dir=str(recipe.output),
-    )
-
-
-@contextmanager
-def _main_claims(accelerator: Accelerator, folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    if accelerator.is_main_process:
-        with claim(folder, resume=resume, overwrite=overwrite):
-            accelerator.wait_for_everyone()
-            yield
-    else:
-        accelerator.wait_for_everyone()
-        yield
-
-
 def _require_finite(run: Run, step: int, direction: Direction) -> None:
     """Stop before a NaN or Inf reaches the adapter."""
-    losses = [direction.metrics.get("retain_loss") or 0.0, direction.metrics.get("forget_loss") or 0.0]
-    if bool(torch.isfinite(direction.vector).all()) and bool(torch.isfinite(torch.tensor(losses)).all()):
+    named = {name: direction.metrics.get(name) for name in ("retain_loss", "forget_loss", "direction_norm")}
+    if all(math.isfinite(value) for value in named.values() if value is not None):
         return
     kept = _checkpoint(run, step) if step > 0 else None
     raise UserError(
         Problem(
             "loss",
-            {name: direction.metrics.get(name) for name in ("retain_loss", "forget_loss", "direction_norm")},
+            named,
             f"is not finite at step {step + 1}; the step was not taken.",
             ("The adapter before it is in " + str(kept) + ". " if kept else "")
             + "Lower training.learning_rate or objective.inner_learning_rate, or use model.dtype: float32.",
@@ -351,14 +354,6 @@ def _peak_memory() -> int:
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _agreed(accelerator: Accelerator, stop: StopSignal) -> int | None:
-    """The signal that any process got: all must stop after the same step."""
-    if accelerator.num_processes == 1:
-        return stop.signum
-    seen = accelerator.gather(torch.tensor([stop.signum or 0], device=accelerator.device))
-    return int(seen.max()) or None
 
 
 def _checkpoint(run: Run, step: int) -> Path | None:

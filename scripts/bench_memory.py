@@ -49,13 +49,21 @@ GRID: dict[str, dict[str, Any]] = {
     "sdxl-1024-checkpointing-8bit": CHECKPOINTING | EIGHT_BIT,
 }  # fmt: skip
 """Name -> overrides. It starts with the base and the resolution; without more: bfloat16, batch 1, rank 8."""
+NF4 = {"model.quantize": "nf4"} | CHECKPOINTING | EIGHT_BIT
+GPU_GRID = {
+    "sd15-512-nf4-checkpointing-8bit": NF4,
+    "sdxl-1024-checkpointing": CHECKPOINTING,
+    "sdxl-1024-nf4-checkpointing-8bit": NF4,
+}
+"""What takes a GPU, as quantised weights do."""
+EVERY = GRID | GPU_GRID
 
 
 def recipe_values(name: str, work: Path, steps: int) -> dict[str, Any]:
     """The recipe of a configuration, with its base and pictures under `work`."""
     base, resolution = name.split("-")[:2]
     family = "stable_diffusion_xl" if base == "sdxl" else "stable_diffusion"
-    dtype = GRID[name].get("model.dtype", "bfloat16")
+    dtype = EVERY[name].get("model.dtype", "bfloat16")
     folder = work / f"{base}-{dtype}"
     if not folder.is_dir():
         subprocess.run([sys.executable, Path(__file__).parent / "random_bases.py", base, folder, dtype], check=True)
@@ -65,7 +73,7 @@ def recipe_values(name: str, work: Path, steps: int) -> dict[str, Any]:
         pixels = np.random.default_rng(0).integers(0, 255, (int(resolution), int(resolution), 3), np.uint8)
         Image.fromarray(pixels).save(pictures / "picture.png")
     images = {"folder": str(pictures)}
-    return {
+    values: dict[str, Any] = {
         "model": {"base": str(folder), "dtype": dtype, "family": family},
         "forget": {
             "concepts": [{"name": "tench", "anchor": "church"}], "templates": ["a {concept}"], "images": images,
@@ -80,13 +88,13 @@ def recipe_values(name: str, work: Path, steps: int) -> dict[str, Any]:
         "output": str(work / "runs" / name),
         "cache": str(work / "cache"),
     }  # fmt: skip
+    return overlay(values, EVERY[name])
 
 
 def measured(name: str, work: Path, steps: int) -> dict[str, Any]:
     """Prediction and measurement of one configuration."""
-    values = overlay(recipe_values(name, work, steps), GRID[name])
     file = work / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(values))
+    file.write_text(yaml.safe_dump(recipe_values(name, work, steps)))
     recipe = Recipe.load(file)
     began = time.perf_counter()
     planned = plan(recipe, ["train"])
@@ -127,7 +135,7 @@ def main() -> None:
     """Measure what is not measured yet; print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/memory"))
-    parser.add_argument("--only", nargs="+", choices=GRID, default=list(GRID), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=EVERY, default=list(GRID), metavar="NAME")
     parser.add_argument("--steps", type=int, default=2)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tiny_pipeline, tiny_values
 
+from erasediff_lora import train
+
 ROOT = Path(__file__).parent.parent
 LOGGED = {
     "step", "retain_loss", "forget_loss", "gap", "lambda", "retain_gradient_norm", "constraint_gradient_norm",
@@ -307,26 +309,6 @@ def test_accelerate_launch_runs_the_same_program(recipe_file, cli, tmp_path) -> 
     assert same(adapter_of(tmp_path / "launched"), adapter_of(tmp_path / "run"))
 
 
-def test_two_processes_take_the_step_of_one_with_the_joint_batch(recipe_file, cli, tmp_path) -> None:
-    file = recipe_file(training={"batch_size": 4}, objective={"barrier": "gap"})
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(ROOT / "scripts/train_erase_lora.py"), str(file), "--output", str(tmp_path / "two")],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "2 processes" in done.stderr
-    assert cli("train", file).status == 0
-    two, one = log_of(tmp_path / "two"), log_of(tmp_path / "run")
-    assert len(two) == len(one) == 4
-    for a, b in zip(two, one, strict=True):
-        assert a["lambda"] == pytest.approx(b["lambda"], rel=1e-3)
-        assert a["retain_loss"] == pytest.approx(b["retain_loss"], rel=1e-5)
-    for name, tensor in adapter_of(tmp_path / "run").items():
-        torch.testing.assert_close(adapter_of(tmp_path / "two")[name], tensor, rtol=0, atol=1e-4)
-
-
 FULL_DISK = """
 mount -t tmpfs -o size=$2 tmpfs "$1"
 "$3" -m erasediff_lora.cli train "$4" --output "$1/run"
@@ -356,3 +338,31 @@ def test_a_full_disk_costs_nothing_but_the_last_steps(recipe_file, cli, tmp_path
     assert done.returncode == 0, done.stderr
     assert "cannot be written: No space left on device." in done.stderr and "Traceback" not in done.stderr
     assert same(load_file(tmp_path / "resumed.safetensors"), adapter_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("option", ["channels_last", "compile"])
+def test_layout_and_compilation_change_the_time_only(option, recipe_file, cli, tmp_path, monkeypatch) -> None:
+    """The compiler proper takes minutes; here it traces and runs what it traced."""
+    took_effect = []
+    compiled, set_up = torch.nn.Module.compile, train.set_up
+
+    def compile_quickly(module, *arguments, **options) -> None:
+        took_effect.append("compile")
+        compiled(module, *arguments, backend="aot_eager", **options)
+
+    def look(*arguments, **options):
+        run = set_up(*arguments, **options)
+        if run.denoiser.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+            took_effect.append("channels_last")
+        return run
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_quickly)
+    monkeypatch.setattr(train, "set_up", look)
+    file = recipe_file(model={"dtype": "float64"}, training={"steps": 2})
+    assert cli("train", file).status == 0
+    assert not took_effect
+    assert cli("train", file, "--output", tmp_path / "other", f"--training.{option}", "true").status == 0
+    assert set(took_effect) == {option}
+    for name, tensor in adapter_of(tmp_path / "run").items():
+        torch.testing.assert_close(adapter_of(tmp_path / "other")[name], tensor, rtol=0, atol=1e-9)
+    torch._dynamo.reset()

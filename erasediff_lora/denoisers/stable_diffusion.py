@@ -106,7 +106,7 @@ class StableDiffusion:
         for name in {self.component, "vae", *self.encoders} - options.keys():  # a network at hand may be in training
             if (part := getattr(pipeline, name)) is not None:
                 part.requires_grad_(False)
-        _slice_large(getattr(pipeline, self.component), pipeline.vae)
+        self._cut_up(getattr(pipeline, self.component), pipeline.vae)
         return pipeline.to(self.device)
 
     @cached_property
@@ -125,6 +125,13 @@ class StableDiffusion:
             )
         network.requires_grad_(False)
         return network if self._quantization else network.to(self.device)
+
+    def _cut_up(self, network: Any, vae: Any) -> None:
+        """Large pictures are decoded one at a time, which gives the same result; in tiles if asked, which does not."""
+        if network.config.sample_size >= LARGE_LATENTS:
+            vae.enable_slicing()
+        if self.model.vae_tiling:
+            vae.enable_tiling()
 
     @cached_property
     def noise_scheduler(self) -> Any:
@@ -153,12 +160,12 @@ class StableDiffusion:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the base's weight and configuration files, names included."""
+        """SHA-256 over the base's weight and configuration files, names included; and how its pictures are decoded."""
         files = [self.source]
         if self.source.is_dir():
             parts = (self.component, "vae", *self.encoders, *self.tokenizers, "scheduler")
             files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
-        return fingerprint(files, self.source)
+        return fingerprint(files, self.source) + ("-tiled" if self.model.vae_tiling else "")
 
     def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
         return self.network(noisy, timesteps, encoder_hidden_states=prompts).sample
@@ -285,7 +292,7 @@ class StableDiffusion:
         with placement.readable(self.model):
             networks = weightless.networks(folder, self.dtype)
         self.__dict__["network"] = networks[self.component]
-        _slice_large(networks[self.component], networks["vae"])
+        self._cut_up(networks[self.component], networks["vae"])
         return networks
 
     @property
@@ -301,12 +308,6 @@ class StableDiffusion:
             torch.cuda.empty_cache()
         elif hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)  # glibc keeps freed pages otherwise
-
-
-def _slice_large(network: Any, vae: Any) -> None:
-    """Large pictures are taken one at a time: the same result, less memory."""
-    if network.config.sample_size >= LARGE_LATENTS:
-        vae.enable_slicing()
 
 
 def _shift(vae: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from erasediff_lora.memory.tracker import weightless
 from erasediff_lora.objectives import Batch
 from erasediff_lora.optimizers import create_schedule, state_bytes
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.sharding import largest_group
 
 CUDA_CONTEXT = 450 * 2**20
 """Bytes that a process takes of a GPU before its first tensor."""
@@ -25,6 +27,8 @@ CPU_LIBRARIES = 64 * 2**20
 """Bytes by which a process grows when it first computes: what torch and its kernels load then."""
 KERNEL_COPIES = 2
 """Copies of the largest weight that kernels make for the time of a call, in the layout that they work on."""
+GATHERED_BLOCKS = 2
+"""Blocks of a split network that are whole at once: the one that computes, and the next."""
 SLACK = 0.05
 """Share of the activations that the allocator takes on top."""
 QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
@@ -118,8 +122,12 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     with weightless() as memory:
         denoiser.without_weights()
         network = denoiser.network
-        weights = _weight_bytes(network)
-        frozen = _quantized_bytes(network, recipe.model.quantize) if recipe.model.quantize else weights
+        world = processes()
+        frozen = weights = _weight_bytes(network)
+        if recipe.model.quantize:
+            frozen = _quantized_bytes(network, recipe.model.quantize)
+        elif recipe.training.shard and world > 1:
+            frozen = min(weights, weights // world + GATHERED_BLOCKS * largest_group(network))
         kernels = _kernel_bytes(network)
         trainable = train.adapt(recipe, denoiser)
         parameters = trainable.parameters
@@ -129,7 +137,7 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         objective = train.create_objective(recipe, denoiser, trainable, mean=lambda tensor: tensor)
         # Without state or arithmetic of its own, so that what bitsandbytes would hold is added by formula.
         optimizer = torch.optim.SGD(parameters, lr=1.0)
-        rows = -(-recipe.training.batch_size // recipe.training.gradient_accumulation)
+        rows = -(-recipe.training.batch_size // (recipe.training.gradient_accumulation * world))
         count = recipe.training.gradient_accumulation
         batches = [_batch(recipe, denoiser, rows) for _ in range(min(count, 2))]  # further ones are like the second
         memory.reset()
@@ -158,6 +166,11 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
 
 PHASES = {"draw": _drawing, "train": _training}
 """The stages of a run, in order."""
+
+
+def processes() -> int:
+    """Processes that share a batch: launchers set WORLD_SIZE before any of them starts to talk."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _latents(recipe: Recipe, denoiser: Denoiser, count: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from erasediff_lora import denoisers
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.memory.plan import MemoryPlan, plan
+from erasediff_lora.memory.plan import MemoryPlan, plan, processes
 from erasediff_lora.recipe import Recipe, overlay
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,12 @@ def gib(count: float) -> str:
 def changes(recipe: Recipe, device: str) -> list[tuple[str, list[Any]]]:
     """Fields that save memory in training, each with its values from weak to strong; the cheapest field first."""
     training = recipe.training
+    share = training.batch_size // processes()
     found: list[tuple[str, list[Any]]] = [
-        ("training.gradient_accumulation", _doubled(training.gradient_accumulation, training.batch_size)),
+        (
+            "training.gradient_accumulation",
+            _doubled(training.gradient_accumulation, share),
+        ),
         ("training.gradient_checkpointing", [] if training.gradient_checkpointing else [True]),
         ("training.optimizer", ["adamw8bit"] if training.optimizer == "adamw" else []),
     ]
@@ -121,7 +126,8 @@ def capacity_of(found: MemoryPlan) -> int:
     """Bytes of the device that this process may fill."""
     if found.device == "cuda":
         return int(torch.cuda.mem_get_info()[1])
-    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return psutil.virtual_memory().available // here + psutil.Process().memory_info().rss
 
 
 def shortage(what: str, recipe: Recipe, found: MemoryPlan, capacity: int) -> Problem:

@@ -78,5 +78,6 @@ def _fused(
 def weightless() -> Iterator[MemoryTracker]:
     """Tensors made inside have shapes and no values; what they would hold is counted."""
     attention = mock.patch.object(F, "scaled_dot_product_attention", _fused)
-    with torch.device("meta"), attention, MemoryTracker() as tracker:
+    values = mock.patch.object(Tensor, "tolist", lambda tensor: [1.0] * tensor.numel())  # as _VALUE_OPS, of vectors
+    with torch.device("meta"), attention, values, MemoryTracker() as tracker:
         yield tracker

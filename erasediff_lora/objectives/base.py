@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -86,7 +86,7 @@ class Batch:
 class Direction:
     """The update direction as one flat vector, and the quantities to log.
 
-    The optimizer descends along it: it takes the place of the gradient.
+    The optimizer descends along it: it takes the place of the gradient. `metrics` holds its norm as `direction_norm`.
     """
 
     vector: Tensor
@@ -208,20 +208,20 @@ class WeightedSum:
 
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
         parts: list[Tensor] = []
-        metrics: dict[str, float | None] = {"forget_loss": None, "retain_loss": None}
+        metrics: dict[str, Tensor | None] = {"forget_loss": None, "retain_loss": None}
         with torch.no_grad():
             targets = [self.forget_target(batch) for batch in forget]
         aimed = [replace(b, target=t.detach()) for b, t in zip(forget, targets, strict=True) if t is not None]
         if aimed:
             loss, gradient = loss_and_gradient(self.network, aimed, self.loss)
             parts.append(self.forget_weight * gradient)
-            metrics["forget_loss"] = float(loss)
+            metrics["forget_loss"] = loss
         if self.retain_weight:
             loss, gradient = loss_and_gradient(self.network, retain, self.loss)
             parts.append(self.retain_weight * gradient)
-            metrics["retain_loss"] = float(loss)
+            metrics["retain_loss"] = loss
         vector = torch.stack(parts).sum(dim=0)
-        return Direction(vector, metrics | {"direction_norm": float(vector.norm())})
+        return Direction(vector, floats(metrics | {"direction_norm": vector.norm()}))
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error of the prediction for the batch's own prompts."""
@@ -233,6 +233,13 @@ def required(tensor: Tensor | None) -> Tensor:
     """The tensor, which this objective's settings make sure that batches have."""
     assert tensor is not None, "the batch lacks what this target needs"
     return tensor
+
+
+def floats(metrics: Mapping[str, Tensor | None]) -> dict[str, float | None]:
+    """Scalars as numbers, fetched from the device at once: every wait for it would stall the loop."""
+    known = {name: value for name, value in metrics.items() if value is not None}
+    numbers = torch.stack([value.detach().double() for value in known.values()]).tolist()
+    return dict.fromkeys(metrics) | dict(zip(known, numbers, strict=True))
 
 
 def assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -21,6 +21,7 @@ from erasediff_lora.objectives.base import (
     ObjectiveSettings,
     assign,
     flatten,
+    floats,
     loss_and_gradient,
     mean_squared_error,
     required,
@@ -107,7 +108,7 @@ class EraseDiff:
         squared_norm = constraint_gradient.square().sum()
         inner_product = retain_gradient @ constraint_gradient
         if settings.barrier == "fixed":
-            multiplier = torch.as_tensor(settings.multiplier)
+            multiplier = torch.full_like(squared_norm, settings.multiplier)
         else:
             barrier = settings.eta * (squared_norm if settings.barrier == "grad_norm" else required(gap).clamp_min(0))
             multiplier = constraint_multiplier(barrier, inner_product, squared_norm)
@@ -124,7 +125,7 @@ class EraseDiff:
             "gradient_cosine": inner_product / (retain_norm * constraint_norm).clamp_min(1e-30),
             "direction_norm": direction.norm(),
         }
-        return Direction(direction, {name: None if v is None else float(v) for name, v in metrics.items()})
+        return Direction(direction, floats(metrics))
 
     def forget_target(self, batch: Batch) -> Tensor:
         """y_f, a constant: no gradient flows into it."""
@@ -173,6 +174,6 @@ def constraint_multiplier(barrier: Tensor, inner_product: Tensor, squared_norm: 
     It makes δ = ∇L_r + λ∇ĝ the minimiser of ½‖∇L_r − δ‖² subject to ⟨∇ĝ, δ⟩ ≥ a. Where ∇ĝ vanishes there is
     nothing to ascend: λ is 0.
     """
-    if squared_norm <= torch.finfo(squared_norm.dtype).tiny:
-        return torch.zeros_like(squared_norm)
-    return ((barrier - inner_product) / squared_norm).clamp_min(0)
+    smallest = torch.finfo(squared_norm.dtype).tiny
+    multiplier = ((barrier - inner_product) / squared_norm.clamp_min(smallest)).clamp_min(0)
+    return torch.where(squared_norm <= smallest, torch.zeros_like(multiplier), multiplier)

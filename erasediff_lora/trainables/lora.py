@@ -29,7 +29,7 @@ def lora_layers(network: nn.Module) -> dict[str, Any]:
 
 
 class LowRank:
-    """A fresh float32 adapter: B = 0, so the network predicts as before. θ are the As and Bs.
+    """A fresh adapter of float32 at least: B = 0, so the network predicts as before. θ are the As and Bs.
 
     Args:
         settings: Rank, scale, and which modules are adapted.
@@ -56,7 +56,7 @@ class LowRank:
             inject_adapter_in_model(self.config, self.network, NAME)
         self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         for parameter in self.parameters:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(torch.promote_types(denoiser.dtype, torch.float32))
 
     @property
     def base_weights(self) -> list[Tensor]:

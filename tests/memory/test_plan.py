@@ -213,3 +213,17 @@ def test_the_planned_step_is_the_one_that_trains(recipe_file, monkeypatch) -> No
 
     monkeypatch.setattr(train, "take_step", wasteful)
     assert of(file)["activations"] == pytest.approx(plain + 1.05 * 40_000_000, rel=0.01)
+
+
+def test_tiles_take_less_to_decode_and_are_cached_apart(recipe_file, cli, tmp_path) -> None:
+    sampling = {"resolution": 256, "batch_size": 1, "steps": 1}
+    file = recipe_file(sampling=sampling, forget={"count": 1}, retain={"count": 1})
+    tiled = {"model.vae_tiling": True}
+    whole, cut = (plan(Recipe.load(file, changes), ["draw"])["draw"].parts for changes in ({}, tiled))
+    assert cut["activations"] < whole["activations"] / 2 and cut["weights"] == whole["weights"]
+    assert cli("prepare", file).status == 0
+    before = set((tmp_path / "cache").iterdir())
+    assert cli("prepare", file, "--model.vae_tiling", "true").status == 0
+    assert len(set((tmp_path / "cache").iterdir()) - before) == 2
+    classes = ("--model.vae_tiling", "true", "--model.family", "class_conditional")
+    refused(cli("prepare", file, *classes), "model.vae_tiling = True: needs an autoencoder; this family has none.")

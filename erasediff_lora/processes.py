@@ -1,0 +1,97 @@
+"""Several processes under accelerate: they start, stop and fail together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.run_folder import claim
+from erasediff_lora.stop_signal import StopSignal
+
+LONGEST_WAIT = timedelta(hours=24)
+"""The first process may draw the sets for hours while the others wait; torch's own limit is 10 minutes."""
+LOST = ("connection closed", "connection reset", "broken pipe", "connectionerror", "timed out", "remote process")
+
+
+def start(recipe: Recipe) -> Accelerator:
+    """Join the other processes, if there are any.
+
+    Raises:
+        UserError: If a batch cannot be shared evenly.
+    """
+    accelerator = Accelerator(
+        cpu=recipe.model.device == "cpu" or not torch.cuda.is_available(),
+        log_with=list(recipe.training.log_with) or None,
+        project_dir=str(recipe.output),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+    )
+    world, parts = accelerator.num_processes, recipe.training.gradient_accumulation
+    if recipe.training.batch_size % (world * parts):
+        raise UserError(
+            Problem(
+                "training.batch_size",
+                recipe.training.batch_size,
+                f"cannot be shared evenly by {world} processes"
+                + (f" with training.gradient_accumulation {parts}." if parts > 1 else "."),
+                f"Use a multiple of {world * parts}.",
+            )
+        )
+    return accelerator
+
+
+@contextmanager
+def main_claims(accelerator: Accelerator, folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the output folder in the main process; if that fails, it fails in all.
+
+    Raises:
+        UserError: As `claim` does.
+    """
+    with ExitStack() as held:
+        outcome: list[tuple[Problem, ...]] = [()]
+        if accelerator.is_main_process:
+            try:
+                held.enter_context(claim(folder, resume=resume, overwrite=overwrite))
+            except UserError as error:
+                outcome = [error.problems]
+        broadcast_object_list(outcome)
+        if outcome[0]:
+            raise UserError(*outcome[0])
+        yield
+
+
+@contextmanager
+def company(accelerator: Accelerator, folder: Path) -> Iterator[None]:
+    """Say what it means that another process is gone.
+
+    Raises:
+        UserError: In place of the error of a broken connection.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or not any(sign in str(error).lower() for sign in LOST):
+            raise
+        raise UserError(
+            Problem(
+                "processes",
+                accelerator.num_processes,
+                f"process {accelerator.process_index} lost another one: {str(error).splitlines()[0]}",
+                f"The other one's message says why. To go on from the last checkpoint in {folder}, add --resume.",
+            )
+        ) from error
+
+
+def agreed(accelerator: Accelerator, stop: StopSignal) -> int | None:
+    """The signal that any process got: all must stop after the same step."""
+    if accelerator.num_processes == 1:
+        return stop.signum
+    seen = accelerator.gather(torch.tensor([stop.signum or 0], device=accelerator.device))
+    return int(seen.max()) or None
