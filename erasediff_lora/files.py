@@ -20,6 +20,8 @@ from torch import Tensor
 from erasediff_lora.errors import Problem, UserError
 
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")
+"""Names of `tempfile`, as they are made here."""
 UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # forbidden
@@ -66,6 +68,7 @@ def atomic_folder(path: Path, field: str = "output") -> Iterator[Path]:
             if path.exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             temporary.replace(path)
+            _sync_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -78,8 +81,25 @@ def _removed_on_failure(temporary: Path, path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name survives a loss of power once its folder is on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what `atomic` and `atomic_folder` leave of `name` when they are killed. Nobody else may be writing it."""
+    for path in folder.glob(f".{name}.*"):
+        if TEMPORARY.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from erasediff_lora.files import save_safetensors, sha256
+from erasediff_lora import sealed
+from erasediff_lora.files import sha256
 from erasediff_lora.recipe import FREE_FIELDS, RESULT_SECTIONS, Recipe
+from erasediff_lora.sealed import Damaged
 
 log = logging.getLogger(__name__)
 
@@ -57,18 +58,17 @@ def prepared(recipe: Recipe, base_fingerprint: str, world: int, make: Callable[[
     made = Preparation(tensors, time.perf_counter() - began[0], time.process_time() - began[1])
     if tensors:
         costs = {"seconds": str(made.seconds), "processor_seconds": str(made.processor_seconds)}
-        save_safetensors({f"{index:06d}": t for index, t in enumerate(tensors)}, file, costs, field="cache")
+        sealed.write({f"{index:06d}": t for index, t in enumerate(tensors)}, file, costs)
     return made
 
 
 def _read(file: Path) -> Preparation | None:
-    if not file.is_file():
-        return None
     try:
-        with safe_open(file, framework="pt") as stored:
-            costs = stored.metadata()
-            tensors = [stored.get_tensor(name) for name in sorted(stored.keys())]
-        return Preparation(tensors, float(costs["seconds"]), float(costs["processor_seconds"]))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        tensors, costs = sealed.read(file)
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
         log.warning("the cache entry %s is damaged (%s) and is made anew", file, error)
         return None
+    in_order = [tensors[name] for name in sorted(tensors)]
+    return Preparation(in_order, float(costs["seconds"]), float(costs["processor_seconds"]))

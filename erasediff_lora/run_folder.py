@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
+import logging
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from erasediff_lora import sealed
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import atomic, atomic_folder, save_safetensors, writable, write_text
+from erasediff_lora.files import atomic, atomic_folder, sha256, sweep, writable, write_text
+from erasediff_lora.locks import Held, lock
+from erasediff_lora.sealed import Damaged
 
 RECIPE_FILE = "recipe.yaml"
 EVALUATION_FILE = "evaluation.json"
@@ -30,6 +32,10 @@ BEST_FILE = "checkpoints/best.safetensors"
 SELECTION_FILE = "selection.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 LOCK_FILE = ".lock"
+ADAPTER_FILE = "adapter.safetensors"
+TRAINER_FILE = "trainer.pt"
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -45,62 +51,38 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         raise UserError(
             Problem("output", str(folder), f"cannot be made: {error.strerror or error}", "Choose another folder.")
         ) from None
-    lock = folder / LOCK_FILE
-    _take(lock, folder)
+    file = folder / LOCK_FILE
     try:
-        used = (folder / RECIPE_FILE).exists()
-        if used and not (resume or overwrite):
-            raise UserError(
-                Problem(
-                    "output",
-                    str(folder),
-                    "holds a run already.",
-                    "Continue it with --resume, replace it with --overwrite, or choose another --output.",
-                )
+        with lock(file):
+            _make_place(folder, resume=resume, overwrite=overwrite)
+            yield
+    except Held as held:
+        raise UserError(
+            Problem(
+                "output",
+                str(folder),
+                f"is in use by {held.owner}.",
+                "Wait for it, or choose another --output.",
             )
-        if overwrite and not resume:
-            for old in folder.iterdir():
-                if old.name != LOCK_FILE:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
+        ) from None
 
 
-def _take(lock: Path, folder: Path) -> None:
-    mine = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-    for _ in range(2):
-        try:
-            with lock.open("x", encoding="utf-8") as file, writable(lock):
-                file.write(mine)
-                file.flush()
-            return
-        except FileExistsError:
-            owner = _owner(lock)
-            if owner is not None:
-                raise UserError(
-                    Problem(
-                        "output",
-                        str(folder),
-                        f"is in use by process {owner['pid']} on {owner['host']}.",
-                        f"Wait for it, choose another --output, or delete {lock} if that process is gone.",
-                    )
-                ) from None
-            lock.unlink(missing_ok=True)  # left by a process that died
-
-
-def _owner(lock: Path) -> dict[str, Any] | None:
-    """Who holds the lock; None if that process is known to be dead."""
-    try:
-        owner: dict[str, Any] = json.loads(lock.read_text(encoding="utf-8"))
-        if owner["host"] != socket.gethostname():
-            return owner
-        os.kill(owner["pid"], 0)
-    except (ProcessLookupError, FileNotFoundError, json.JSONDecodeError, KeyError):
-        return None
-    except PermissionError:
-        pass
-    return owner
+def _make_place(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    if (folder / RECIPE_FILE).exists() and not (resume or overwrite):
+        raise UserError(
+            Problem(
+                "output",
+                str(folder),
+                "holds a run already.",
+                "Continue it with --resume, replace it with --overwrite, or choose another --output.",
+            )
+        )
+    if overwrite and not resume:
+        for old in folder.iterdir():
+            if old.name != LOCK_FILE:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+    sweep(folder)
+    sweep(folder / CHECKPOINTS)
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
@@ -160,25 +142,45 @@ def save_checkpoint(folder: Path, step: int, adapter: dict[str, Tensor], trainer
         UserError: If the disk is full or forbids it; earlier checkpoints are still there.
     """
     final = folder / CHECKPOINTS / f"step-{step:06d}"
-    if not final.exists():
+    if not final.exists() or _checkpoint(final) is None:
         with atomic_folder(final) as partial:
-            save_safetensors(adapter, partial / "adapter.safetensors")
             # Through a Python stream: torch's own writer does not say that a disk is full.
-            with atomic(partial / "trainer.pt") as temporary, temporary.open("wb") as stream:
+            with atomic(partial / TRAINER_FILE) as temporary, temporary.open("wb") as stream:
                 torch.save(trainer | {"step": step}, stream)
-    for old in sorted(final.parent.glob("step-*"))[:-keep]:
+            mark = {TRAINER_FILE: sha256((partial / TRAINER_FILE).read_bytes())}
+            sealed.write(adapter, partial / ADAPTER_FILE, mark, field="output")
+    older = sorted(folder for folder in final.parent.glob("step-*") if folder.name < final.name)
+    for old in older[: max(0, len(older) - keep + 1)]:
         shutil.rmtree(old)
     return final
 
 
-def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The adapter and the trainer's state of the newest checkpoint.
+def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The adapter and the trainer's state of the newest whole checkpoint; None if there is none yet.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there are some, and all of them are damaged.
     """
-    checkpoints = sorted((folder / CHECKPOINTS).glob("step-*"))
-    if not checkpoints:
-        raise UserError(Problem("--resume", str(folder), "there is no checkpoint in it.", "Start without --resume."))
-    newest = checkpoints[-1]
-    return load_file(newest / "adapter.safetensors"), torch.load(newest / "trainer.pt", weights_only=True)
+    checkpoints = sorted((folder / CHECKPOINTS).glob("step-*"), reverse=True)
+    for path in checkpoints:
+        if (found := _checkpoint(path)) is not None:
+            return found
+    if checkpoints:
+        raise UserError(
+            Problem("--resume", str(folder), "every checkpoint in it is damaged.", "Start anew with --overwrite.")
+        )
+    return None
+
+
+def _checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `save_checkpoint` wrote, if it is still that."""
+    try:
+        adapter, mark = sealed.read(path / ADAPTER_FILE)
+        content = (path / TRAINER_FILE).read_bytes()
+    except (Damaged, OSError) as error:
+        log.warning("the checkpoint %s is damaged (%s)", path, error)
+        return None
+    if mark.get(TRAINER_FILE) != sha256(content):
+        log.warning("the checkpoint %s is damaged (%s does not match its hash)", path, TRAINER_FILE)
+        return None
+    return adapter, torch.load(io.BytesIO(content), weights_only=True)

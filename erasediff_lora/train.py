@@ -84,7 +84,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
 
     Args:
         recipe: What to erase, from what, how.
-        resume: Go on from the newest checkpoint in the output folder.
+        resume: Go on from the newest whole checkpoint in the output folder, or from the start if there is none.
         overwrite: Replace a run in the output folder.
 
     Returns:
@@ -115,6 +115,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
     if resume:
         check_same_run(recipe)
         saved = newest_checkpoint(recipe.output)
+        if saved is None:
+            log.info("no checkpoint in %s yet: starting from the beginning", recipe.output)
     denoiser = denoisers.load(recipe.model)
     if recipe.model.device == "auto":
         denoiser.device = accelerator.device

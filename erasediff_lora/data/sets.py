@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -13,20 +12,22 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from erasediff_lora import sealed
 from erasediff_lora.data import images as disk
 from erasediff_lora.data.prompts import Prompt, balanced, expand, substitute
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import atomic, save_safetensors, sha256
+from erasediff_lora.files import atomic, sha256, sweep
 from erasediff_lora.imaging import contact_sheet, to_unit_tensor
+from erasediff_lora.locks import lock
 from erasediff_lora.recipe import ForgetSet, Recipe, RetainSet
+from erasediff_lora.sealed import Damaged
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 MEGABYTE = 2**20
 
 
@@ -75,24 +76,32 @@ def prepare(recipe: Recipe, denoiser: Denoiser, kind: Kind, *, sheet: Path | Non
     """
     samples = _samples(recipe, kind)
     file = recipe.cache.expanduser() / f"{kind}-{_key(recipe, denoiser, kind, samples)[:32]}.safetensors"
-    if (cached := _read(file)) is not None:
-        log.info("%s set: %d pictures from the cache %s", kind, len(cached.latents), file)
+    if (cached := _read(file, kind)) is not None:
         return cached
-
     prompts = list(dict.fromkeys([""] + [text for s in samples for text in (s.caption, *s.anchors)]))
-    row = {prompt: index for index, prompt in enumerate(prompts)}
     _check_disk(file, len(samples), len(prompts))
-    encoded = EncodedSet(
+    with lock(file.with_suffix(".lock"), "cache", waiting_for=f"the {kind} set"):
+        if (cached := _read(file, kind)) is not None:  # made by the one that was waited for
+            return cached
+        sweep(file.parent, file.name)
+        encoded = _encode(recipe, denoiser, kind, samples, prompts)
+        _write(file, encoded)
+    if sheet is not None:
+        _write_sheet(sheet, denoiser, encoded)
+    return encoded
+
+
+def _encode(
+    recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample], prompts: list[str]
+) -> EncodedSet:
+    row = {prompt: index for index, prompt in enumerate(prompts)}
+    return EncodedSet(
         latents=_latents(recipe, denoiser, kind, samples).float().cpu().contiguous(),
         embeddings=denoiser.encode_prompts(prompts).to(denoiser.dtype).cpu().contiguous(),
         captions=torch.tensor([row[s.caption] for s in samples]),
         anchors=torch.tensor([[row[a] for a in s.anchors] for s in samples]).reshape(len(samples), -1).long(),
         prompts=prompts,
     )
-    _write(file, encoded)
-    if sheet is not None:
-        _write_sheet(sheet, denoiser, encoded)
-    return encoded
 
 
 def _samples(recipe: Recipe, kind: Kind) -> list[Sample]:
@@ -165,33 +174,22 @@ def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sampl
     return sha256(json.dumps(depends, sort_keys=True).encode())
 
 
-def _read(file: Path) -> EncodedSet | None:
+def _read(file: Path, kind: Kind) -> EncodedSet | None:
     """The cached set, or None if there is none or it does not match its own hash."""
-    if not file.is_file():
-        return None
     try:
-        with safe_open(file, framework="pt") as stored:
-            header = stored.metadata()
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        if header["content"] != _content_hash(tensors):
-            raise ValueError("content does not match its hash")
-        return EncodedSet(prompts=json.loads(header["prompts"]), **tensors)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        tensors, header = sealed.read(file)
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
         log.warning("the cache entry %s is damaged (%s) and is made anew", file, error)
         return None
+    log.info("%s set: %d pictures from the cache %s", kind, len(tensors["latents"]), file)
+    return EncodedSet(prompts=json.loads(header["prompts"]), **tensors)
 
 
 def _write(file: Path, encoded: EncodedSet) -> None:
     tensors = {name: getattr(encoded, name) for name in ("latents", "embeddings", "captions", "anchors")}
-    metadata = {"prompts": json.dumps(encoded.prompts), "content": _content_hash(tensors)}
-    save_safetensors(tensors, file, metadata, field="cache")
-
-
-def _content_hash(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    sealed.write(tensors, file, {"prompts": json.dumps(encoded.prompts)})
 
 
 def _check_disk(file: Path, samples: int, prompts: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from PIL import Image
 
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.files import atomic_folder, sha256, write_text
+from erasediff_lora.files import atomic_folder, sha256, sweep, writable, write_text
+from erasediff_lora.locks import lock
 from erasediff_lora.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -68,9 +70,21 @@ class PictureStore:
         entry = self.folder / key[:32]
         if (found := _read(entry, len(prompts))) is not None:
             return found, True
-        images = draw()
-        _write(entry, images)
+        with self._making(entry, "pictures that are needed here too"):
+            if (found := _read(entry, len(prompts))) is not None:
+                return found, True
+            images = draw()
+            _write(entry, images)
         return images, False
+
+    @contextmanager
+    def _making(self, entry: Path, what: str) -> Iterator[None]:
+        """Of several processes one makes an entry, and the others wait for it."""
+        with writable(entry, "cache"):
+            entry.parent.mkdir(parents=True, exist_ok=True)
+        with lock(entry.with_name(f"{entry.name}.lock"), "cache", waiting_for=what):
+            sweep(entry.parent, entry.name)
+            yield
 
     def state(self, name: str, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What an optimisation on this model found, from an earlier evaluation where there was one.
@@ -85,16 +99,28 @@ class PictureStore:
         """
         key = sha256(json.dumps([self.depends, name, settings], sort_keys=True).encode())
         file = self.folder.parent / "attacks" / f"{name}-{key[:32]}.json"
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            log.info("%s: from the cache %s", name, file)
-            return dict(found)
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, TypeError) as error:
-            log.warning("%s is damaged (%s) and is made anew", file, error)
-        write_text(file, json.dumps(compute()), field="cache")
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        if (found := _read_state(name, file)) is not None:
+            return found
+        with self._making(file, f"what {name} finds"):
+            if (found := _read_state(name, file)) is not None:
+                return found
+            text = json.dumps(compute())
+            write_text(file, json.dumps({"state": text, "content": sha256(text.encode())}), field="cache")
+        return dict(json.loads(text))
+
+
+def _read_state(name: str, file: Path) -> dict[str, Any] | None:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["content"] != sha256(stored["state"].encode()):
+            raise ValueError("its content does not match its hash")
+        log.info("%s: from the cache %s", name, file)
+        return dict(json.loads(stored["state"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("%s is damaged (%s) and is made anew", file, error)
+        return None
 
 
 def _read(entry: Path, count: int) -> list[Image.Image] | None:
