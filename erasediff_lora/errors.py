@@ -20,7 +20,12 @@ class Problem:
         shown = repr(self.value)
         if len(shown) > 120:
             shown = shown[:117] + "..."
-        return f"{self.field} = {shown}: {self.what}" + (f" {self.remedy}" if self.remedy else "")
+        return printable(f"{self.field} = {shown}: {self.what}" + (f" {self.remedy}" if self.remedy else ""))
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may show it: names from foreign files can hold commands to it."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class UserError(Exception):

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""What is read, whatever the name of the file: others, such as PostScript, run programs."""
+MOST_PIXELS = 80_000_000
+LONGEST_STRIP = 8
+
+
+def open_picture(source: Any) -> Image.Image:
+    """A picture in RGB.
+
+    Args:
+        source: A file, an open one, or a picture.
+
+    Raises:
+        OSError: If it is not readable, in no known format, or has more than MOST_PIXELS.
+    """
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
+        width, height = image.size
+        if width * height > MOST_PIXELS:
+            raise OSError(f"it has {width} x {height} pixels, more than {MOST_PIXELS}")
+        return image.convert("RGB")
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(str(error)) from error
 
 
 def to_unit_tensor(image: Image.Image, size: int) -> Tensor:
@@ -18,13 +44,18 @@ def to_unit_tensor(image: Image.Image, size: int) -> Tensor:
     """
     image = image.convert("RGB")
     if image.size != (size, size):
+        longest = LONGEST_STRIP * min(image.size)  # scaled whole, a long strip would become as long as it is narrow
+        image = _centre(image, *(min(side, longest) for side in image.size))
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
+        image = _centre(image.resize((width, height), Image.Resampling.LANCZOS), size, size)
     pixels = torch.from_numpy(np.array(image, dtype=np.float32))
     return (pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def contact_sheet(

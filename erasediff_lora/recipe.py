@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, TypeAdap
 
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.evaluation.settings import Evaluation
-from erasediff_lora.files import sha256
+from erasediff_lora.files import parse_yaml, sha256
 from erasediff_lora.objectives import OBJECTIVES, EraseDiffSettings, ObjectiveSettings
 from erasediff_lora.recipe_checks import cross_check
 from erasediff_lora.schema import Section
@@ -170,6 +170,9 @@ class Training(Section):
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
     warmup_steps: int = Field(0, ge=0, description="linear warm-up steps")
     max_grad_norm: float = Field(1.0, gt=0, description="clip of the direction, as one vector")
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="what NaN or Inf in a step does: end the run, or leave the step out, up to ten in a row"
+    )
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting of the retain loss")
     gradient_checkpointing: bool = Field(False, description="trade time for activation memory")
     shard: bool = Field(False, description="split the frozen weights among the processes (FSDP2)")
@@ -276,13 +279,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: If there is no such file, or it is not a YAML mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(Problem("recipe", str(path), "there is no such file.", "Check the path.")) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(Problem("recipe", str(path), f"is not readable as YAML: {reason}")) from None
-    if not isinstance(values, dict):
+    except (OSError, ValueError) as error:
+        raise UserError(Problem("recipe", str(path), f"is not readable as YAML: {error}", "Correct it.")) from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(Problem("recipe", str(path), "is not a mapping.", "Start from one of the files in recipes/."))
     return values
 

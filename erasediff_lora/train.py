@@ -25,6 +25,7 @@ from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.diagnosis import culprit
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.pictures import draw_prompts, prompt_sheet
 from erasediff_lora.evaluation.selection import Selection
@@ -49,6 +50,7 @@ from erasediff_lora.trainables import Trainable
 log = logging.getLogger(__name__)
 FP16_LOSS_SCALE = 1024.0
 PREPARATION = 1_000_000
+MOST_SKIPPED = 10
 
 
 class Interrupted(Exception):
@@ -77,6 +79,8 @@ class Run:
     log: JsonLog | None
     start: int
     preparation: Preparation
+    skipped: int = 0
+    """Steps that were left out in a row."""
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -256,12 +260,18 @@ def take_step(run: Run, step: int) -> Direction:
     torch.manual_seed(run.recipe.training.seed * 1_000_003 + step)  # LoRA dropout, the same after a resume
     forget, retain = run.sampler.draw(step)
     direction = run.objective.direction(forget, retain)
-    _require_finite(run, step, direction)
-    parameters = run.trainable.parameters
-    for parameter, gradient in zip(parameters, unflatten(direction.vector, parameters), strict=True):
-        parameter.grad = gradient
-    torch.nn.utils.clip_grad_norm_(parameters, run.recipe.training.max_grad_norm)
-    run.optimizer.step()
+    if _is_finite(direction):
+        run.skipped = 0
+        parameters = run.trainable.parameters
+        for parameter, gradient in zip(parameters, unflatten(direction.vector, parameters), strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, run.recipe.training.max_grad_norm)
+        run.optimizer.step()
+    else:
+        # Split weights are put together by all processes at once, so none can look by itself.
+        split = run.recipe.training.shard and run.accelerator.num_processes > 1
+        cause = "a sample that only a run without training.shard can name"
+        _leave_out(run, step, direction, cause if split else culprit(run.objective, forget, retain))
     run.schedule.step()
     return direction
 
@@ -320,19 +330,33 @@ def check_same_run(recipe: Recipe) -> None:
         raise UserError(*problems)
 
 
-def _require_finite(run: Run, step: int, direction: Direction) -> None:
-    """Stop before a NaN or Inf reaches the adapter."""
-    named = {name: direction.metrics.get(name) for name in ("retain_loss", "forget_loss", "direction_norm")}
-    if all(math.isfinite(value) for value in named.values() if value is not None):
+def _is_finite(direction: Direction) -> bool:
+    named = [direction.metrics.get(name) for name in ("retain_loss", "forget_loss", "direction_norm")]
+    return all(math.isfinite(value) for value in named if value is not None)
+
+
+def _leave_out(run: Run, step: int, direction: Direction, cause: str) -> None:
+    """Keep NaN and Inf from the adapter: pass the step over, or end the run.
+
+    Raises:
+        UserError: If the recipe says stop, or steps before this one were passed over as well.
+    """
+    run.skipped += 1
+    if run.recipe.training.non_finite == "skip" and run.skipped <= MOST_SKIPPED:
+        log.warning("step %d is left out: %s is not finite", step + 1, cause)
         return
     kept = _checkpoint(run, step) if step > 0 else None
+    remedies = [
+        f"The adapter before it is in {kept}." if kept else "",
+        "Lower training.learning_rate or objective.inner_learning_rate, use model.dtype: float32,",
+        "or set training.non_finite: skip." if run.skipped == 1 else f"or look at the {MOST_SKIPPED} steps before it.",
+    ]
     raise UserError(
         Problem(
             "loss",
-            named,
-            f"is not finite at step {step + 1}; the step was not taken.",
-            ("The adapter before it is in " + str(kept) + ". " if kept else "")
-            + "Lower training.learning_rate or objective.inner_learning_rate, or use model.dtype: float32.",
+            {name: direction.metrics.get(name) for name in ("retain_loss", "forget_loss", "direction_norm")},
+            f"is not finite at step {step + 1}, because of {cause}; the step was not taken.",
+            " ".join(filter(None, remedies)),
         )
     )
 
@@ -343,6 +367,7 @@ def _report(run: Run, bar: Any, step: int, direction: Direction, seconds: float)
         "samples_per_second": 2 * run.recipe.training.batch_size / seconds,
         "peak_memory_bytes": _peak_memory(),
     }
+    values = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
     if run.log is not None:
         run.log.write({"step": step} | values)
     run.accelerator.log({name: value for name, value in values.items() if value is not None}, step=step)

@@ -12,6 +12,9 @@ from torch import Tensor
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.errors import Problem, UserError
 
+RANK_LIMIT = 16
+"""Times the height and width of a weight: no stack of adapters needs more, and a file can claim anything."""
+
 
 @dataclass(frozen=True)
 class LoraLayer:
@@ -152,6 +155,15 @@ def checked(layers: dict[str, LoraLayer], source: str) -> dict[str, LoraLayer]:
                     source,
                     f"has factors that do not fit at {name}: A {list(layer.down.shape)}, B {list(layer.up.shape)}.",
                     "Its second dimension of B must be the first of A; export the file again.",
+                )
+            )
+        if not 0 < layer.rank <= RANK_LIMIT * (layer.shape[0] + math.prod(layer.shape[1:])):
+            raise UserError(
+                Problem(
+                    "adapter",
+                    source,
+                    f"has rank {layer.rank} at {name}, whose weight is {list(layer.shape)}.",
+                    "Export the file again.",
                 )
             )
         for factor, tensor in (("A", layer.down), ("B", layer.up), ("alpha", torch.tensor(layer.alpha))):

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.files import parse_yaml
 from erasediff_lora.recipe import Recipe, flags
 from erasediff_lora.run_folder import RECIPE_FILE
 
@@ -65,8 +64,8 @@ def _overrides(rest: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
                 continue
             text = words.pop(0)
         try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[name] = parse_yaml(text)
+        except ValueError:
             problems.append(Problem("argument", f"--{name}", f"has an unreadable value {text!r}.", "Quote it as YAML."))
     return values, problems
 

@@ -115,6 +115,7 @@ class BatchSampler:
                 weights=None if weights is None else weights[rows].to(self.device),
                 surrogate_noisy=None if stand_in is None else stand_in[0][rows].to(self.device, self.dtype),
                 surrogate_target=None if stand_in is None else stand_in[1][rows].to(self.device),
+                rows=chosen[rows],
             )
 
         mine = torch.arange(count).chunk(self.world)[self.rank]

@@ -14,10 +14,10 @@ from PIL import Image
 
 from erasediff_lora.data import labelled
 from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.imaging import SUFFIXES, open_picture
 from erasediff_lora.recipe import Images
 
 log = logging.getLogger(__name__)
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ def read(
     pictures = []
     for name, raw, values in rows:
         try:
-            image = raw if isinstance(raw, Image.Image) else Image.open(raw)
-            image = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image = open_picture(raw)
+        except OSError as error:
             if images.on_error == "skip":
                 log.warning("skipped unreadable picture %s: %s", name, error)
                 continue

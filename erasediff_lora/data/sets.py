@@ -95,13 +95,31 @@ def _encode(
     recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample], prompts: list[str]
 ) -> EncodedSet:
     row = {prompt: index for index, prompt in enumerate(prompts)}
+    latents = _latents(recipe, denoiser, kind, samples).float().cpu().contiguous()
+    _require_finite(latents, [sample.caption for sample in samples], kind, "picture", denoiser)
+    embeddings = denoiser.encode_prompts(prompts).to(denoiser.dtype).cpu().contiguous()
+    _require_finite(embeddings, prompts, kind, "prompt", denoiser)
     return EncodedSet(
-        latents=_latents(recipe, denoiser, kind, samples).float().cpu().contiguous(),
-        embeddings=denoiser.encode_prompts(prompts).to(denoiser.dtype).cpu().contiguous(),
+        latents=latents,
+        embeddings=embeddings,
         captions=torch.tensor([row[s.caption] for s in samples]),
         anchors=torch.tensor([[row[a] for a in s.anchors] for s in samples]).reshape(len(samples), -1).long(),
         prompts=prompts,
     )
+
+
+def _require_finite(values: Tensor, captions: Sequence[str], kind: Kind, what: str, denoiser: Denoiser) -> None:
+    """No NaN reaches the cache: half precision overflows in some autoencoders."""
+    broken = (~torch.isfinite(values.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        raise UserError(
+            Problem(
+                kind,
+                captions[broken[0]],
+                f"{what} {broken[0]} is encoded as NaN or Inf in {denoiser.dtype}, with {len(broken) - 1} more.",
+                "Use model.dtype: float32 or bfloat16.",
+            )
+        )
 
 
 def _samples(recipe: Recipe, kind: Kind) -> list[Sample]:

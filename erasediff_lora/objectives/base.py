@@ -61,6 +61,7 @@ class Batch:
         weights: Per-sample loss weights, (B,).
         surrogate_noisy: x_t of what stands in for the pictures (forget set, on request), (B, C, H, W).
         surrogate_target: Its true denoising target, (B, C, H, W).
+        rows: Which samples of the set they are, (B,) int64; to name them.
     """
 
     noisy: Tensor
@@ -73,6 +74,7 @@ class Batch:
     weights: Tensor | None = None
     surrogate_noisy: Tensor | None = None
     surrogate_target: Tensor | None = None
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.noisy)
@@ -102,7 +104,8 @@ class Network:
         predict: ε_θ, with the adapter on.
         predict_base: ε_0, the same network with the adapter off.
         mean: Averages a tensor over all processes (the identity for one).
-        loss_scale: Multiplies losses before their backward pass; gradients come back unscaled.
+        loss_scale: Multiplies losses before their backward pass, or less where that overflows; gradients come back
+            unscaled.
         base_weights: W of every adapted module, frozen.
         weight_changes: ΔW of every adapted module, differentiable in θ; in the order of `base_weights`.
         train_timesteps: T of the noise schedule.
@@ -127,6 +130,7 @@ class Objective(Protocol):
 
     Settings: ClassVar[type[ObjectiveSettings]]
 
+    network: Network
     prepared: Sequence[Tensor]
     """What `prepare` returned, here or in an earlier run; set before the first step."""
 
@@ -167,14 +171,29 @@ def loss_and_gradient(
     gradient: Tensor | None = None
     for batch in batches:
         loss = loss_of(batch) / len(batches)
-        grads = torch.autograd.grad(loss * network.loss_scale, list(network.parameters), allow_unused=True)
-        flat = flatten(
-            [g if g is not None else torch.zeros_like(p) for g, p in zip(grads, network.parameters, strict=True)]
-        )
+        flat = _unscaled_gradient(network, loss)
         gradient = flat if gradient is None else gradient + flat
         total = total + loss.detach()
     assert gradient is not None
-    return network.mean(total), network.mean(gradient / network.loss_scale)
+    return network.mean(total), network.mean(gradient)
+
+
+def _unscaled_gradient(network: Network, loss: Tensor) -> Tensor:
+    """The flat gradient by way of a scaled loss, so that small values survive float16.
+
+    Where the scaled gradient overflows, the scale is lowered for this gradient alone: each of a step's gradients has
+    its own range, and no step is lost.
+    """
+    scale = network.loss_scale
+    while True:
+        gradients = torch.autograd.grad(
+            loss * scale, list(network.parameters), allow_unused=True, retain_graph=scale > 1
+        )
+        pairs = zip(gradients, network.parameters, strict=True)
+        flat = flatten([torch.zeros_like(p) if g is None else g for g, p in pairs]) / scale
+        if scale <= 1 or bool(torch.isfinite(flat).all()):
+            return flat
+        scale /= 4
 
 
 class WeightedSum:

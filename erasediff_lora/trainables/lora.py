@@ -56,7 +56,7 @@ class LowRank:
             inject_adapter_in_model(self.config, self.network, NAME)
         self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         for parameter in self.parameters:
-            parameter.data = parameter.data.to(torch.promote_types(denoiser.dtype, torch.float32))
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
     @property
     def base_weights(self) -> list[Tensor]:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.imaging import SUFFIXES, open_picture
 
 SUBSETS = 50
 NEIGHBOURS = 3
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def measure(evidence: Evidence) -> dict[str, Any]:
@@ -146,8 +146,8 @@ def read_images(folder: Path) -> Sequence[Image.Image]:
     images = []
     for file in files:
         try:
-            images.append(Image.open(file).convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+            images.append(open_picture(file))
+        except OSError as error:
             raise UserError(
                 Problem("evaluation.real_images", str(file), f"is not readable: {error}.", "Remove it.")
             ) from None
