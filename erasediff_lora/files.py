@@ -145,7 +145,9 @@ def open_safetensors(path: Path, field: str) -> Any:
     with path.open("rb") as stream:
         start = stream.read(8)
         length = int.from_bytes(start, "little")
-    if path.suffix in PICKLE_SUFFIXES or start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+    # A header's length can begin with the same bytes as a pickle, but a pickle never begins with a length that fits.
+    looks_pickled = start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    if path.suffix in PICKLE_SUFFIXES or (looks_pickled and length > path.stat().st_size):
         raise UserError(
             Problem(
                 field,

@@ -234,7 +234,7 @@ class Recipe(Section):
                     if isinstance(given, str):  # `adapter: none`
                         given = {selector: given}
                     kind = given.get(selector, next(iter(variants))) if isinstance(given, dict) else None
-                    if kind is not None and kind not in variants:
+                    if kind is not None and (not isinstance(kind, str) or kind not in variants):
                         remedy = nearest(str(kind), variants)
                         problems.append(Problem(f"{name}.{selector}", kind, "is unknown.", remedy))
                         continue

@@ -64,7 +64,7 @@ def test_all_problems_are_reported_at_once(recipe_file, cli, tmp_path) -> None:
         "training.steps = 'many': must be a valid integer",
         "training.optimizer = 'adam8bit': must be 'adamw', 'adamw8bit'",
         "sampling.guidance = -1: must be greater than or equal to 0",
-        "model.dtype = 'float8': must be 'auto', 'float32', 'bfloat16' or 'float16'. Did you mean '",
+        "model.dtype = 'float8': must be 'auto', 'float32', 'bfloat16', 'float16' or 'float64'. Did you mean '",
         "objetive = {'name': 'erasediff'}: is unknown. Did you mean 'objective'?",
         "argument = '--trainig.steps': is no field of the recipe. Did you mean 'training.steps'?",
     ):

@@ -113,18 +113,18 @@ def _folder_rows(field: str, images: Images) -> Iterator[Row]:
     metadata: dict[str, dict[str, Any]] = {}
     listing = images.folder / "metadata.jsonl"
     if listing.is_file():
-        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(listing.read_bytes().splitlines(), start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
                 metadata[row["file_name"]] = row
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
                     Problem(
                         f"{field}.images.folder",
                         f"{listing}:{number}",
-                        "is not a JSON object with file_name.",
+                        "is not a JSON object with file_name, in UTF-8.",
                         'Each line is like {"file_name": "a.png", "text": "a photo of a cat"}.',
                     )
                 ) from None

@@ -31,9 +31,8 @@ class ObjectiveSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _start_from_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return cls.presets.get(values.get("preset", "default"), {}) | values
-        return values
+        preset = values.get("preset", "default") if isinstance(values, dict) else None
+        return cls.presets.get(preset, {}) | values if isinstance(preset, str) else values
 
     @property
     def anchors(self) -> Literal["named", "any"] | None:
