@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 
 import hostile_files
 import torch
@@ -105,16 +106,21 @@ def once(name: str, data: bytes) -> None:
         assert str(error).replace("\n", "").isprintable()
 
 
+def _functions(*packages: str) -> set[FunctionType]:
+    """Those of a package's modules and of their classes, as far as they are imported."""
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in packages]
+    places = [*modules, *(value for module in modules for value in vars(module).values() if isinstance(value, type))]
+    values = [value for place in places for value in vars(place).values() if isinstance(value, FunctionType)]
+    return {value for value in values if (value.__module__ or "").partition(".")[0] in packages}
+
+
 def main() -> None:
     """Fuzz a target until libFuzzer stops."""
     import atheris
 
     name = sys.argv.pop(1)
-    for module in (formats, images, labelled):
-        for value in list(vars(module).values()):
-            if getattr(value, "__module__", "").startswith("erasediff_lora") and callable(value):
-                atheris.instrument_func(value)
-    atheris.instrument_all()
+    for function in _functions("erasediff_lora", "yaml"):
+        atheris.instrument_func(function)
     atheris.Setup([*sys.argv, "-timeout=5"], lambda data: once(name, data))
     atheris.Fuzz()
 

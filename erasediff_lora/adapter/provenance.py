@@ -73,7 +73,7 @@ class Provenance:
                     values[field.name] = tuple(str(item) for item in json.loads(text))
                 else:
                     values[field.name] = int(text) if field.name == "resolution" else text
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 log.warning("the adapter's header field %s%s is unreadable: %r", PREFIX, field.name, text[:80])
         return cls(**values)
 

@@ -166,6 +166,15 @@ def checked(layers: dict[str, LoraLayer], source: str) -> dict[str, LoraLayer]:
                     "Export the file again.",
                 )
             )
+        if layer.magnitude is not None and layer.magnitude.numel() != layer.shape[0]:
+            raise UserError(
+                Problem(
+                    "adapter",
+                    source,
+                    f"has {layer.magnitude.numel()} magnitudes at {name}, whose weight is {list(layer.shape)}.",
+                    "Export the file again.",
+                )
+            )
         for factor, tensor in (("A", layer.down), ("B", layer.up), ("alpha", torch.tensor(layer.alpha))):
             if not bool(torch.isfinite(tensor.float()).all()):
                 raise UserError(

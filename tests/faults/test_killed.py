@@ -3,98 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-import torch
+from bench_faults import ADAPTER, half_written, kill_after_a_step, kill_while, same_adapter
 from refusals import refused
-from safetensors.torch import load_file
-
-ROOT = Path(__file__).parent.parent.parent
-ADAPTER = "pytorch_lora_weights.safetensors"
-KILLED_IN = """
-import os, signal, sys
-from pathlib import Path
-
-name, nth = sys.argv[1], int(sys.argv[2])
-replace, calls = Path.replace, 0
-
-def replace_or_die(self, target):
-    global calls
-    calls += Path(target).name.startswith(name)
-    if calls == nth:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return replace(self, target)
-
-Path.replace = replace_or_die
-from erasediff_lora.cli import main
-sys.exit(main(sys.argv[3:]))
-"""
 
 
-def python(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def same(one: Path, two: Path) -> bool:
-    a, b = load_file(one / ADAPTER), load_file(two / ADAPTER)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def whole(folder: Path) -> None:
-    """Every file under a final name can be read."""
-    for file in folder.rglob("*.safetensors"):
-        if not file.name.startswith(".") and not any(part.startswith(".") for part in file.relative_to(folder).parts):
-            load_file(file)
-
-
-@pytest.mark.parametrize(("name", "nth"), [("retain-", 1), ("step-000004", 1), ("trainer", 2), (ADAPTER, 1)])
-def test_killed_while_it_writes(name, nth, recipe_file, cli, tmp_path) -> None:
+@pytest.mark.parametrize("name", ["retain-", "step-000004", "trainer", ADAPTER])
+def test_killed_while_it_writes(name, recipe_file, cli, tmp_path) -> None:
     """Just before a file takes its final name, which is the worst moment."""
     file = recipe_file(training={"steps": 6})
     assert cli("train", file, "--output", tmp_path / "whole", "--cache", tmp_path / "other").status == 0
-    killed = python("-c", KILLED_IN, name, nth, "train", file)
-    _, errors = killed.communicate(timeout=120)
-    assert killed.returncode == -9, errors
-    whole(tmp_path / "run")
-    whole(tmp_path / "cache")
+    assert kill_while(name, 1, "train", file) == -9
+    assert not half_written(tmp_path)
     assert cli("train", file, "--resume").status == 0
-    assert same(tmp_path / "run", tmp_path / "whole")
+    assert same_adapter(tmp_path / "run", tmp_path / "whole")
     left = [path for folder in ("run", "cache") for path in (tmp_path / folder).rglob(".*")]
     assert not left, "the next run removes what the killed one left"
 
 
 def test_killed_at_random_moments(recipe_file, cli, tmp_path) -> None:
-    """One run, killed again and again, started again by the same command."""
+    """One run, killed again and again, started again by the same command; bench_faults.py does it twenty times."""
     file = recipe_file(training={"steps": 40, "checkpoint_every": 1})
     assert cli("train", file, "--output", tmp_path / "whole").status == 0
-    moments, kills = random.Random(0), 0
-    while kills < 2:
-        running = python("-m", "erasediff_lora.cli", "train", file, "--resume")
-        began = time.monotonic()
-        log = tmp_path / "run/training_log.jsonl"
-        before = log.read_text().count("\n") if log.exists() else 0
-        while running.poll() is None and time.monotonic() - began < 120:
-            if log.exists() and log.read_text().count("\n") > before:
-                break
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.8))
-        running.kill()
-        running.communicate()
-        kills += 1
-        whole(tmp_path / "run")
+    log, moments = tmp_path / "run/training_log.jsonl", random.Random(0)
+    for _ in range(2):
+        assert kill_after_a_step(moments, log, 0.8, "train", file, "--resume") == -9
+        assert not half_written(tmp_path)
     assert cli("train", file, "--resume").status == 0
-    assert same(tmp_path / "run", tmp_path / "whole")
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run/training_log.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 41))
+    assert same_adapter(tmp_path / "run", tmp_path / "whole")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 41))
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "gone"])
@@ -116,7 +55,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_made_anew(part, damage, recipe_
     result = cli("train", file, "--resume", "--training.steps", 8, "--training.keep_checkpoints", 1)
     assert result.status == 0
     assert "step-000006 is damaged" in result.err
-    assert same(tmp_path / "run", tmp_path / "whole")
+    assert same_adapter(tmp_path / "run", tmp_path / "whole")
     assert [folder.name for folder in (tmp_path / "run/checkpoints").iterdir()] == ["step-000008"]
 
 
@@ -128,9 +67,7 @@ def test_the_only_good_checkpoint_is_kept(recipe_file, cli, tmp_path) -> None:
     for step in ("step-000004", "step-000005"):
         (checkpoints / step / "trainer.pt").write_bytes(b"")
     again = ("train", file, "--resume", "--training.keep_checkpoints", 1)
-    killed = python("-c", KILLED_IN, "step-000005", 1, *again)
-    _, errors = killed.communicate(timeout=120)
-    assert killed.returncode == -9, errors
+    assert kill_while("step-000005", 1, *again) == -9
     kept = [step.name for step in checkpoints.glob("step-*")]
     assert kept == ["step-000004"], "made anew, and the damaged one made way for its successor"
     assert cli(*again).status == 0
@@ -144,4 +81,4 @@ def test_resuming_where_nothing_was_saved_starts_from_the_beginning(recipe_file,
     result = cli("train", recipe_file(), "--resume")
     assert result.status == 0 and "no checkpoint in" in result.err and "starting from the beginning" in result.err
     assert cli("train", recipe_file(), "--output", tmp_path / "plain").status == 0
-    assert same(tmp_path / "run", tmp_path / "plain")
+    assert same_adapter(tmp_path / "run", tmp_path / "plain")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from erasediff_lora.adapter.formats import diffusers, kohya, peft
-from erasediff_lora.adapter.formats.base import COMPONENTS, Format, refuse_unknown
+from erasediff_lora.adapter.formats.base import COMPONENTS, Format, refuse_unknown, require_shapes
 from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.files import open_safetensors
@@ -33,6 +33,7 @@ def read_as(path: Path | str) -> tuple[str, LoraAdapter]:
             raise AssertionError
         tensors = {key: stored.get_tensor(key) for key in keys}
         metadata = dict(stored.metadata() or {})
+    require_shapes(tensors, file)
     adapter = FORMATS[name].read(file, tensors, metadata)
     if name == "peft":  # the text encoders' files lie in folders beside the UNet's
         for other in sorted(file.parent.glob(f"*/{peft.FILE}")):

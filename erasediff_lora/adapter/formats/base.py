@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ NETWORKS = ("unet", "transformer")
 """Components that predict: a pipeline has one of them."""
 COMPONENTS = (*NETWORKS, "text_encoder", "text_encoder_2", "text_encoder_3")
 OWN_HEADER = ("format", "lora_adapter_metadata", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
+LARGEST_ALPHA = 1e9
+_PATTERN = re.compile(r"[\w.^$\\*\-]{1,300}")
+"""Of module names in a LoraConfig: without groups, whose nesting can take exponential time."""
 
 
 class Format(Protocol):
@@ -62,10 +66,10 @@ def peft_layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source
     """
     paths = sorted({key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)})
     refuse_unknown(tensors.keys() - {path + end for path in paths for end in (DOWN, UP, MAGNITUDE)}, source)
+    alphas = _require_numbers(config, source)
     layers = {}
     for path in paths:
         down = tensors[path + DOWN]
-        alphas = config.get("alpha_pattern") or {}
         layers[path] = LoraLayer(
             down=down,
             up=partner(tensors, path + UP, source),
@@ -74,6 +78,48 @@ def peft_layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source
             magnitude=tensors.get(path + MAGNITUDE),
         )
     return layers
+
+
+def _require_numbers(config: Mapping[str, Any], source: Path) -> Mapping[str, Any]:
+    """The alphas by pattern, if they and alpha are numbers, and no pattern could keep a regex engine busy for hours.
+
+    Raises:
+        UserError: If they are not.
+    """
+    alphas = config.get("alpha_pattern") or {}
+    by_pattern = alphas.items() if isinstance(alphas, dict) else [("alpha_pattern", None)]
+    for name, value in [("lora_alpha", config.get("lora_alpha", 1)), *by_pattern]:
+        is_number = isinstance(value, int | float) and abs(value) < LARGEST_ALPHA
+        if not (is_number and _PATTERN.fullmatch(name) and name.count("*") <= 3):
+            raise UserError(
+                Problem(
+                    "adapter",
+                    str(source),
+                    f"gives {name!r:.80} the alpha {value!r:.80}, which is no number below {LARGEST_ALPHA:g}, "
+                    "or no pattern of module names.",
+                    "Export the file again.",
+                )
+            )
+    return dict(by_pattern)
+
+
+def require_shapes(tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Weights are tables of floats, and alphas one number each.
+
+    Raises:
+        UserError: Naming the first that is not.
+    """
+    for name, tensor in tensors.items():
+        fits = tensor.numel() == 1 if name.endswith(".alpha") else tensor.ndim > 0
+        if not fits or not tensor.is_floating_point():
+            raise UserError(
+                Problem(
+                    "adapter",
+                    str(source),
+                    f"has a tensor {name} of shape {list(tensor.shape)} in {tensor.dtype}, which is no weight.",
+                    "Export the file again.",
+                )
+            )
 
 
 def peft_tensors(layers: Mapping[str, LoraLayer], prefix: str) -> dict[str, Tensor]:

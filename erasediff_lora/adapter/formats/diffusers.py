@@ -40,7 +40,9 @@ def read(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lo
     """Read the file. Without `lora_adapter_metadata`, alpha is the rank, as for diffusers."""
     try:
         config = json.loads(metadata.get(CONFIG, "{}"))
-    except ValueError as error:
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
+    except (ValueError, RecursionError) as error:
         raise UserError(
             Problem("adapter", str(file), f"has an unreadable {CONFIG} header: {error}.", "Export the file again.")
         ) from None

@@ -90,7 +90,7 @@ def _config(file: Path) -> dict[str, Any]:
         raise UserError(
             Problem("adapter", str(file), "is missing; it holds alpha.", "Give a folder with both of peft's files.")
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             Problem("adapter", str(file), f"is no LoRA configuration of peft: {error}.", "Export it again.")
         ) from None
