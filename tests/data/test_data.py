@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +199,26 @@ def test_cache_that_is_a_file(recipe_file, cli, tmp_path) -> None:
     result = cli("train", recipe_file(cache=str(tmp_path / "blocked/cache")))
     assert result.status == 2
     assert "cache = " in result.err and "cannot be used" in result.err
+
+
+@pytest.mark.parametrize("changed", ["vae", "tokenizer", "text_encoder", "unet", "resolution", "prompt", "steps"])
+def test_whatever_a_set_depends_on_makes_it_anew(changed, tiny_base, recipe_file, cli, tmp_path) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    file = recipe_file(model={"base": str(base)})
+    assert cli("prepare", file).status == 0
+    before = {entry.name for entry in (tmp_path / "cache").iterdir()}
+    assert cli("prepare", file).status == 0
+    assert {entry.name for entry in (tmp_path / "cache").iterdir()} == before
+    flags: tuple[object, ...] = ()
+    match changed:
+        case "resolution":
+            flags = ("--sampling.resolution", 48)
+        case "prompt":
+            flags = ("--forget.templates", "['a drawing of a {concept}']", "--retain.templates", "['{concept}']")
+        case "steps":
+            flags = ("--sampling.steps", 3)
+        case part:
+            smallest = min((base / part).iterdir(), key=lambda entry: entry.stat().st_size)
+            smallest.write_text(smallest.read_text() + " ")
+    assert cli("prepare", file, *flags).status == 0
+    assert len({entry.name for entry in (tmp_path / "cache").iterdir()} - before) == 2

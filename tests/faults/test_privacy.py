@@ -1,0 +1,56 @@
+"""What leaves the machine, and what is written down: no telemetry, no network when offline, no token anywhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+TOKEN = "hf_abcdefghijklmnopqrstuvwxyz0123"
+NO_NETWORK = """
+import socket, sys
+def refuse(self, address, *rest):
+    if self.family != socket.AF_UNIX:
+        print("CONNECTED", address, file=sys.stderr)
+    raise OSError("no network")
+socket.socket.connect = refuse
+socket.getaddrinfo = lambda host, *rest, **more: print("LOOKED UP", host, file=sys.stderr) or []
+from erasediff_lora.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", NO_NETWORK, *map(str, arguments)], capture_output=True, text=True, timeout=180,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+    )  # fmt: skip
+
+
+def test_a_run_on_local_files_asks_nobody_and_writes_no_token_down(recipe_file, tmp_path) -> None:
+    done = run("train", recipe_file(), HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert "CONNECTED" not in done.stderr and "LOOKED UP" not in done.stderr
+    texts = [done.stdout.encode(), done.stderr.encode()]
+    texts += [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(texts) > 10 and not any(TOKEN.encode() in text for text in texts)
+
+
+def test_offline_is_honoured(recipe_file, tmp_path) -> None:
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = run("train", recipe_file(model={"base": "somebody/some-model"}), **offline)
+    assert done.returncode == 2
+    assert "CONNECTED" not in done.stderr and "LOOKED UP" not in done.stderr
+    assert "model.base = 'somebody/some-model': " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_telemetry_is_off_unless_asked_for() -> None:
+    code = "import erasediff_lora.cli, huggingface_hub.constants as hub; print(hub.HF_HUB_DISABLE_TELEMETRY)"
+    for given, expected in ({}, "True"), ({"HF_HUB_DISABLE_TELEMETRY": "0"}, "False"):
+        environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_DISABLE_TELEMETRY"} | given
+        shown = subprocess.run(
+            [sys.executable, "-c", code], env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert shown.stdout.strip() == expected, shown.stderr
