@@ -1,11 +1,12 @@
 # Everything on a fresh machine that has Python 3.11 and make.
 PYTHON ?= python3.11
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 # Small models are fastest on one thread.
 RUN := OMP_NUM_THREADS=1 $(BIN)
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-oldest lint clean
 
 demo: $(VENV)/.ready
 	$(RUN)/erasediff-lora demo --concept cat --overwrite
@@ -13,16 +14,22 @@ demo: $(VENV)/.ready
 test: lint
 	$(RUN)/python -m pytest
 
+# The same tests with the oldest versions that pyproject.toml allows.
+test-oldest: $(OLDEST)/.ready
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 $(VENV)/.ready: requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+$(OLDEST)/.ready: requirements-oldest.txt pyproject.toml
+%/.ready:
+	$(PYTHON) -m venv $*
+	$*/bin/pip install --quiet --disable-pip-version-check -r $<
+	$*/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) runs build dist *.egg-info

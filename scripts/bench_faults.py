@@ -54,6 +54,12 @@ WRITES = {
 }
 """What is written -> how its name begins."""
 
+SMALL = [
+    *("--forget.count", 16, "--retain.count", 16, "--sampling.steps", 4, "--training.batch_size", 4),
+    *("--evaluation.forget_samples", 1, "--evaluation.retain_samples", 1, "--evaluation.metrics", "[]"),
+]
+"""What is killed need not be good."""
+
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     """Another Python, with this project."""
@@ -111,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    fields = ["--training.steps", arguments.steps, "--training.checkpoint_every", 1, "--cache", work / "cache"]
+    fields = ["--training.steps", arguments.steps, "--training.checkpoint_every", 1, "--cache", work / "cache", *SMALL]
 
     def train(folder: Path, *more: object) -> list[object]:
         return ["train", arguments.recipe, "--output", folder, *fields, *more]

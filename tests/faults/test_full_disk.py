@@ -31,7 +31,10 @@ def fill(recipe_file, cli, tmp_path):
         pytest.skip("no user namespaces here")
     assert cli("train", recipe_file(), "--output", tmp_path / "seed/run").status == 0
     shutil.rmtree(tmp_path / "seed/run/checkpoints")
-    (tmp_path / "disk").mkdir()
+    assert cli("train", recipe_file(), "--output", tmp_path / "disk/unsaved").status == 0
+    shutil.move(tmp_path / "disk/unsaved", tmp_path / "seed")
+    for file in (tmp_path / "seed/unsaved").glob("*.safetensors"):
+        file.unlink()
 
     def on_disk(room: int, *command: object) -> tuple[list[str], str]:
         files = [file for file in (tmp_path / "seed").rglob("*") if file.is_file()]
@@ -60,5 +63,7 @@ def test_in_every_program_that_writes(fill, recipe_file, tmp_path) -> None:
         60, "train", recipe_file(training={"steps": 400, "checkpoint_every": 400}), "--output", disk / "b"
     )
     assert f"output = '{disk}/b/training_log.jsonl': {full}" in said
+    files, said = fill(12, "train", recipe_file(), "--output", disk / "unsaved", "--resume")
+    assert f"output = '{disk}/unsaved" in said and full in said and files == untouched
     files, said = fill(8, "prepare", recipe_file(), "--cache", disk / "cache")
     assert f"cache = '{disk}/cache': has 0 MiB free" in said and files == untouched
