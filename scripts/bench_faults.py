@@ -127,26 +127,25 @@ def main() -> None:
         return same_adapter(folder, work / "whole") and not list(folder.rglob(".*"))
 
     start("-m", "erasediff_lora.cli", *train(work / "whole", "--overwrite")).communicate()
-    rows: list[tuple[str, int, int, int]] = []
+    rows: list[tuple[str, int, int, str]] = []
     for what, name in WRITES.items():
         run = work / "killed"
         for folder in (run, work / "cache"):
             shutil.rmtree(folder, ignore_errors=True)
-        was_killed = kill_while(name, 1, *train(run)) == -9
-        broken = len(half_written(work))
-        rows.append((f"SIGKILL while it writes {what}", int(was_killed), broken, int(finished(run))))
+        kills, broken = int(kill_while(name, 1, *train(run)) == -9), len(half_written(work))
+        rows.append((f"SIGKILL while it writes {what}", kills, broken, f"{int(finished(run))} of 1"))
         print(rows[-1], flush=True)
     moments, run, kills, broken = random.Random(0), work / "random", 0, 0
     shutil.rmtree(run, ignore_errors=True)
-    ended = 0
-    while kills < arguments.kills:
-        kills += kill_after_a_step(moments, run / "training_log.jsonl", 1.5, *train(run, "--resume")) == -9
-        broken += len(half_written(work))
-        if (run / ADAPTER).exists():
-            ended += finished(run)
+    runs = []
+    while kills < arguments.kills or run.exists():
+        if kills < arguments.kills:
+            kills += kill_after_a_step(moments, run / "training_log.jsonl", 1.5, *train(run, "--resume")) == -9
+            broken += len(half_written(work))
+        if kills == arguments.kills or (run / ADAPTER).exists():
+            runs.append(finished(run))
             shutil.rmtree(run)
-    ended += finished(run)
-    rows.append(("SIGKILL at a random moment of the loop", kills, broken, ended))
+    rows.append(("SIGKILL at a random moment of the loop", kills, broken, f"{sum(runs)} of {len(runs)}"))
     print("| fault | times | half-written files | resumed runs equal to the undisturbed one |\n|---|---|---|---|")
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")
