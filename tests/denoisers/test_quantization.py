@@ -30,11 +30,11 @@ def test_what_needs_the_weights_is_refused(recipe_file, tiny_base, cli) -> None:
     model = {"base": str(tiny_base), "quantize": "int8"}
     refused(
         cli("train", recipe_file(model=model, objective={"name": "selective_amnesia"})),
-        "model.quantize = 'int8': leaves no weights to train: selective_amnesia differentiates by them",
+        "model.quantize = 'int8': leaves no whole weights to train: selective_amnesia differentiates by them",
     )
     refused(
         cli("train", recipe_file(model=model), "--adapter", "none"),
-        "model.quantize = 'int8': leaves no weights to train: adapter: none",
+        "model.quantize = 'int8': leaves no whole weights to train: adapter: none",
     )
     refused(
         cli("train", recipe_file(model=model | {"quantize": "fp4"})), "model.quantize = 'fp4': must be 'nf4' or 'int8'"
