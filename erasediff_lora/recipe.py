@@ -269,7 +269,11 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe in full, as `load` reads it."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json")
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        if parse_yaml(text) != values:  # Unicode's own line breaks do not survive unless they are escaped
+            text = yaml.safe_dump(values, sort_keys=False)
+        return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
