@@ -144,10 +144,10 @@ def open_safetensors(path: Path, field: str) -> Any:
         raise UserError(Problem(field, str(path), "there is no such file.", "Check the path."))
     with path.open("rb") as stream:
         start = stream.read(8)
-        length = int.from_bytes(start, "little")
+    length, size = int.from_bytes(start, "little"), path.stat().st_size
     # A header's length can begin with the same bytes as a pickle, but a pickle never begins with a length that fits.
     looks_pickled = start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-    if path.suffix in PICKLE_SUFFIXES or (looks_pickled and length > path.stat().st_size):
+    if path.suffix in PICKLE_SUFFIXES or (looks_pickled and length > size):
         raise UserError(
             Problem(
                 field,
@@ -157,7 +157,7 @@ def open_safetensors(path: Path, field: str) -> Any:
             )
         )
     try:
-        if LONGEST_HEADER < length < path.stat().st_size:
+        if LONGEST_HEADER < length < size:
             raise SafetensorError(f"its header has {length} bytes, and {LONGEST_HEADER} are plenty")
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from erasediff_lora.files import writable
+from erasediff_lora.files import sweep, writable
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,24 @@ def lock(path: Path, field: str = "output", waiting_for: str | None = None) -> I
     finally:
         path.unlink(missing_ok=True)  # before the lock goes, so that nobody holds a file that is about to vanish
         os.close(handle)
+
+
+@contextmanager
+def making(entry: Path, what: str) -> Iterator[None]:
+    """Hold a cache entry: of several processes one makes it, and the others wait. What a killed one left is removed.
+
+    Args:
+        entry: File or folder of the cache.
+        what: It is, in words, for those who wait.
+
+    Raises:
+        UserError: If the cache cannot be written.
+    """
+    with writable(entry, "cache"):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+    with lock(entry.with_name(f"{entry.name}.lock"), "cache", waiting_for=what):
+        sweep(entry.parent, entry.name)
+        yield
 
 
 def _acquire(path: Path, field: str, waiting_for: str | None) -> int:

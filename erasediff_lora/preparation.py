@@ -14,7 +14,6 @@ from torch import Tensor
 from erasediff_lora import sealed
 from erasediff_lora.files import sha256
 from erasediff_lora.recipe import FREE_FIELDS, RESULT_SECTIONS, Recipe
-from erasediff_lora.sealed import Damaged
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +62,8 @@ def prepared(recipe: Recipe, base_fingerprint: str, world: int, make: Callable[[
 
 
 def _read(file: Path) -> Preparation | None:
-    try:
-        tensors, costs = sealed.read(file)
-    except FileNotFoundError:
+    if (found := sealed.cached(file)) is None:
         return None
-    except Damaged as error:
-        log.warning("the cache entry %s is damaged (%s) and is made anew", file, error)
-        return None
+    tensors, costs = found
     in_order = [tensors[name] for name in sorted(tensors)]
     return Preparation(in_order, float(costs["seconds"]), float(costs["processor_seconds"]))

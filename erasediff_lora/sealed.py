@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from erasediff_lora.files import save_safetensors
 
 SEAL = "content"
+log = logging.getLogger(__name__)
 
 
 class Damaged(Exception):
@@ -49,6 +51,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if notes.pop(SEAL, None) != _hash(tensors, notes):
         raise Damaged("its content does not match its hash")
     return tensors, notes
+
+
+def cached(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """What `write` wrote; None if it is not there, or damaged and so to be made anew."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        log.warning("the cache entry %s is damaged (%s) and is made anew", path, error)
+        return None
 
 
 def _hash(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:

@@ -331,8 +331,12 @@ def check_same_run(recipe: Recipe) -> None:
 
 
 def _is_finite(direction: Direction) -> bool:
-    named = [direction.metrics.get(name) for name in ("retain_loss", "forget_loss", "direction_norm")]
-    return all(math.isfinite(value) for value in named if value is not None)
+    return all(math.isfinite(value) for value in _decisive(direction).values() if value is not None)
+
+
+def _decisive(direction: Direction) -> dict[str, float | None]:
+    """The metrics that say whether a step can be taken."""
+    return {name: direction.metrics.get(name) for name in ("retain_loss", "forget_loss", "direction_norm")}
 
 
 def _leave_out(run: Run, step: int, direction: Direction, cause: str) -> None:
@@ -354,7 +358,7 @@ def _leave_out(run: Run, step: int, direction: Direction, cause: str) -> None:
     raise UserError(
         Problem(
             "loss",
-            {name: direction.metrics.get(name) for name in ("retain_loss", "forget_loss", "direction_norm")},
+            _decisive(direction),
             f"is not finite at step {step + 1}, because of {cause}; the step was not taken.",
             " ".join(filter(None, remedies)),
         )

@@ -20,11 +20,10 @@ from erasediff_lora.data import images as disk
 from erasediff_lora.data.prompts import Prompt, balanced, expand, substitute
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import atomic, sha256, sweep
+from erasediff_lora.files import atomic, sha256
 from erasediff_lora.imaging import contact_sheet, to_unit_tensor
-from erasediff_lora.locks import lock
+from erasediff_lora.locks import making
 from erasediff_lora.recipe import ForgetSet, Recipe, RetainSet
-from erasediff_lora.sealed import Damaged
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -80,10 +79,9 @@ def prepare(recipe: Recipe, denoiser: Denoiser, kind: Kind, *, sheet: Path | Non
         return cached
     prompts = list(dict.fromkeys([""] + [text for s in samples for text in (s.caption, *s.anchors)]))
     _check_disk(file, len(samples), len(prompts))
-    with lock(file.with_suffix(".lock"), "cache", waiting_for=f"the {kind} set"):
+    with making(file, f"the {kind} set"):
         if (cached := _read(file, kind)) is not None:  # made by the one that was waited for
             return cached
-        sweep(file.parent, file.name)
         encoded = _encode(recipe, denoiser, kind, samples, prompts)
         _write(file, encoded)
     if sheet is not None:
@@ -194,13 +192,9 @@ def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sampl
 
 def _read(file: Path, kind: Kind) -> EncodedSet | None:
     """The cached set, or None if there is none or it does not match its own hash."""
-    try:
-        tensors, header = sealed.read(file)
-    except FileNotFoundError:
+    if (found := sealed.cached(file)) is None:
         return None
-    except Damaged as error:
-        log.warning("the cache entry %s is damaged (%s) and is made anew", file, error)
-        return None
+    tensors, header = found
     log.info("%s set: %d pictures from the cache %s", kind, len(tensors["latents"]), file)
     return EncodedSet(prompts=json.loads(header["prompts"]), **tensors)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import torch
 from PIL import Image
 
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.files import atomic_folder, sha256, sweep, writable, write_text
-from erasediff_lora.locks import lock
+from erasediff_lora.files import atomic_folder, sha256, write_text
+from erasediff_lora.locks import making
 from erasediff_lora.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -70,21 +69,12 @@ class PictureStore:
         entry = self.folder / key[:32]
         if (found := _read(entry, len(prompts))) is not None:
             return found, True
-        with self._making(entry, "pictures that are needed here too"):
+        with making(entry, "pictures that are needed here too"):
             if (found := _read(entry, len(prompts))) is not None:
                 return found, True
             images = draw()
             _write(entry, images)
         return images, False
-
-    @contextmanager
-    def _making(self, entry: Path, what: str) -> Iterator[None]:
-        """Of several processes one makes an entry, and the others wait for it."""
-        with writable(entry, "cache"):
-            entry.parent.mkdir(parents=True, exist_ok=True)
-        with lock(entry.with_name(f"{entry.name}.lock"), "cache", waiting_for=what):
-            sweep(entry.parent, entry.name)
-            yield
 
     def state(self, name: str, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What an optimisation on this model found, from an earlier evaluation where there was one.
@@ -101,7 +91,7 @@ class PictureStore:
         file = self.folder.parent / "attacks" / f"{name}-{key[:32]}.json"
         if (found := _read_state(name, file)) is not None:
             return found
-        with self._making(file, f"what {name} finds"):
+        with making(file, f"what {name} finds"):
             if (found := _read_state(name, file)) is not None:
                 return found
             text = json.dumps(compute())

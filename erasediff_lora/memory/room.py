@@ -31,10 +31,7 @@ def changes(recipe: Recipe, device: str) -> list[tuple[str, list[Any]]]:
     training = recipe.training
     share = training.batch_size // processes()
     found: list[tuple[str, list[Any]]] = [
-        (
-            "training.gradient_accumulation",
-            _doubled(training.gradient_accumulation, share),
-        ),
+        ("training.gradient_accumulation", _doubled(training.gradient_accumulation, share)),
         ("training.gradient_checkpointing", [] if training.gradient_checkpointing else [True]),
         ("training.optimizer", ["adamw8bit"] if training.optimizer == "adamw" else []),
     ]
