@@ -95,3 +95,11 @@ def agreed(accelerator: Accelerator, stop: StopSignal) -> int | None:
         return stop.signum
     seen = accelerator.gather(torch.tensor([stop.signum or 0], device=accelerator.device))
     return int(seen.max()) or None
+
+
+def all_have(accelerator: Accelerator, thing: object | None) -> bool:
+    """Whether no process is without it."""
+    if accelerator.num_processes == 1:
+        return thing is not None
+    seen = accelerator.gather(torch.tensor([thing is not None], device=accelerator.device))
+    return bool(seen.all())

@@ -95,6 +95,18 @@ def test_a_stopped_run_of_two_ends_like_the_whole(exact, cli, tmp_path) -> None:
         assert torch.equal(adapter_of(tmp_path / "stopped")[name], tensor)
 
 
+def test_two_processes_prepare_their_objective_together(recipe_file) -> None:
+    file = recipe_file(
+        forget={"concepts": [{"name": "cat", "anchor": "dog"}]}, objective={"name": "saliency", "mask_batches": 2}
+    )
+    status, errors = launch(file)
+    assert status == 0, errors
+    assert "preparation is from the cache" not in errors
+    status, errors = launch(file, "--overwrite")
+    assert status == 0, errors
+    assert errors.count("preparation is from the cache") == 1, "both take it, and the first one says so"
+
+
 def test_a_main_process_that_dies_ends_the_run_with_a_word(exact, tmp_path) -> None:
     running = start(exact, "--output", tmp_path / "run", "--training.steps", 1000)
     wait_for_steps(tmp_path / "run", 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     parsed, rest = _parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("erasediff_lora").setLevel(logging.INFO)
+    is_first = os.environ.get("RANK", "0") == "0"  # of several processes, the others would say it all once more
+    logging.getLogger("erasediff_lora").setLevel(logging.INFO if is_first else logging.WARNING)
     try:
         with _clean_termination():
             VERBS[parsed.verb].run(parsed, rest)

@@ -101,3 +101,20 @@ def test_evaluations_that_meet_draw_the_base_once(recipe_file, cli, tmp_path) ->
     assert before == {entry.name: entry.stat().st_mtime_ns for entry in (tmp_path / "cache/pictures").iterdir()}
     one, two = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_runs_that_meet_prepare_their_objective_once(recipe_file, tmp_path) -> None:
+    """The mask of saliency: one run makes it, the other waits and takes it, and both end alike."""
+    objective = {"name": "saliency", "mask_batches": 2}
+    file = recipe_file(forget={"concepts": [{"name": "cat", "anchor": "dog"}]}, objective=objective)
+    commands = [
+        [sys.executable, "-m", "erasediff_lora.cli", "train", str(file), "--output", str(tmp_path / name)]
+        for name in ("one", "two")
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    running = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
+    errors = [process.communicate(timeout=180)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], errors
+    assert sum("preparation is from the cache" in text for text in errors) == 1
+    one, two = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
