@@ -18,7 +18,7 @@ from erasediff_lora.objectives import OBJECTIVES, EraseDiffSettings, ObjectiveSe
 from erasediff_lora.recipe_checks import cross_check
 from erasediff_lora.schema import Section
 
-RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "training"}
+RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "adversary", "training"}
 FREE_FIELDS = {
     *("steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every"),
     *("log_with", "check_memory", "shard"),
@@ -126,6 +126,18 @@ class Sampling(Section):
     seed: int = Field(0, ge=0, description="seed of the first picture")
 
 
+class Adversary(Section):
+    """Conditions that bring the concept back, searched for as training goes on and trained against."""
+
+    pool: int = Field(0, ge=0, description="conditions kept for a concept, the newest ones; 0: none")
+    share: float = Field(0.5, gt=0, le=1, description="share of the forget batch that is trained under them")
+    refresh_every: int = Field(10, ge=1, description="outer steps between searches for a new one")
+    steps: int = Field(40, ge=1, description="optimisation steps of a search")
+    batch_size: int = Field(16, ge=1, description="forget pictures a step of the search")
+    vectors: int = Field(1, ge=1, description="token embeddings of a condition")
+    learning_rate: float = Field(0.05, gt=0, description="of AdamW, in units of the embeddings' spread")
+
+
 class AdapterSettings(Section):
     """What is trained; each kind has a class of its own."""
 
@@ -208,6 +220,7 @@ class Recipe(Section):
     sampling: Sampling = Field(default_factory=Sampling)
     adapter: SerializeAsAny[AdapterSettings] = Field(default_factory=Lora)
     objective: SerializeAsAny[ObjectiveSettings] = Field(default_factory=EraseDiffSettings)
+    adversary: Adversary = Field(default_factory=Adversary)
     training: Training = Field(default_factory=Training)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     output: Path = Field(Path("runs/erasure"), description="folder of the run")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from erasediff_lora import __version__, denoisers, objectives, processes, trainables
 from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adversary import AdversarialSet
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.denoisers import Denoiser
@@ -79,6 +80,7 @@ class Run:
     log: JsonLog | None
     start: int
     preparation: Preparation
+    adversary: AdversarialSet | None = None
     skipped: int = 0
     """Steps that were left out in a row."""
 
@@ -127,14 +129,18 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
     with accelerator.main_process_first():
         forget = sets.prepare(recipe, denoiser, "forget", sheet=recipe.output / SET_SHEETS["forget"])
         retain = sets.prepare(recipe, denoiser, "retain", sheet=recipe.output / SET_SHEETS["retain"])
-    denoiser.release_encoders()
+    if not recipe.adversary.pool:
+        denoiser.release_encoders()
 
     trainable = _adapt_here(recipe, denoiser, accelerator.num_processes)
     optimizer = create_optimizer(recipe.training, trainable.parameters)
     schedule = create_schedule(recipe.training, optimizer)
-    objective = create_objective(
-        recipe, denoiser, trainable, mean=lambda tensor: accelerator.reduce(tensor, reduction="mean")
-    )
+
+    def mean(tensor: Tensor) -> Tensor:
+        return accelerator.reduce(tensor, reduction="mean")
+
+    objective = create_objective(recipe, denoiser, trainable, mean)
+    adversary = AdversarialSet(recipe, denoiser, forget, mean) if recipe.adversary.pool else None
     sampler = BatchSampler.of(
         recipe, forget, retain, denoiser, rank=accelerator.process_index, world=accelerator.num_processes
     )
@@ -142,7 +148,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
     preparation = prepared(
         recipe,
         denoiser.fingerprint,
-        accelerator.num_processes,
+        accelerator,
         lambda: objective.prepare(lambda step: sampler.draw(PREPARATION + step)),
     )
     objective.prepared = [tensor.to(denoiser.device) for tensor in preparation.tensors]
@@ -153,6 +159,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         optimizer.load_state_dict(trainer["optimizer"])
         schedule.load_state_dict(trainer["schedule"])
         start = trainer["step"]
+        if adversary is not None:
+            adversary.load_state(trainer["adversary"])
     for note in objective.notes:
         log.info(note)
     log.info(trainable.summary)
@@ -174,6 +182,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         json_log,
         start,
         preparation,
+        adversary,
     )
 
 
@@ -259,6 +268,9 @@ def take_step(run: Run, step: int) -> Direction:
     """Draw the batches of both sets, find the direction, step along it."""
     torch.manual_seed(run.recipe.training.seed * 1_000_003 + step)  # LoRA dropout, the same after a resume
     forget, retain = run.sampler.draw(step)
+    if run.adversary is not None:
+        run.adversary.refresh(step)
+        forget = run.adversary.mixed(forget)
     direction = run.objective.direction(forget, retain)
     if _is_finite(direction):
         run.skipped = 0
@@ -391,6 +403,8 @@ def _checkpoint(run: Run, step: int) -> Path | None:
     if not run.accelerator.is_main_process:
         return None
     trainer = {"optimizer": run.optimizer.state_dict(), "schedule": run.schedule.state_dict()}
+    if run.adversary is not None:
+        trainer["adversary"] = run.adversary.state()
     return save_checkpoint(
         run.recipe.output, step, run.trainable.state(), trainer, run.recipe.training.keep_checkpoints
     )

@@ -98,6 +98,7 @@ class BatchSampler:
                 self.noise_scheduler.add_noise(pictures, noise, timesteps),
                 denoising_target(self.noise_scheduler, pictures, noise, timesteps),
             )
+        lots = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
         weights = self._min_snr_weights(timesteps) if kind == RETAIN and self.min_snr_gamma else None
 
         def batch(rows: Tensor) -> Batch:
@@ -116,6 +117,7 @@ class BatchSampler:
                 surrogate_noisy=None if stand_in is None else stand_in[0][rows].to(self.device, self.dtype),
                 surrogate_target=None if stand_in is None else stand_in[1][rows].to(self.device),
                 rows=chosen[rows],
+                lots=lots[rows],
             )
 
         mine = torch.arange(count).chunk(self.world)[self.rank]

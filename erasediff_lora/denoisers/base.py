@@ -70,7 +70,12 @@ class Denoiser(Protocol):
         ...
 
     def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
-        """Prompt embeddings (N, L, D) with `vectors` (V, E) in the place of SLOT; differentiable in them."""
+        """Prompt embeddings (N, L, D) with `vectors` in the place of SLOT; differentiable in them.
+
+        Args:
+            prompts: N texts.
+            vectors: Token embeddings, (V, E), or (N, V, E) with others for each prompt.
+        """
         ...
 
     @property

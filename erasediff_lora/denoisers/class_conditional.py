@@ -12,6 +12,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from erasediff_lora.denoisers import placement, weightless
 from erasediff_lora.denoisers.base import SLOT
@@ -208,10 +209,10 @@ class ClassConditional:
     def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
         """Where a prompt is SLOT, the mean of the vectors is the condition; there is one place for it."""
         rows = self.encode_prompts(["" if prompt.strip() == SLOT else prompt for prompt in prompts])
-        slot = torch.zeros_like(rows[:1])
-        free = torch.cat([slot[0, 0, : self.network.class_embedding.num_embeddings], vectors.mean(dim=0).to(slot)])
+        free = vectors.mean(dim=-2).to(rows).expand(len(prompts), -1)
+        free = F.pad(free, (self.network.class_embedding.num_embeddings, 0))
         is_slot = torch.tensor([prompt.strip() == SLOT for prompt in prompts], device=self.device)
-        return torch.where(is_slot[:, None, None], free[None, None], rows)
+        return torch.where(is_slot[:, None, None], free[:, None], rows)
 
     @property
     def token_embeddings(self) -> Tensor:

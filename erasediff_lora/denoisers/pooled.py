@@ -47,7 +47,7 @@ class PooledStableDiffusion(StableDiffusion):
         widths = [part.get_input_embeddings().weight.shape[1] for part in parts]
         return [
             self._encode_slots(getattr(self.pipeline, name), part, prompts, own, output_hidden_states=True)
-            for name, part, own in zip(self.tokenizers, parts, vectors.split(widths, dim=1), strict=False)
+            for name, part, own in zip(self.tokenizers, parts, vectors.split(widths, dim=-1), strict=False)
         ]
 
     @property

@@ -186,20 +186,22 @@ class StableDiffusion:
     ) -> Any:
         """What the text encoder makes of the prompts with the vectors in the place of SLOT."""
         length = tokenizer.model_max_length
+        vectors = vectors.expand(len(prompts), *vectors.shape[-2:])
         rows, places = [], []
         for index, prompt in enumerate(prompts):
             ids = [tokenizer.bos_token_id]
             for number, part in enumerate(prompt.split(SLOT)):
                 if number:
-                    places += [(index, len(ids) + offset, offset) for offset in range(len(vectors))]
-                    ids += [0] * len(vectors)
+                    places += [(index, len(ids) + offset, offset) for offset in range(vectors.shape[1])]
+                    ids += [0] * vectors.shape[1]
                 ids += tokenizer(part, add_special_tokens=False).input_ids
             ids = [*ids[: length - 1], tokenizer.eos_token_id]
             rows.append(ids + [tokenizer.pad_token_id] * (length - len(ids)))
-        row, column, source = (list(part) for part in zip(*(p for p in places if p[1] < length - 1), strict=True))
+        kept = torch.tensor([place for place in places if place[1] < length - 1], dtype=torch.long).reshape(-1, 3)
+        row, column, source = kept.to(vectors.device).unbind(dim=1)
 
         def fill(module: Any, inputs: Any, output: Tensor) -> Tensor:
-            return output.index_put((torch.tensor(row), torch.tensor(column)), vectors[source].to(output))
+            return output.index_put((row, column), vectors[row, source].to(output))
 
         handle = text_encoder.get_input_embeddings().register_forward_hook(fill)
         try:

@@ -17,6 +17,7 @@ from erasediff_lora import denoisers, train
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.memory.tracker import weightless
 from erasediff_lora.objectives import Batch
+from erasediff_lora.objectives.base import mean_squared_error
 from erasediff_lora.optimizers import create_schedule, state_bytes
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.sharding import largest_group
@@ -120,8 +121,11 @@ def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
 def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """A step of the loop, with what the objective prepares before it."""
     with weightless() as memory:
-        denoiser.without_weights()
+        networks = denoiser.without_weights()
         network = denoiser.network
+        encoders = 0
+        if recipe.adversary.pool:  # they stay, since its conditions are token embeddings
+            encoders = sum(_weight_bytes(part) for part in networks.values() if part is not network)
         world = processes()
         frozen = weights = _weight_bytes(network)
         if recipe.model.quantize:
@@ -148,20 +152,30 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
             sampler=SimpleNamespace(draw=lambda step: (batches, batches)),
             objective=objective,
             trainable=trainable,
+            adversary=None,
             optimizer=optimizer,
             schedule=create_schedule(recipe.training, optimizer),
         )
         train.take_step(run, 0)
+        if recipe.adversary.pool:
+            _search(denoiser, _batch(recipe, denoiser, recipe.adversary.batch_size))
         at_work = memory.peak - before
     gradients = min(trained, at_work)
     return {
-        "weights": frozen,
+        "weights": frozen + encoders,
         "trained": trained,  # an adapter, or the copy that is kept of the base's own weights
         "gradients": gradients,
         "optimizer": state_bytes(recipe.training, parameters),
         "activations": int((at_work - gradients) * (1 + SLACK)),
         "kernels": kernels,
     }
+
+
+def _search(denoiser: Denoiser, batch: Batch) -> None:
+    """A step of the adversary's search, as far as the network goes."""
+    prompts = batch.prompts.clone().requires_grad_()
+    loss = mean_squared_error(denoiser.predict(batch.noisy, batch.timesteps, prompts), batch.target)
+    torch.autograd.grad(loss, [prompts])
 
 
 PHASES = {"draw": _drawing, "train": _training}

@@ -61,6 +61,8 @@ class Batch:
         surrogate_noisy: x_t of what stands in for the pictures (forget set, on request), (B, C, H, W).
         surrogate_target: Its true denoising target, (B, C, H, W).
         rows: Which samples of the set they are, (B,) int64; to name them.
+        lots: What decides who is trained under an adversarial condition, (B,) in [0, 1), spread evenly over the
+            joint batch of all processes.
     """
 
     noisy: Tensor
@@ -74,6 +76,7 @@ class Batch:
     surrogate_noisy: Tensor | None = None
     surrogate_target: Tensor | None = None
     rows: Tensor | None = None
+    lots: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.noisy)

@@ -45,6 +45,9 @@ class EraseDiffSettings(ObjectiveSettings):
     target_from: Literal["base", "current"] = Field(
         "base", description="network that predicts the target: adapter off, or on (public code)"
     )
+    retain_target: Literal["data", "base"] = Field(
+        "data", description="what the prediction on retained data is held to: the noise itself (paper), or the base's"
+    )
     inner_steps: int = Field(1, ge=1, description="K, steps of the inner problem")
     inner_learning_rate: float = Field(0.1, gt=0, description="zeta, of the inner SGD")
     barrier: Literal["grad_norm", "gap", "fixed"] = Field(
@@ -93,6 +96,8 @@ class EraseDiff:
         """One EraseDiff direction: ∇L_r, the inner problem from φ⁰ = θ, ∇ĝ, λ, δ."""
         settings = self.settings
         forget = [replace(batch, target=self.forget_target(batch)) for batch in forget]
+        if settings.retain_target == "base":
+            retain = [replace(batch, target=self._base_prediction(batch, batch.prompts)) for batch in retain]
 
         retain_loss, retain_gradient = loss_and_gradient(self.network, retain, self._loss)
         forget_loss, forget_gradient = loss_and_gradient(self.network, forget, self._loss)
@@ -135,6 +140,10 @@ class EraseDiff:
         predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
         with torch.no_grad():
             return predict(batch.noisy, batch.timesteps, required(condition)).detach()
+
+    @torch.no_grad()
+    def _base_prediction(self, batch: Batch, prompts: Tensor) -> Tensor:
+        return self.network.predict_base(batch.noisy, batch.timesteps, prompts)
 
     def _loss(self, batch: Batch) -> Tensor:
         prediction = self.network.predict(batch.noisy, batch.timesteps, batch.prompts)

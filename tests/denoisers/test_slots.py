@@ -47,6 +47,15 @@ def test_a_slot_beyond_the_models_length_is_cut_like_any_word(denoiser) -> None:
     filled = denoiser.encode_slots([f"{SLOT} {long}", f"{long}{SLOT}"], vectors)
     plain = denoiser.encode_prompts([f"cat {long}", f"{long}cat"])
     assert torch.equal(filled.detach(), plain)
+    beyond = denoiser.encode_slots([f"{long * 3}{SLOT}"], vectors)
+    assert torch.equal(beyond.detach(), denoiser.encode_prompts([f"{long * 3}cat"])), "nothing of it is left"
+
+
+def test_every_prompt_can_have_vectors_of_its_own(denoiser) -> None:
+    words = ["cat", "dog"]
+    vectors = torch.stack([denoiser.embed_word(word) for word in words])
+    filled = denoiser.encode_slots([f"a {SLOT} on grass", f"{SLOT}"], vectors)
+    assert torch.equal(filled.detach(), denoiser.encode_prompts(["a cat on grass", "dog"]))
 
 
 def test_tokens_are_spelled(denoiser) -> None:

@@ -13,7 +13,7 @@ from erasediff_lora.data import sets
 from erasediff_lora.data.prompts import Prompt, balanced, substitute
 from erasediff_lora.denoisers import SLOT, Denoiser
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.evaluation.attacks.search import ForgetPictures
+from erasediff_lora.evaluation.attacks.search import ForgetPictures, showing
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics.accuracy import share, success
@@ -79,12 +79,7 @@ def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> F
     with base.active() as denoiser:
         encoded = sets.prepare(evidence.recipe, denoiser, "forget")
         texts = [encoded.prompts[row] for row in encoded.captions.tolist()]
-        others = [name for name in evidence.forgotten if name != concept]
-        chosen = [
-            index
-            for index, text in enumerate(texts)
-            if concept.lower() in text.lower() or not any(name.lower() in text.lower() for name in others)
-        ]
+        chosen = showing(texts, concept, [name for name in evidence.forgotten if name != concept])
         if not chosen:
             raise UserError(
                 Problem("forget", concept, "no picture of the forget set shows it.", "Add pictures with such captions.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,15 @@ class ForgetPictures:
     def fingerprint(self) -> str:
         """A hash of all of it."""
         return sha256(self.latents.float().contiguous().numpy().tobytes() + json.dumps(self.captions).encode())
+
+
+def showing(texts: Sequence[str], concept: str, others: Sequence[str]) -> list[int]:
+    """Which of the captions are of pictures of a concept: those that name it, or none of the other forgotten ones."""
+    return [
+        index
+        for index, text in enumerate(texts)
+        if concept.lower() in text.lower() or not any(name.lower() in text.lower() for name in others)
+    ]
 
 
 NoisedBatch = tuple[Tensor, Tensor, Tensor, list[str]]
