@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence

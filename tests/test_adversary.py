@@ -1,0 +1,149 @@
+"""The adversarial forget set: conditions found by the loop itself, and their part in the batch."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from refusals import refused
+from safetensors.torch import load_file
+
+from erasediff_lora import denoisers
+from erasediff_lora.adversary import AdversarialSet
+from erasediff_lora.data import sets
+from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.memory.plan import plan
+from erasediff_lora.objectives import OBJECTIVES
+from erasediff_lora.recipe import Recipe
+
+ADVERSARY = {"pool": 3, "refresh_every": 1, "steps": 2, "batch_size": 2}
+CONCEPTS = [{"name": "cat", "anchor": "dog"}, {"name": "car", "anchor": "dog"}]
+
+
+@pytest.fixture
+def file(recipe_file):
+    return recipe_file(
+        forget={"concepts": CONCEPTS, "templates": ["a photo of a {concept}", "one {concept}"], "count": 8},
+        retain={"concepts": ["dog"]},
+        adversary=ADVERSARY,
+    )
+
+
+@pytest.fixture
+def made(file):
+    """The adversarial set of a recipe, its encoded forget set, and a sampler of batches of 8."""
+    recipe = Recipe.load(file, {"adversary.share": 0.5, "training.batch_size": 8})
+    denoiser = denoisers.load(recipe.model)
+    forget = sets.prepare(recipe, denoiser, "forget")
+    sampler = BatchSampler.of(recipe, forget, forget, denoiser)
+    return AdversarialSet(recipe, denoiser, forget, mean=lambda tensor: tensor), forget, sampler
+
+
+def adapter_of(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "pytorch_lora_weights.safetensors")
+
+
+def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(made) -> None:
+    adversary, forget, sampler = made
+    (batch,) = sampler.draw(0)[0]
+    assert torch.equal(adversary.mixed([batch])[0].prompts, batch.prompts), "nothing has been found yet"
+    for step in range(3):
+        adversary.refresh(step)
+    denoiser = adversary.denoiser
+    changed, used = [], set()
+    for step in range(6):
+        (batch,) = sampler.draw(step)[0]
+        (mixed,) = adversary.mixed([batch])
+        texts = [forget.prompts[row] for row in forget.captions[batch.rows].tolist()]
+        changed.append(0)
+        for text, before, after in zip(texts, batch.prompts, mixed.prompts, strict=True):
+            concept = "cat" if "cat" in text else "car"
+            candidates = [
+                denoiser.encode_slots([text.replace(concept, "<*>")], vectors)[0]
+                for vectors in adversary.pools[concept]
+            ]
+            if not torch.equal(before, after):
+                fits = [torch.allclose(after, candidate, atol=1e-6) for candidate in candidates]
+                assert any(fits), f"{text} goes on under a condition of {concept}, in its own wording"
+                used.add((concept, fits.index(True)))
+                changed[-1] += 1
+        assert mixed.anchors is batch.anchors and torch.equal(mixed.noisy, batch.noisy)
+    assert changed == [4] * 6, "half of each batch"
+    assert len(used) >= 4, "of all conditions"
+
+
+def test_a_search_finds_what_the_network_denoises_better_by(made) -> None:
+    """Against a random start, on pictures and noise that the search did not see."""
+    from erasediff_lora.evaluation.attacks.search import batches, invert, slot_loss, starting_vectors
+
+    adversary, _, _ = made
+    denoiser, pictures = adversary.denoiser, adversary.pictures["cat"]
+    start = starting_vectors(denoiser, [], 1, 0, seed=3)
+    found, _ = invert(denoiser, batches(pictures, denoiser, 4, 3), start, steps=60, learning_rate=0.05, label="test")
+    fresh = batches(pictures, denoiser, 64, 99)
+    batch = next(fresh)
+    with torch.no_grad():
+        assert slot_loss(denoiser, batch, found) < slot_loss(denoiser, batch, start)
+
+
+def test_the_newest_conditions_are_kept_and_come_back(made) -> None:
+    adversary, _, _ = made
+    seen = []
+    for step in range(5):
+        adversary.refresh(step)
+        seen.append(adversary.pools["cat"][-1].clone())
+    assert adversary.pools["cat"].shape == (3, 1, 32)
+    assert torch.equal(adversary.pools["cat"], torch.stack(seen[-3:]))
+    state = adversary.state()
+    adversary.refresh(5)
+    adversary.load_state(state)
+    assert torch.equal(adversary.pools["cat"], torch.stack(seen[-3:]))
+
+
+def test_refreshing_keeps_to_its_period(recipe_file) -> None:
+    recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"refresh_every": 3}))
+    denoiser = denoisers.load(recipe.model)
+    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
+    sizes = []
+    for step in range(7):
+        adversary.refresh(step)
+        sizes.append(len(adversary.pools["cat"]))
+    assert sizes == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_a_resumed_run_ends_bit_equal(file, cli, tmp_path) -> None:
+    assert cli("train", file).status == 0
+    assert cli("train", file, "--output", tmp_path / "plain", "--adversary.pool", "0").status == 0
+    assert cli("train", file, "--output", tmp_path / "half", "--training.steps", "2").status == 0
+    assert cli("train", file, "--output", tmp_path / "half", "--resume").status == 0
+    whole = adapter_of(tmp_path / "run")
+    assert all(torch.equal(tensor, adapter_of(tmp_path / "half")[name]) for name, tensor in whole.items())
+    assert any(not torch.equal(tensor, adapter_of(tmp_path / "plain")[name]) for name, tensor in whole.items())
+    refused(
+        cli("train", file, "--output", tmp_path / "half", "--resume", "--adversary.steps", "3"),
+        "adversary.steps = 3: was 2 when the run was started.",
+    )
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_every_objective_trains_against_it(name, file, cli, tmp_path) -> None:
+    """The first step's forget loss is another one, where the method has one."""
+    logs = {}
+    for pool in ("0", "3"):
+        flags = ("--objective", f"{{name: {name}}}", "--adversary.pool", pool, "--adversary.share", "1")
+        out = tmp_path / pool
+        assert cli("train", file, "--output", out, *flags, "--training.steps", "1").status == 0
+        logs[pool] = json.loads((out / "training_log.jsonl").read_text())
+    if logs["0"]["forget_loss"] is not None:
+        assert logs["0"]["forget_loss"] != logs["3"]["forget_loss"]
+
+
+def test_the_plan_counts_what_the_search_needs(file) -> None:
+    without = plan(Recipe.load(file, {"adversary.pool": 0}))["train"].parts
+    small = plan(Recipe.load(file))["train"].parts
+    large = plan(Recipe.load(file, {"adversary.batch_size": 64}))["train"].parts
+    denoiser = denoisers.load(Recipe.load(file).model)
+    stay = sum(p.nbytes for part in (denoiser.pipeline.vae, denoiser.pipeline.text_encoder) for p in part.parameters())
+    assert small["weights"] - without["weights"] == pytest.approx(stay, rel=0.01)
+    assert without["activations"] <= small["activations"] < large["activations"]
