@@ -114,6 +114,11 @@ class RetainSet(Section):
     empty_prompt_share: float = Field(
         0.1, ge=0, lt=1, description="share trained under the empty prompt, as the base was for guidance"
     )
+    focus: float = Field(
+        0.0, ge=0, le=1, description="share of the batch that is drawn from what the erasure disturbs most"
+    )
+    focus_every: int = Field(10, ge=1, description="outer steps between measurements of the disturbance")
+    focus_samples: int = Field(32, ge=1, description="retain pictures that a measurement looks at")
 
 
 class Sampling(Section):

@@ -18,6 +18,7 @@ from erasediff_lora import sealed
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import atomic, atomic_folder, sha256, sweep, writable, write_text
 from erasediff_lora.locks import Held, lock
+from erasediff_lora.recipe import FREE_FIELDS, RESULT_SECTIONS, Recipe
 from erasediff_lora.sealed import Damaged
 
 RECIPE_FILE = "recipe.yaml"
@@ -83,6 +84,33 @@ def _make_place(folder: Path, *, resume: bool, overwrite: bool) -> None:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
     sweep(folder)
     sweep(folder / CHECKPOINTS)
+
+
+def check_same_run(recipe: Recipe) -> None:
+    """A run is resumed with the recipe that it was started with.
+
+    Raises:
+        UserError: Naming each field that differs and changes the result.
+    """
+    file = recipe.output / RECIPE_FILE
+    if not file.exists():
+        return
+    before = Recipe.load(file).model_dump(mode="json")
+    problems = []
+    for section, now in recipe.model_dump(mode="json", include=RESULT_SECTIONS).items():
+        for name, value in now.items():
+            is_free = section == "training" and name in FREE_FIELDS
+            if value != before[section].get(name) and not is_free:
+                problems.append(
+                    Problem(
+                        f"{section}.{name}",
+                        value,
+                        f"was {before[section].get(name)!r} when the run was started.",
+                        "Put it back, or start a new run in another --output.",
+                    )
+                )
+    if problems:
+        raise UserError(*problems)
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:

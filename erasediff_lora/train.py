@@ -26,8 +26,8 @@ from erasediff_lora.adversary import AdversarialSet
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.diagnosis import culprit
-from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.diagnosis import MOST_SKIPPED, culprit, is_finite, not_finite
+from erasediff_lora.disturbance import Disturbance
 from erasediff_lora.evaluation.pictures import draw_prompts, prompt_sheet
 from erasediff_lora.evaluation.selection import Selection
 from erasediff_lora.files import write_text
@@ -35,12 +35,13 @@ from erasediff_lora.objectives import Direction, Network, Objective
 from erasediff_lora.objectives.base import unflatten
 from erasediff_lora.optimizers import create_optimizer, create_schedule
 from erasediff_lora.preparation import Preparation, prepared
-from erasediff_lora.recipe import FREE_FIELDS, RESULT_SECTIONS, Recipe
+from erasediff_lora.recipe import Recipe
 from erasediff_lora.run_folder import (
     LOG_FILE,
     RECIPE_FILE,
     SET_SHEETS,
     JsonLog,
+    check_same_run,
     newest_checkpoint,
     save_checkpoint,
 )
@@ -51,7 +52,6 @@ from erasediff_lora.trainables import Trainable
 log = logging.getLogger(__name__)
 FP16_LOSS_SCALE = 1024.0
 PREPARATION = 1_000_000
-MOST_SKIPPED = 10
 
 
 class Interrupted(Exception):
@@ -81,6 +81,7 @@ class Run:
     start: int
     preparation: Preparation
     adversary: AdversarialSet | None = None
+    disturbance: Disturbance | None = None
     skipped: int = 0
     """Steps that were left out in a row."""
 
@@ -141,6 +142,10 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
 
     objective = create_objective(recipe, denoiser, trainable, mean)
     adversary = AdversarialSet(recipe, denoiser, forget, mean) if recipe.adversary.pool else None
+    disturbance = None
+    if recipe.retain.focus:
+        predict_base = objective.network.predict_base
+        disturbance = Disturbance(recipe.retain, denoiser, retain, predict_base, mean, recipe.training.seed)
     sampler = BatchSampler.of(
         recipe, forget, retain, denoiser, rank=accelerator.process_index, world=accelerator.num_processes
     )
@@ -161,6 +166,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         start = trainer["step"]
         if adversary is not None:
             adversary.load_state(trainer["adversary"])
+        if disturbance is not None:
+            disturbance.scores = trainer["disturbance"]
     for note in objective.notes:
         log.info(note)
     log.info(trainable.summary)
@@ -183,6 +190,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         start,
         preparation,
         adversary,
+        disturbance,
     )
 
 
@@ -267,12 +275,16 @@ def erase(run: Run, stop: StopSignal) -> None:
 def take_step(run: Run, step: int) -> Direction:
     """Draw the batches of both sets, find the direction, step along it."""
     torch.manual_seed(run.recipe.training.seed * 1_000_003 + step)  # LoRA dropout, the same after a resume
-    forget, retain = run.sampler.draw(step)
+    odds = None
+    if run.disturbance is not None:
+        run.disturbance.measure(step)
+        odds = run.disturbance.odds()
+    forget, retain = run.sampler.draw(step, odds)
     if run.adversary is not None:
         run.adversary.refresh(step)
         forget = run.adversary.mixed(forget)
     direction = run.objective.direction(forget, retain)
-    if _is_finite(direction):
+    if is_finite(direction):
         run.skipped = 0
         parameters = run.trainable.parameters
         for parameter, gradient in zip(parameters, unflatten(direction.vector, parameters), strict=True):
@@ -315,42 +327,6 @@ def provenance(recipe: Recipe, denoiser: Denoiser) -> Provenance:
     )
 
 
-def check_same_run(recipe: Recipe) -> None:
-    """A run is resumed with the recipe that it was started with.
-
-    Raises:
-        UserError: Naming each field that differs and changes the result.
-    """
-    file = recipe.output / RECIPE_FILE
-    if not file.exists():
-        return
-    before = Recipe.load(file).model_dump(mode="json")
-    problems = []
-    for section, now in recipe.model_dump(mode="json", include=RESULT_SECTIONS).items():
-        for name, value in now.items():
-            is_free = section == "training" and name in FREE_FIELDS
-            if value != before[section].get(name) and not is_free:
-                problems.append(
-                    Problem(
-                        f"{section}.{name}",
-                        value,
-                        f"was {before[section].get(name)!r} when the run was started.",
-                        "Put it back, or start a new run in another --output.",
-                    )
-                )
-    if problems:
-        raise UserError(*problems)
-
-
-def _is_finite(direction: Direction) -> bool:
-    return all(math.isfinite(value) for value in _decisive(direction).values() if value is not None)
-
-
-def _decisive(direction: Direction) -> dict[str, float | None]:
-    """The metrics that say whether a step can be taken."""
-    return {name: direction.metrics.get(name) for name in ("retain_loss", "forget_loss", "direction_norm")}
-
-
 def _leave_out(run: Run, step: int, direction: Direction, cause: str) -> None:
     """Keep NaN and Inf from the adapter: pass the step over, or end the run.
 
@@ -362,19 +338,7 @@ def _leave_out(run: Run, step: int, direction: Direction, cause: str) -> None:
         log.warning("step %d is left out: %s is not finite", step + 1, cause)
         return
     kept = _checkpoint(run, step) if step > 0 else None
-    remedies = [
-        f"The adapter before it is in {kept}." if kept else "",
-        "Lower training.learning_rate or objective.inner_learning_rate, use model.dtype: float32,",
-        "or set training.non_finite: skip." if run.skipped == 1 else f"or look at the {MOST_SKIPPED} steps before it.",
-    ]
-    raise UserError(
-        Problem(
-            "loss",
-            _decisive(direction),
-            f"is not finite at step {step + 1}, because of {cause}; the step was not taken.",
-            " ".join(filter(None, remedies)),
-        )
-    )
+    raise not_finite(step + 1, direction, cause, kept, run.skipped)
 
 
 def _report(run: Run, bar: Any, step: int, direction: Direction, seconds: float) -> None:
@@ -402,9 +366,11 @@ def _peak_memory() -> int:
 def _checkpoint(run: Run, step: int) -> Path | None:
     if not run.accelerator.is_main_process:
         return None
-    trainer = {"optimizer": run.optimizer.state_dict(), "schedule": run.schedule.state_dict()}
+    trainer: dict[str, Any] = {"optimizer": run.optimizer.state_dict(), "schedule": run.schedule.state_dict()}
     if run.adversary is not None:
         trainer["adversary"] = run.adversary.state()
+    if run.disturbance is not None:
+        trainer["disturbance"] = run.disturbance.scores
     return save_checkpoint(
         run.recipe.output, step, run.trainable.state(), trainer, run.recipe.training.keep_checkpoints
     )

@@ -36,6 +36,7 @@ class BatchSampler:
     device: torch.device
     dtype: torch.dtype
     surrogate: Literal["noise", "anchor"] | None = None
+    focus: float = 0.0
     rank: int = 0
     world: int = 1
 
@@ -63,18 +64,27 @@ class BatchSampler:
             device=denoiser.device,
             dtype=denoiser.dtype,
             surrogate=recipe.objective.surrogate,
+            focus=recipe.retain.focus,
             rank=rank,
             world=world,
         )
 
-    def draw(self, step: int) -> tuple[list[Batch], list[Batch]]:
-        """The forget and the retain micro-batches of a step."""
-        return self._draw(self.forget, step, FORGET), self._draw(self.retain, step, RETAIN)
+    def draw(self, step: int, odds: Tensor | None = None) -> tuple[list[Batch], list[Batch]]:
+        """The forget and the retain micro-batches of a step.
 
-    def _draw(self, data: EncodedSet, step: int, kind: int) -> list[Batch]:
+        Args:
+            step: Its number.
+            odds: How often each retain picture is drawn in the share that has a focus, (N,).
+        """
+        return self._draw(self.forget, step, FORGET), self._draw(self.retain, step, RETAIN, odds)
+
+    def _draw(self, data: EncodedSet, step: int, kind: int, odds: Tensor | None = None) -> list[Batch]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + kind)
         count = self.batch_size
         chosen = balanced_choice(len(data.latents), count, generator)
+        if odds is not None and (focused := round(self.focus * count)):
+            again = torch.Generator().manual_seed(self.seed * 1_000_003 + step)  # leaves the other draws as they are
+            chosen[:focused] = torch.multinomial(odds, focused, replacement=True, generator=again)
         latents = data.latents[chosen]
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (count,), generator=generator)

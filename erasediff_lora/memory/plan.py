@@ -149,10 +149,11 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         objective.prepared = objective.prepare(lambda step: (batches, batches))
         run: Any = SimpleNamespace(
             recipe=recipe,
-            sampler=SimpleNamespace(draw=lambda step: (batches, batches)),
+            sampler=SimpleNamespace(draw=lambda step, odds: (batches, batches)),
             objective=objective,
             trainable=trainable,
             adversary=None,
+            disturbance=None,
             optimizer=optimizer,
             schedule=create_schedule(recipe.training, optimizer),
         )

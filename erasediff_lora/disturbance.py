@@ -1,0 +1,73 @@
+"""Keeping what is near: which retain prompts the erasure disturbs most, by the drift of the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from erasediff_lora.data.batches import balanced_choice
+from erasediff_lora.data.sets import EncodedSet
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.objectives.base import Predict
+from erasediff_lora.recipe import RetainSet
+
+MEMORY = 0.7
+"""Share of a prompt's earlier score that is left after a new measurement of it."""
+
+
+class Disturbance:
+    """‖ε_θ − ε_0‖² of every retain prompt, measured on a few noised retain pictures from time to time.
+
+    Args:
+        settings: Its `focus`.
+        denoiser: The network in training.
+        retain: D_r.
+        predict_base: ε_0.
+        mean: Averages over processes, so that all of them draw the same batches.
+        seed: Of the pictures, timesteps and noise.
+    """
+
+    def __init__(
+        self,
+        settings: RetainSet,
+        denoiser: Denoiser,
+        retain: EncodedSet,
+        predict_base: Predict,
+        mean: Callable[[Tensor], Tensor],
+        seed: int,
+    ) -> None:
+        self.settings, self.denoiser, self.retain = settings, denoiser, retain
+        self.predict_base, self.mean, self.seed = predict_base, mean, seed
+        self.scores = torch.zeros(len(retain.prompts))
+        """By prompt; 0: not measured yet, or not disturbed at all."""
+
+    @torch.no_grad()
+    def measure(self, step: int) -> None:
+        """Look at some pictures, if it is time."""
+        if step == 0 or step % self.settings.focus_every:
+            return
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        rows = balanced_choice(len(self.retain.latents), self.settings.focus_samples, generator)
+        scheduler, device, dtype = self.denoiser.noise_scheduler, self.denoiser.device, self.denoiser.dtype
+        latents = self.retain.latents[rows]
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(rows),), generator=generator)
+        noisy = scheduler.add_noise(latents, noise, timesteps).to(device, dtype)
+        captions = self.retain.captions[rows]
+        given = noisy, timesteps.to(device), self.retain.embeddings[captions].to(device, dtype)
+        drift = (self.denoiser.predict(*given) - self.predict_base(*given)).float().square().flatten(1).mean(dim=1)
+        drift = self.mean(drift).cpu()
+        for caption in captions.unique():
+            new = drift[captions == caption].mean()
+            old = self.scores[caption]
+            self.scores[caption] = new if old == 0 else MEMORY * old + (1 - MEMORY) * new
+
+    def odds(self) -> Tensor | None:
+        """How often each retain picture should be drawn, (N,), relative to the others; None: all alike."""
+        known = self.scores > 0
+        if not bool(known.any()):
+            return None
+        scores = torch.where(known, self.scores, self.scores[known].mean())
+        return scores[self.retain.captions]
