@@ -216,9 +216,19 @@ VARIANTS: dict[str, tuple[str, dict[str, type[Section]]]] = {
 """Section -> the field that says which of several tables it is, and those tables, the default first."""
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "robust": {"adversary.pool": 32, "objective.retain_target": "base", "retain.focus": 0.5},
+}
+"""Preset -> values of the fields that a recipe leaves open and its tables have."""
+
+
 class Recipe(Section):
     """Everything a run depends on."""
 
+    preset: Literal["plain", "robust"] = Field(
+        "plain", description="robust: against what brings the concept back by another name; takes longer"
+    )
     model: Model = Field(default_factory=Model)
     forget: ForgetSet
     retain: RetainSet
@@ -240,6 +250,7 @@ class Recipe(Section):
         """
         sections: dict[str, Any] = {}
         problems: list[Problem] = []
+        values = _with_preset(values)
         for name in values.keys() - cls.model_fields.keys():
             problems.append(Problem(name, values[name], "is unknown.", nearest(name, cls.model_fields)))
         for name, field in cls.model_fields.items():
@@ -322,6 +333,23 @@ def overlay(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
             table = table[parent]
         table[last] = value
     return values
+
+
+def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, over those of their preset."""
+    filled = dict(values)
+    preset = values.get("preset")
+    for dotted, value in PRESETS.get(preset, {}).items() if isinstance(preset, str) else ():
+        section, name = dotted.split(".")
+        table, model = filled.get(section) or {}, dict(section_types(Recipe))[section]
+        if section in VARIANTS:
+            selector, variants = VARIANTS[section]
+            table = {selector: table} if isinstance(table, str) else table  # `objective: erasediff`
+            kind = table.get(selector, next(iter(variants))) if isinstance(table, dict) else None
+            model = variants.get(str(kind), model)
+        if isinstance(table, dict) and name in model.model_fields:
+            filled[section] = {name: value} | table
+    return filled
 
 
 def section_types(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:

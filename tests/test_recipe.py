@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from refusals import refused
 
 from erasediff_lora.errors import UserError
 from erasediff_lora.recipe import Recipe, flags
@@ -124,3 +125,34 @@ def test_stray_arguments(recipe_file, cli) -> None:
     assert result.status == 2
     assert "argument = 'stray': is not expected here." in result.err
     assert "argument = '--training.steps': has no value." in result.err
+
+
+def test_a_preset_fills_what_the_recipe_leaves_open(recipe_file, tmp_path) -> None:
+    plain = Recipe.load(recipe_file())
+    assert (plain.adversary.pool, plain.retain.focus, plain.objective.retain_target) == (0, 0.0, "data")
+    robust = Recipe.load(recipe_file(), {"preset": "robust"})
+    assert robust.adversary.pool > 0 and robust.retain.focus > 0 and robust.objective.retain_target == "base"
+    own = Recipe.load(recipe_file(), {"preset": "robust", "adversary.pool": 2, "objective.retain_target": "data"})
+    assert (own.adversary.pool, own.retain.focus, own.objective.retain_target) == (2, robust.retain.focus, "data")
+    file = tmp_path / "saved.yaml"
+    file.write_text(own.to_yaml())
+    assert Recipe.load(file) == own, "saved in full, it reads back as it was"
+    other = Recipe.load(recipe_file(objective={"name": "esd"}), {"preset": "robust"})
+    assert other.adversary.pool == robust.adversary.pool, "a method without such a field takes the rest of the preset"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--preset", "robuts"), "preset = 'robuts': must be 'plain' or 'robust'. Did you mean 'robust'?"),
+        (("--preset", "[robust]"), "preset = ['robust']: must be 'plain' or 'robust'."),
+        (("--preset", "robust", "--objective", "7"), "objective = 7"),
+        (("--preset", "robust", "--objective.name", "[esd]"), "objective.name = ['esd']"),
+        (("--preset", "robust", "--retain", "dog"), "retain = 'dog'"),
+        (("--adversary.share", "0"), "adversary.share = 0"),
+        (("--adversary.pool", "-1"), "adversary.pool = -1"),
+        (("--retain.focus", "2"), "retain.focus = 2"),
+    ],
+)
+def test_bad_values_of_presets_and_the_adversary(flags, message, recipe_file, cli) -> None:
+    refused(cli("train", recipe_file(), *flags), message)
