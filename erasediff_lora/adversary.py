@@ -36,7 +36,6 @@ class AdversarialSet:
     ) -> None:
         self.settings, self.seed = recipe.adversary, recipe.training.seed
         self.denoiser, self.mean = denoiser, mean
-        self.starts = recipe.retain.concepts
         texts = [forget.prompts[row] for row in forget.captions.tolist()]
         names = [concept.name for concept in recipe.forget.concepts]
         self.pictures: dict[str, ForgetPictures] = {}
@@ -78,7 +77,7 @@ class AdversarialSet:
         vectors, _ = invert(
             self.denoiser,
             batches(pictures, self.denoiser, settings.batch_size, seed),
-            starting_vectors(self.denoiser, self.starts, settings.vectors, number, seed),
+            starting_vectors(self.denoiser, [], settings.vectors, number, seed),
             steps=settings.steps,
             learning_rate=settings.learning_rate,
             label="adversary",

@@ -137,8 +137,8 @@ class Adversary(Section):
     pool: int = Field(0, ge=0, description="conditions kept for a concept, the newest ones; 0: none")
     share: float = Field(0.5, gt=0, le=1, description="share of the forget batch that is trained under them")
     refresh_every: int = Field(10, ge=1, description="outer steps between searches for a new one")
-    steps: int = Field(40, ge=1, description="optimisation steps of a search")
-    batch_size: int = Field(16, ge=1, description="forget pictures a step of the search")
+    steps: int = Field(20, ge=1, description="optimisation steps of a search")
+    batch_size: int = Field(8, ge=1, description="forget pictures a step of the search")
     vectors: int = Field(1, ge=1, description="token embeddings of a condition")
     learning_rate: float = Field(0.05, gt=0, description="of AdamW, in units of the embeddings' spread")
 

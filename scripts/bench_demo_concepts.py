@@ -1,9 +1,10 @@
-"""Erase every concept and every style of the demo model with one recipe, and tabulate what is gone and what stays.
+"""Erase every concept and every style of the demo model with one recipe, and tabulate what is gone, stays, comes back.
 
     OMP_NUM_THREADS=1 python scripts/bench_demo_concepts.py [--names cat blueprint] [--seeds 0 1 2] [--section.field V]
 
 Each erasure is a run folder under --runs; finished ones are read, not repeated, so that several shells can share the
-work. Prints a Markdown table and writes bench_demo_concepts.json.
+work. Prints a Markdown table and writes bench_demo_concepts.json. Attacks are those of the recipe: for all of them add
+--evaluation.attacks '[inversion, adversarial_prompt, latent_start, relearning]'.
 """
 
 from __future__ import annotations
@@ -38,12 +39,30 @@ def erase(name: str, seed: int, runs: Path, overrides: dict) -> dict:
         (folder / SECONDS_FILE).write_text(f"{time.perf_counter() - began:.1f}")
         evaluate(recipe, folder, folder)
     result = json.loads((folder / EVALUATION_FILE).read_text())
+    distances = result["metrics"]["distances"]["own_samples"]
+    attacks = {
+        attack: {key: found["models"]["erased"].get(key) for key in ("success", "tries", "steps")}
+        for attack, found in result["attacks"].items()
+    }
     return result["metrics"]["accuracy"] | {
         "name": name,
         "seed": seed,
+        "frechet": {model: distances[model]["frechet"] for model in ("erased", "base")},
+        "attacks": attacks,
         "erasing_seconds": float((folder / SECONDS_FILE).read_text()),
         "adapter_bytes": (folder / "pytorch_lora_weights.safetensors").stat().st_size,
     }
+
+
+def shown(attack: str, found: dict | None) -> str:
+    """Its success; for relearning the steps that it took, for a latent start every strength."""
+    if found is None:
+        return "–"
+    if attack == "relearning":
+        return f"{found['steps'] or 'never'} steps"
+    if attack == "latent_start":
+        return " / ".join(f"{success:.0%}" for success in found["tries"].values())
+    return f"{found['success']:.1%}"
 
 
 def main() -> None:
@@ -56,8 +75,11 @@ def main() -> None:
     rows = [
         erase(name, seed, arguments.runs, overrides_from(rest)) for name in arguments.names for seed in arguments.seeds
     ]
-    print("| erased | seed | UA | UA base | RA | RA base | RA change | erasing s | KB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    attacks = list(dict.fromkeys(attack for row in rows for attack in row["attacks"]))
+    heads = ["erased", "seed", "UA", "UA base", "RA", "RA base", "RA change", "Fréchet (base)", *attacks]
+    heads += ["erasing s", "KB"]
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
     for row in rows:
         accuracies = [
             f"{row[name]:.3f}"
@@ -65,7 +87,10 @@ def main() -> None:
         ]
         change = f"{row['retain_accuracy'] - row['retain_accuracy_base']:+.3f}"
         cost = (f"{row['erasing_seconds']:.0f}", f"{row['adapter_bytes'] / 1000:.0f}")
-        print(f"| {' | '.join((row['name'], str(row['seed']), *accuracies, change, *cost))} |")
+        distance = f"{row['frechet']['erased']:.1f} ({row['frechet']['base']:.1f})"
+        successes = [shown(attack, row["attacks"].get(attack)) for attack in attacks]
+        cells = (row["name"], str(row["seed"]), *accuracies, change, distance, *successes, *cost)
+        print(f"| {' | '.join(cells)} |")
     report = {
         "version": __version__,
         "torch": torch.__version__,

@@ -117,6 +117,7 @@ def test_compare(run, tmp_path, cli) -> None:
     seen = visit(page, 390)
     assert seen.console == [] and seen.facts["scroll"] <= 390 and seen.facts["noAlt"] == 0 == len(seen.facts["broken"])
     assert "different seeds" in seen.facts["text"] and "Erasure against retention" in seen.facts["text"]
+    assert "Robustness against damage" in seen.facts["text"] and seen.facts["images"] >= 2
     refused(cli("compare", run, other, "--output", page), "exists already", "--overwrite")
     assert cli("compare", run, other, "--output", page, "--overwrite").status == 0
 

@@ -200,35 +200,53 @@ def training(lines: Sequence[Mapping[str, Any]]) -> Chart:
     return _chart("Training", f"By step: {listed}", paint, 3.2 * len(shown))
 
 
-def pareto(points: Mapping[str, tuple[float, float]]) -> Chart:
-    """Retention against erasure, one point a run; the front is joined.
+def erasure_front(points: Mapping[str, tuple[float, float]]) -> Chart:
+    """Erasure against retention, one point a run.
 
     Args:
-        points: Run -> (unlearning accuracy, retain accuracy).
+        points: Run -> (retain accuracy, unlearning accuracy).
     """
-    front = pareto_front(points)
+    per_cent = {name: (100 * retained, 100 * erased) for name, (retained, erased) in points.items()}
+    return _front("Erasure against retention", per_cent, ("retained, %", "forgotten, %"), better=1)
+
+
+def robustness_front(points: Mapping[str, tuple[float, float]]) -> Chart:
+    """What the strongest attack brings back, against what it costs the other pictures; one point a run.
+
+    Args:
+        points: Run -> (Fréchet distance of retain pictures, success of the strongest attack).
+    """
+    scaled = {name: (distance, 100 * success) for name, (distance, success) in points.items()}
+    labels = "Fréchet distance of retained pictures", "strongest attack, %"
+    return _front("Robustness against damage", scaled, labels, better=-1)
+
+
+def _front(title: str, points: Mapping[str, tuple[float, float]], labels: tuple[str, str], better: int) -> Chart:
+    """Points in two quantities of which more (1) or less (-1) is better; the front is joined."""
+    front = pareto_front({name: (better * x, better * y) for name, (x, y) in points.items()})
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        joined = sorted((points[name] for name in front), reverse=True)
-        axes.step([100 * y for _, y in joined], [100 * x for x, _ in joined], where="post", color=BASE, linewidth=0.9)
+        joined = sorted((points[name] for name in front), key=lambda point: point[1], reverse=better > 0)
+        axes.step([x for x, _ in joined], [y for _, y in joined], where="post", color=BASE, linewidth=0.9)
         for place in dict.fromkeys(points.values()):
             names = [name for name, point in points.items() if point == place]
-            erased, retained = (100 * value for value in place)
-            axes.plot(retained, erased, "o", color=ERASED if names[0] in front else BASE)
-            axes.annotate(
-                ", ".join(names), (retained, erased), xytext=(0, -12), textcoords="offset points", size=8, ha="center"
-            )
-        axes.set_xlabel("retained, %")
-        axes.set_ylabel("forgotten, %")
+            axes.plot(*place, "o", color=ERASED if names[0] in front else BASE)
+            axes.annotate(", ".join(names), place, xytext=(0, -12), textcoords="offset points", size=8, ha="center")
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
         axes.margins(0.25)
-        for low, high, limit in ((*axes.get_xlim(), axes.set_xlim), (*axes.get_ylim(), axes.set_ylim)):
-            limit(low, max(100.3, 100 + (100 - low) / 20) if high > 100 else high)
+        for label, limits, limit in (
+            (labels[0], axes.get_xlim(), axes.set_xlim),
+            (labels[1], axes.get_ylim(), axes.set_ylim),
+        ):
+            low, high = limits
+            if label.endswith("%") and high > 100:
+                limit(low, max(100.3, 100 + (100 - low) / 20))
 
-    listed = "; ".join(f"{n}: forgotten {e:.1%}, retained {r:.1%}" for n, (e, r) in points.items())
-    return _chart(
-        "Erasure against retention", f"Best is up and right; on the front: {', '.join(front)}. {listed}", paint, 8
-    )
+    listed = "; ".join(f"{name}: {labels[0]} {x:.1f}, {labels[1]} {y:.1f}" for name, (x, y) in points.items())
+    corner = "up and right" if better > 0 else "down and left"
+    return _chart(title, f"Best is {corner}; on the front: {', '.join(front)}. {listed}", paint, 8)
 
 
 def pareto_front(points: Mapping[str, tuple[float, ...]]) -> list[str]:

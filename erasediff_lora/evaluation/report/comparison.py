@@ -8,6 +8,7 @@ from typing import Any
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.report import charts, embedded_strips, environment, percent
+from erasediff_lora.evaluation.verdict import excess, strongest_attack
 from erasediff_lora.files import write_text
 from erasediff_lora.run_folder import read_evaluation
 
@@ -31,12 +32,6 @@ def compare(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -
     if output.exists() and not overwrite:
         raise UserError(Problem("--output", str(output), "exists already.", "Add --overwrite, or name another file."))
     runs = {name: read_evaluation(folder) for name, folder in zip(_names(folders), folders, strict=True)}
-    accuracies = {name: run["metrics"].get("accuracy") for name, run in runs.items()}
-    points = {
-        name: (found["unlearning_accuracy"], found["retain_accuracy"])
-        for name, found in accuracies.items()
-        if found and found["retain_accuracy"] is not None
-    }
     table = [(label, [value(run) for run in runs.values()]) for label, value in _rows(runs)]
     rows = [(label, cells) for label, cells in table if any(cell is not None for cell in cells)]
     page = environment().get_template("comparison.html.jinja")
@@ -46,7 +41,7 @@ def compare(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -
             runs=runs,
             rows=rows,
             notes=_notes(runs),
-            chart=charts.pareto(points) if points else None,
+            charts=_charts(runs),
             strips={name: embedded_strips(folder, runs[name]) for name, folder in zip(runs, folders, strict=True)},
         ),
         field="--output",
@@ -61,6 +56,20 @@ def _names(folders: Sequence[Path]) -> list[str]:
     if len(set(names)) < len(names):
         raise UserError(Problem("RUN", [str(f) for f in folders], "names a run twice.", "Name each run once."))
     return names
+
+
+def _charts(runs: Mapping[str, Mapping[str, Any]]) -> list[charts.Chart]:
+    """The fronts, of the runs that have the numbers."""
+    erasure, robustness = {}, {}
+    for name, run in runs.items():
+        accuracy, distances = run["metrics"].get("accuracy"), run["metrics"].get("distances")
+        if accuracy and accuracy["retain_accuracy"] is not None:
+            erasure[name] = accuracy["retain_accuracy"], accuracy["unlearning_accuracy"]
+        if distances and (strongest := strongest_attack(run["attacks"])) is not None:
+            success = max(excess(run["attacks"][strongest]), 0.0)
+            robustness[name] = distances["own_samples"]["erased"]["frechet"], success
+    found = [charts.erasure_front(erasure)] if erasure else []
+    return found + ([charts.robustness_front(robustness)] if robustness else [])
 
 
 def _rows(runs: Mapping[str, Mapping[str, Any]]) -> list[Row]:
