@@ -13,10 +13,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from erasediff_lora.data.captioned import CaptionedPictures, showing
 from erasediff_lora.data.prompts import substitute
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import SLOT, Denoiser
-from erasediff_lora.evaluation.attacks.search import ForgetPictures, batches, invert, showing, starting_vectors
+from erasediff_lora.evaluation.attacks.search import invert, starting_vectors
 from erasediff_lora.objectives import Batch
 from erasediff_lora.recipe import Recipe
 
@@ -38,17 +39,19 @@ class AdversarialSet:
         self.denoiser, self.mean = denoiser, mean
         texts = [forget.prompts[row] for row in forget.captions.tolist()]
         names = [concept.name for concept in recipe.forget.concepts]
-        self.pictures: dict[str, ForgetPictures] = {}
+        self.pictures: dict[str, CaptionedPictures] = {}
         self.shown: list[tuple[str, str]] = [("", "")] * len(texts)
         """Concept and caption of each picture, with SLOT in the place of the name."""
         for name in names:
             chosen = showing(texts, name, [other for other in names if other != name])
             captions = [substitute(texts[row], name, SLOT) for row in chosen]
-            self.pictures[name] = ForgetPictures(forget.latents[chosen], captions)
+            self.pictures[name] = CaptionedPictures(forget.latents[chosen], captions)
             for row, caption in zip(chosen, captions, strict=True):
                 self.shown[row] = name, caption
         self.pools: dict[str, Tensor] = {}
         """Concept -> token embeddings, (P, V, E), the newest last."""
+        self.loss: float | None = None
+        """Denoising loss that the last search came down to: it rises as the concept gets harder to bring back."""
 
     def refresh(self, step: int) -> None:
         """Search for one more condition of every concept, if it is time; the oldest one gives way."""
@@ -71,17 +74,18 @@ class AdversarialSet:
         """Put what `state` returned back."""
         self.pools = {name: pool.to(self.denoiser.device) for name, pool in pools.items()}
 
-    def _search(self, pictures: ForgetPictures, number: int) -> Tensor:
+    def _search(self, pictures: CaptionedPictures, number: int) -> Tensor:
         settings = self.settings
         seed = self.seed * 1_000_003 + number
-        vectors, _ = invert(
+        vectors, losses = invert(
             self.denoiser,
-            batches(pictures, self.denoiser, settings.batch_size, seed),
+            pictures.noised(self.denoiser, settings.batch_size, seed),
             starting_vectors(self.denoiser, [], settings.vectors, number, seed),
             steps=settings.steps,
             learning_rate=settings.learning_rate,
-            label="adversary",
         )
+        last = losses[-max(1, len(losses) // 4) :]
+        self.loss = sum(last) / len(last)
         return vectors
 
     def _mix(self, batch: Batch) -> Batch:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from erasediff_lora.data.batches import balanced_choice
+from erasediff_lora.data.captioned import CaptionedPictures
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.objectives.base import Predict
@@ -40,6 +40,8 @@ class Disturbance:
     ) -> None:
         self.settings, self.denoiser, self.retain = settings, denoiser, retain
         self.predict_base, self.mean, self.seed = predict_base, mean, seed
+        self.rows = {text: row for row, text in enumerate(retain.prompts)}
+        self.pictures = CaptionedPictures(retain.latents, [retain.prompts[row] for row in retain.captions.tolist()])
         self.scores = torch.zeros(len(retain.prompts))
         """By prompt; 0: not measured yet, or not disturbed at all."""
 
@@ -48,15 +50,10 @@ class Disturbance:
         """Look at some pictures, if it is time."""
         if step == 0 or step % self.settings.focus_every:
             return
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        rows = balanced_choice(len(self.retain.latents), self.settings.focus_samples, generator)
-        scheduler, device, dtype = self.denoiser.noise_scheduler, self.denoiser.device, self.denoiser.dtype
-        latents = self.retain.latents[rows]
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(rows),), generator=generator)
-        noisy = scheduler.add_noise(latents, noise, timesteps).to(device, dtype)
-        captions = self.retain.captions[rows]
-        given = noisy, timesteps.to(device), self.retain.embeddings[captions].to(device, dtype)
+        settings, seed = self.settings, self.seed * 1_000_003 + step
+        noisy, timesteps, _, texts = next(self.pictures.noised(self.denoiser, settings.focus_samples, seed))
+        captions = torch.tensor([self.rows[text] for text in texts])
+        given = noisy, timesteps, self.retain.embeddings[captions].to(noisy)
         drift = (self.denoiser.predict(*given) - self.predict_base(*given)).float().square().flatten(1).mean(dim=1)
         drift = self.mean(drift).cpu()
         for caption in captions.unique():

@@ -347,6 +347,8 @@ def _report(run: Run, bar: Any, step: int, direction: Direction, seconds: float)
         "samples_per_second": 2 * run.recipe.training.batch_size / seconds,
         "peak_memory_bytes": _peak_memory(),
     }
+    if run.adversary is not None:
+        values["adversary_loss"] = run.adversary.loss
     values = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
     if run.log is not None:
         run.log.write({"step": step} | values)

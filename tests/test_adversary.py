@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from refusals import refused
 from safetensors.torch import load_file
 
@@ -25,7 +26,7 @@ CONCEPTS = [{"name": "cat", "anchor": "dog"}, {"name": "car", "anchor": "dog"}]
 def file(recipe_file):
     return recipe_file(
         forget={"concepts": CONCEPTS, "templates": ["a photo of a {concept}", "one {concept}"], "count": 8},
-        retain={"concepts": ["dog"]},
+        retain={"concepts": ["dog"], "focus": 0.5, "focus_every": 1},
         adversary=ADVERSARY,
     )
 
@@ -75,14 +76,13 @@ def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(mad
 
 def test_a_search_finds_what_the_network_denoises_better_by(made) -> None:
     """Against a random start, on pictures and noise that the search did not see."""
-    from erasediff_lora.evaluation.attacks.search import batches, invert, slot_loss, starting_vectors
+    from erasediff_lora.evaluation.attacks.search import invert, slot_loss, starting_vectors
 
     adversary, _, _ = made
     denoiser, pictures = adversary.denoiser, adversary.pictures["cat"]
     start = starting_vectors(denoiser, [], 1, 0, seed=3)
-    found, _ = invert(denoiser, batches(pictures, denoiser, 4, 3), start, steps=60, learning_rate=0.05, label="test")
-    fresh = batches(pictures, denoiser, 64, 99)
-    batch = next(fresh)
+    found, _ = invert(denoiser, pictures.noised(denoiser, 4, 3), start, steps=60, learning_rate=0.05, label="test")
+    batch = next(pictures.noised(denoiser, 64, 99))
     with torch.no_grad():
         assert slot_loss(denoiser, batch, found) < slot_loss(denoiser, batch, start)
 
@@ -124,6 +124,15 @@ def test_a_resumed_run_ends_bit_equal(file, cli, tmp_path) -> None:
         cli("train", file, "--output", tmp_path / "half", "--resume", "--adversary.steps", "3"),
         "adversary.steps = 3: was 2 when the run was started.",
     )
+
+
+def test_a_concept_without_pictures_is_refused(recipe_file, cli, tmp_path) -> None:
+    (tmp_path / "cats").mkdir()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "cats/1.png")
+    images = {"folder": str(tmp_path / "cats"), "caption": "a photo of a cat"}
+    retain = {"concepts": ["dog"]}
+    file = recipe_file(forget={"concepts": CONCEPTS, "images": images}, retain=retain, adversary=ADVERSARY)
+    refused(cli("train", file), "forget = 'car': no picture of the forget set shows it.")
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))

@@ -21,7 +21,7 @@ from erasediff_lora.evaluation.attacks.base import (
     by_restarts,
     forget_pictures,
 )
-from erasediff_lora.evaluation.attacks.search import batches, slot_loss
+from erasediff_lora.evaluation.attacks.search import slot_loss
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
 
@@ -71,8 +71,8 @@ def find_tokens(evidence: Evidence, candidate: Candidate, concept: str, restart:
             points = torch.rand(options.tokens, len(table), generator=generator).to(table.device)
             points = onto_simplex(points).requires_grad_()
             optimizer = torch.optim.Adam([points], lr=options.learning_rate)
-            stream = batches(pictures, denoiser, options.batch_size, seed)
-            fixed = next(batches(pictures, denoiser, 2 * options.batch_size, seed + 500_000))
+            stream = pictures.noised(denoiser, options.batch_size, seed)
+            fixed = next(pictures.noised(denoiser, 2 * options.batch_size, seed + 500_000))
             lowest: tuple[float, list[int]] = (float("inf"), [])
             label = f"adversarial prompt {restart + 1}, {candidate.name}"
             for step, batch in zip(tqdm(range(options.steps), desc=label, leave=False), stream, strict=False):

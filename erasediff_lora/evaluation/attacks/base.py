@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from erasediff_lora.data import sets
+from erasediff_lora.data.captioned import CaptionedPictures, showing
 from erasediff_lora.data.prompts import Prompt, balanced, substitute
 from erasediff_lora.denoisers import SLOT, Denoiser
-from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.evaluation.attacks.search import ForgetPictures, showing
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics.accuracy import share, success
@@ -64,7 +63,7 @@ def best(tries: dict[str, tuple[float, list[Drawn]]], **details: Any) -> Outcome
     return Outcome(tries[name][0], {key: value for key, (value, _) in tries.items()}, tries[name][1], details)
 
 
-def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> ForgetPictures:
+def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> CaptionedPictures:
     """The recipe's forget set, as far as it shows this concept: the strongest attacker has the eraser's own data.
 
     Args:
@@ -80,10 +79,6 @@ def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> F
         encoded = sets.prepare(evidence.recipe, denoiser, "forget")
         texts = [encoded.prompts[row] for row in encoded.captions.tolist()]
         chosen = showing(texts, concept, [name for name in evidence.forgotten if name != concept])
-        if not chosen:
-            raise UserError(
-                Problem("forget", concept, "no picture of the forget set shows it.", "Add pictures with such captions.")
-            )
         latents = encoded.latents[chosen]
         if not _same_autoencoder(denoiser, candidate.denoiser, latents[:1]):
             size = evidence.recipe.sampling.batch_size
@@ -91,7 +86,7 @@ def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> F
             pictures = [image for chunk in latents.split(size) for image in denoiser.decode(chunk)]
             pixels = torch.stack([to_unit_tensor(image, side) for image in pictures])
             latents = torch.cat([candidate.denoiser.encode_images(chunk) for chunk in pixels.split(size)])
-    return ForgetPictures(latents.cpu(), [substitute(texts[index], concept, SLOT) for index in chosen])
+    return CaptionedPictures(latents.cpu(), [substitute(texts[index], concept, SLOT) for index in chosen])
 
 
 def _same_autoencoder(one: Denoiser, other: Denoiser, latents: Tensor) -> bool:

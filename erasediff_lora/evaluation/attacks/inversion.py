@@ -13,7 +13,7 @@ import torch
 from erasediff_lora.data.prompts import substitute
 from erasediff_lora.denoisers import SLOT
 from erasediff_lora.evaluation.attacks.base import Found, Outcome, best, by_restarts, forget_pictures
-from erasediff_lora.evaluation.attacks.search import batches, invert, starting_vectors
+from erasediff_lora.evaluation.attacks.search import invert, starting_vectors
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
 
@@ -49,7 +49,7 @@ def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) 
         with candidate.active() as denoiser:
             vectors, losses = invert(
                 denoiser,
-                batches(pictures, denoiser, options.batch_size, seed),
+                pictures.noised(denoiser, options.batch_size, seed),
                 starting_vectors(denoiser, evidence.recipe.retain.concepts, options.vectors, restart, seed),
                 steps=options.steps,
                 learning_rate=options.learning_rate,

@@ -14,9 +14,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from erasediff_lora.data.captioned import CaptionedPictures
 from erasediff_lora.denoisers import SLOT, Denoiser
 from erasediff_lora.evaluation.attacks.base import Outcome, concept_prompts, forget_pictures
-from erasediff_lora.evaluation.attacks.search import ForgetPictures, batches
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.erasures import ADAPTER
 from erasediff_lora.evaluation.evidence import Evidence
@@ -45,7 +45,7 @@ def run(evidence: Evidence, candidate: Candidate) -> Outcome:
     shown: list[Drawn] = []
     for concept in evidence.forgotten:
         pictures = forget_pictures(evidence, candidate, concept)
-        pictures = ForgetPictures(
+        pictures = CaptionedPictures(
             pictures.latents[: options.images],
             [caption.replace(SLOT, concept) for caption in pictures.captions[: options.images]],
         )
@@ -87,7 +87,7 @@ class Attacker:
 
     candidate: Candidate
     options: Relearning
-    pictures: ForgetPictures
+    pictures: CaptionedPictures
     seed: int
     modules: list[str]
     done: int = 0
@@ -105,7 +105,7 @@ class Attacker:
             for parameter in self._parameters:
                 parameter.data = parameter.data.float()
             self._optimizer = torch.optim.AdamW(self._parameters, lr=self.options.learning_rate, weight_decay=0.0)
-            self._batches = batches(self.pictures, denoiser, self.options.batch_size, self.seed)
+            self._batches = self.pictures.noised(denoiser, self.options.batch_size, self.seed)
             texts = list(dict.fromkeys(self.pictures.captions))
             self._prompts = dict(zip(texts, denoiser.encode_prompts(texts), strict=True))
             try:

@@ -1,0 +1,67 @@
+"""Pictures with their captions, and noised batches of them without end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from erasediff_lora.data.batches import balanced_choice, denoising_target
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.files import sha256
+
+NoisedBatch = tuple[Tensor, Tensor, Tensor, list[str]]
+"""x_t (B, C, h, w), t (B,), the denoising target, and the captions."""
+
+
+@dataclass(frozen=True)
+class CaptionedPictures:
+    """Encoded pictures.
+
+    Attributes:
+        latents: (N, C, h, w), scaled, on the CPU.
+        captions: N prompts; an attacker's have SLOT in the place of the concept's name.
+    """
+
+    latents: Tensor
+    captions: list[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all of it."""
+        return sha256(self.latents.float().contiguous().numpy().tobytes() + json.dumps(self.captions).encode())
+
+    def noised(self, denoiser: Denoiser, size: int, seed: int) -> Iterator[NoisedBatch]:
+        """Endless batches, on the denoiser's device."""
+        generator = torch.Generator().manual_seed(seed)
+        scheduler = denoiser.noise_scheduler
+        while True:
+            rows = balanced_choice(len(self.latents), size, generator)
+            latents = self.latents[rows].float()
+            noise = torch.randn(latents.shape, generator=generator)
+            timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (size,), generator=generator)
+            noisy = scheduler.add_noise(latents, noise, timesteps).to(denoiser.device, denoiser.dtype)
+            target = denoising_target(scheduler, latents, noise, timesteps).to(denoiser.device)
+            yield noisy, timesteps.to(denoiser.device), target, [self.captions[row] for row in rows.tolist()]
+
+
+def showing(texts: Sequence[str], concept: str, others: Sequence[str]) -> list[int]:
+    """Which of the forget set's captions are of a concept: those that name it, or none of the other forgotten ones.
+
+    Raises:
+        UserError: If none is.
+    """
+    chosen = [
+        index
+        for index, text in enumerate(texts)
+        if concept.lower() in text.lower() or not any(name.lower() in text.lower() for name in others)
+    ]
+    if not chosen:
+        raise UserError(
+            Problem("forget", concept, "no picture of the forget set shows it.", "Add pictures with such captions.")
+        )
+    return chosen

@@ -1,0 +1,90 @@
+"""Keeping what is near: the retain batch follows what the adapter disturbs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from erasediff_lora import denoisers, train
+from erasediff_lora.data import sets
+from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.disturbance import MEMORY, Disturbance
+from erasediff_lora.recipe import Recipe
+
+STEP = 6
+
+
+@pytest.fixture
+def recipe(recipe_file):
+    file = recipe_file(
+        retain={"concepts": ["dog", "car", "house"], "count": 9, "focus": 0.5, "focus_every": 2, "focus_samples": 9},
+        training={"batch_size": 8},
+    )
+    return Recipe.load(file)
+
+
+@pytest.fixture
+def denoiser(recipe):
+    return denoisers.load(recipe.model)
+
+
+@pytest.fixture
+def retain(recipe, denoiser):
+    return sets.prepare(recipe, denoiser, "retain")
+
+
+@pytest.fixture
+def disturbance(recipe, denoiser, retain):
+    """Of an adapter that has changed."""
+    trainable = train.adapt(recipe, denoiser)
+    objective = train.create_objective(recipe, denoiser, trainable, mean=lambda tensor: tensor)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in trainable.parameters:
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return Disturbance(recipe.retain, denoiser, retain, objective.network.predict_base, lambda tensor: tensor, seed=0)
+
+
+def test_scores_are_the_drift_of_each_prompt(disturbance, denoiser, retain) -> None:
+    disturbance.measure(0)
+    disturbance.measure(3)
+    assert disturbance.odds() is None, "not yet, and not between the periods"
+    disturbance.measure(STEP)
+    captions = [retain.prompts[row] for row in retain.captions.tolist()]
+    noisy, timesteps, _, texts = next(disturbance.pictures.noised(denoiser, 9, STEP))
+    for text in set(captions):
+        rows = [row for row, other in enumerate(texts) if other == text]
+        assert len(rows) == 3, "nine pictures are looked at, three of each prompt"
+        prompts = denoiser.encode_prompts([text] * 3)
+        with torch.no_grad():
+            given = noisy[rows], timesteps[rows], prompts
+            drift = (denoiser.predict(*given) - disturbance.predict_base(*given)).square().mean()
+        assert drift > 0
+        score = disturbance.scores[retain.prompts.index(text)]
+        torch.testing.assert_close(score, drift)
+        assert disturbance.odds()[captions.index(text)] == score
+    before = disturbance.scores.clone()
+    disturbance.measure(STEP + 2)
+    disturbance_again = disturbance.scores
+    assert not torch.equal(before, disturbance_again)
+    known = before > 0
+    assert bool((disturbance_again[known] >= MEMORY * before[known]).all()), "earlier measurements count on"
+
+
+def test_the_focused_share_of_a_batch_is_drawn_by_the_odds(recipe, denoiser, retain) -> None:
+    forget = sets.prepare(recipe, denoiser, "forget")
+    sampler = BatchSampler.of(recipe, forget, retain, denoiser)
+    odds = torch.zeros(9)
+    odds[4] = 1.0
+    (even,), (focused,) = (sampler.draw(3, given)[1] for given in (None, odds))
+    assert focused.rows[:4].tolist() == [4] * 4
+    assert torch.equal(focused.rows[4:], even.rows[4:])
+    assert torch.equal(focused.timesteps, even.timesteps), "the other draws are as they were"
+    assert torch.equal(focused.noisy[4:], even.noisy[4:])
+    (other,), _ = sampler.draw(3, None)
+    (same,), _ = sampler.draw(3, odds)
+    assert torch.equal(other.noisy, same.noisy), "the forget batch too"
+    odds = torch.tensor([3.0, 1.0] + [0.0] * 7)
+    counts = torch.zeros(9)
+    for step in range(200):
+        counts += torch.bincount(sampler.draw(step, odds)[1][0].rows[:4], minlength=9)
+    assert counts[2:].sum() == 0 and float(counts[0] / counts.sum()) == pytest.approx(0.75, abs=0.05)
