@@ -127,9 +127,9 @@ def test_a_resumed_run_ends_bit_equal(file, cli, tmp_path) -> None:
 
 
 def test_a_concept_without_pictures_is_refused(recipe_file, cli, tmp_path) -> None:
-    (tmp_path / "cats").mkdir()
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "cats/1.png")
-    images = {"folder": str(tmp_path / "cats"), "caption": "a photo of a cat"}
+    (tmp_path / "pictures/cat").mkdir(parents=True)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "pictures/cat/1.png")
+    images = {"folder": str(tmp_path / "pictures"), "caption": "a photo of a {concept}"}
     retain = {"concepts": ["dog"]}
     file = recipe_file(forget={"concepts": CONCEPTS, "images": images}, retain=retain, adversary=ADVERSARY)
     refused(cli("train", file), "forget = 'car': no picture of the forget set shows it.")
