@@ -7,6 +7,7 @@ share of the forget pictures is trained under the words that it has found.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,8 @@ from erasediff_lora.denoisers import SLOT, Denoiser
 from erasediff_lora.evaluation.attacks.search import invert, starting_vectors
 from erasediff_lora.objectives import Batch
 from erasediff_lora.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 class AdversarialSet:
@@ -60,6 +63,9 @@ class AdversarialSet:
             return
         for name, pictures in self.pictures.items():
             found = self.mean(self._search(pictures, number))[None]
+            if not bool(torch.isfinite(found).all()):
+                log.warning("the search for a condition of %s at step %d is not finite and left out", name, step + 1)
+                continue
             self.pools[name] = torch.cat([self.pools.get(name, found[:0]), found])[-self.settings.pool :]
 
     def mixed(self, forget: Sequence[Batch]) -> list[Batch]:

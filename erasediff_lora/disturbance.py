@@ -57,9 +57,9 @@ class Disturbance:
         drift = (self.denoiser.predict(*given) - self.predict_base(*given)).float().square().flatten(1).mean(dim=1)
         drift = self.mean(drift).cpu()
         for caption in captions.unique():
-            new = drift[captions == caption].mean()
-            old = self.scores[caption]
-            self.scores[caption] = new if old == 0 else MEMORY * old + (1 - MEMORY) * new
+            new, old = drift[captions == caption].mean(), self.scores[caption]
+            if torch.isfinite(new):
+                self.scores[caption] = new if old == 0 else MEMORY * old + (1 - MEMORY) * new
 
     def odds(self) -> Tensor | None:
         """How often each retain picture should be drawn, (N,), relative to the others; None: all alike."""

@@ -101,6 +101,16 @@ def test_the_newest_conditions_are_kept_and_come_back(made) -> None:
     assert torch.equal(adversary.pools["cat"], torch.stack(seen[-3:]))
 
 
+def test_a_search_that_is_not_finite_is_left_out(made, monkeypatch, caplog) -> None:
+    adversary, _, sampler = made
+    monkeypatch.setattr(adversary.denoiser, "predict", lambda noisy, t, prompts: noisy * prompts.mean() * float("nan"))
+    adversary.refresh(0)
+    assert adversary.pools == {}
+    assert "the search for a condition of cat at step 1 is not finite and left out" in caplog.text
+    (batch,) = sampler.draw(0)[0]
+    assert torch.equal(adversary.mixed([batch])[0].prompts, batch.prompts)
+
+
 def test_refreshing_keeps_to_its_period(recipe_file) -> None:
     recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"refresh_every": 3}))
     denoiser = denoisers.load(recipe.model)

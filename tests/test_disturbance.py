@@ -88,3 +88,11 @@ def test_the_focused_share_of_a_batch_is_drawn_by_the_odds(recipe, denoiser, ret
     for step in range(200):
         counts += torch.bincount(sampler.draw(step, odds)[1][0].rows[:4], minlength=9)
     assert counts[2:].sum() == 0 and float(counts[0] / counts.sum()) == pytest.approx(0.75, abs=0.05)
+
+
+def test_what_is_not_finite_is_not_counted(disturbance, monkeypatch) -> None:
+    disturbance.measure(2)
+    before = disturbance.scores.clone()
+    monkeypatch.setattr(disturbance, "predict_base", lambda noisy, *rest: torch.full_like(noisy, float("inf")))
+    disturbance.measure(4)
+    assert torch.equal(disturbance.scores, before)

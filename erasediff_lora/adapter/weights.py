@@ -139,6 +139,11 @@ def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
+def unusable(source: object, what: str, remedy: str = "Export the file again.") -> UserError:
+    """What is wrong with an adapter's file."""
+    return UserError(Problem("adapter", str(source), what, remedy))
+
+
 def checked(layers: dict[str, LoraLayer], source: str) -> dict[str, LoraLayer]:
     """The layers, in the order of their names.
 
@@ -146,40 +151,20 @@ def checked(layers: dict[str, LoraLayer], source: str) -> dict[str, LoraLayer]:
         UserError: If there are none, the factors do not fit, or a number is not finite.
     """
     if not layers:
-        raise UserError(Problem("adapter", source, "holds no LoRA layer.", "Give an adapter file, not a checkpoint."))
+        raise unusable(source, "holds no LoRA layer.", "Give an adapter file, not a checkpoint.")
     for name, layer in layers.items():
         if layer.down.ndim not in (2, 4) or layer.up.ndim != layer.down.ndim or layer.up.shape[1] != layer.rank:
-            raise UserError(
-                Problem(
-                    "adapter",
-                    source,
-                    f"has factors that do not fit at {name}: A {list(layer.down.shape)}, B {list(layer.up.shape)}.",
-                    "Its second dimension of B must be the first of A; export the file again.",
-                )
+            raise unusable(
+                source,
+                f"has factors that do not fit at {name}: A {list(layer.down.shape)}, B {list(layer.up.shape)}.",
+                "Its second dimension of B must be the first of A; export the file again.",
             )
         if not 0 < layer.rank <= RANK_LIMIT * (layer.shape[0] + math.prod(layer.shape[1:])):
-            raise UserError(
-                Problem(
-                    "adapter",
-                    source,
-                    f"has rank {layer.rank} at {name}, whose weight is {list(layer.shape)}.",
-                    "Export the file again.",
-                )
-            )
+            raise unusable(source, f"has rank {layer.rank} at {name}, whose weight is {list(layer.shape)}.")
         if layer.magnitude is not None and layer.magnitude.numel() != layer.shape[0]:
-            raise UserError(
-                Problem(
-                    "adapter",
-                    source,
-                    f"has {layer.magnitude.numel()} magnitudes at {name}, whose weight is {list(layer.shape)}.",
-                    "Export the file again.",
-                )
-            )
+            count = layer.magnitude.numel()
+            raise unusable(source, f"has {count} magnitudes at {name}, whose weight is {list(layer.shape)}.")
         for factor, tensor in (("A", layer.down), ("B", layer.up), ("alpha", torch.tensor(layer.alpha))):
             if not bool(torch.isfinite(tensor.float()).all()):
-                raise UserError(
-                    Problem(
-                        "adapter", source, f"has NaN or Inf in {factor} of {name}.", "Train or export the file again."
-                    )
-                )
+                raise unusable(source, f"has NaN or Inf in {factor} of {name}.", "Train or export the file again.")
     return dict(sorted(layers.items()))

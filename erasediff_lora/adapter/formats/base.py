@@ -12,7 +12,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from erasediff_lora.adapter.provenance import PREFIX
-from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
+from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, unusable
 from erasediff_lora.errors import Problem, UserError
 
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
@@ -91,14 +91,10 @@ def _require_numbers(config: Mapping[str, Any], source: Path) -> Mapping[str, An
     for name, value in [("lora_alpha", config.get("lora_alpha", 1)), *by_pattern]:
         is_number = isinstance(value, int | float) and abs(value) < LARGEST_ALPHA
         if not (is_number and _PATTERN.fullmatch(name) and name.count("*") <= 3):
-            raise UserError(
-                Problem(
-                    "adapter",
-                    str(source),
-                    f"gives {name!r:.80} the alpha {value!r:.80}, which is no number below {LARGEST_ALPHA:g}, "
-                    "or no pattern of module names.",
-                    "Export the file again.",
-                )
+            raise unusable(
+                source,
+                f"gives {name!r:.80} the alpha {value!r:.80}, which is no number below {LARGEST_ALPHA:g}, "
+                "or no pattern of module names.",
             )
     return dict(by_pattern)
 
@@ -112,14 +108,8 @@ def require_shapes(tensors: Mapping[str, Tensor], source: Path) -> None:
     for name, tensor in tensors.items():
         fits = tensor.numel() == 1 if name.endswith(".alpha") else tensor.ndim > 0
         if not fits or not tensor.is_floating_point():
-            raise UserError(
-                Problem(
-                    "adapter",
-                    str(source),
-                    f"has a tensor {name} of shape {list(tensor.shape)} in {tensor.dtype}, which is no weight.",
-                    "Export the file again.",
-                )
-            )
+            shape = list(tensor.shape)
+            raise unusable(source, f"has a tensor {name} of shape {shape} in {tensor.dtype}, which is no weight.")
 
 
 def peft_tensors(layers: Mapping[str, LoraLayer], prefix: str) -> dict[str, Tensor]:
@@ -155,7 +145,7 @@ def partner(tensors: Mapping[str, Tensor], key: str, source: Path) -> Tensor:
         UserError: If it is missing.
     """
     if key not in tensors:
-        raise UserError(Problem("adapter", str(source), f"lacks the tensor {key}.", "Export the file again."))
+        raise unusable(source, f"lacks the tensor {key}.")
     return tensors[key]
 
 

@@ -22,8 +22,7 @@ from erasediff_lora.adapter.formats.base import (
     refuse_unknown,
 )
 from erasediff_lora.adapter.provenance import Provenance
-from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, checked
-from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, checked, unusable
 from erasediff_lora.files import save_safetensors
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -43,9 +42,7 @@ def read(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lo
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            Problem("adapter", str(file), f"has an unreadable {CONFIG} header: {error}.", "Export the file again.")
-        ) from None
+        raise unusable(file, f"has an unreadable {CONFIG} header: {error}.") from None
     layers: dict[str, LoraLayer] = {}
     for component in COMPONENTS:
         prefix = component + "."
