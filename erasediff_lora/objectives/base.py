@@ -241,8 +241,12 @@ class WeightedSum:
             loss, gradient = loss_and_gradient(self.network, retain, self.loss)
             parts.append(self.retain_weight * gradient)
             metrics["retain_loss"] = loss
-        vector = torch.stack(parts).sum(dim=0)
-        return Direction(vector, floats(metrics | {"direction_norm": vector.norm()}))
+        vector, further = self.adjusted(torch.stack(parts).sum(dim=0), forget)
+        return Direction(vector, floats(metrics | further | {"direction_norm": vector.norm()}))
+
+    def adjusted(self, vector: Tensor, forget: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a method makes of the sum before it is stepped along, and metrics of its own."""
+        return vector, {}
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error of the prediction for the batch's own prompts."""

@@ -6,7 +6,6 @@ Fan et al.: SalUn: Empowering Machine Unlearning via Gradient-based Weight Salie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from erasediff_lora.objectives.base import (
     Batch,
-    Direction,
     Draw,
     ObjectiveSettings,
     WeightedSum,
@@ -73,10 +71,8 @@ class Saliency(WeightedSum):
         predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
         return predict(batch.noisy, batch.timesteps, required(batch.anchors))
 
-    def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
-        full = super().direction(forget, retain)
-        vector = full.vector * self.prepared[0]
-        return replace(full, vector=vector, metrics=full.metrics | {"direction_norm": float(vector.norm())})
+    def adjusted(self, vector: Tensor, forget: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+        return vector * self.prepared[0], {}
 
 
 def top_share(saliency: Tensor, counted: Tensor, density: float) -> Tensor:

@@ -86,12 +86,12 @@ class SelectiveAmnesia(WeightedSum):
 
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
         corrupted = [replace(batch, noisy=required(batch.surrogate_noisy)) for batch in forget]
-        plain = super().direction(corrupted, retain)
-        penalty = self.fisher_penalty(corrupted[0].noisy[0].numel())
+        return super().direction(corrupted, retain)
+
+    def adjusted(self, vector: Tensor, forget: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+        penalty = self.fisher_penalty(forget[0].noisy[0].numel())
         gradient = flatten(torch.autograd.grad(penalty, list(self.network.parameters)))
-        vector = plain.vector + gradient.to(plain.vector)
-        metrics = plain.metrics | {"fisher_penalty": float(penalty.detach()), "direction_norm": float(vector.norm())}
-        return Direction(vector, metrics)
+        return vector + gradient.to(vector), {"fisher_penalty": penalty}
 
     def fisher_penalty(self, elements: int) -> Tensor:
         """λ T D Σ F ΔW², a scalar; D is `elements`."""
