@@ -114,6 +114,13 @@ class RetainSet(Section):
     empty_prompt_share: float = Field(
         0.1, ge=0, lt=1, description="share trained under the empty prompt, as the base was for guidance"
     )
+    contrast: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the batch that shows forget pictures under retain prompts and under none, held to the"
+        " base's prediction",
+    )
     focus: float = Field(
         0.0, ge=0, le=1, description="share of the batch that is drawn from what the erasure disturbs most"
     )

@@ -24,7 +24,7 @@ from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adversary import AdversarialSet
 from erasediff_lora.data import sets
-from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.data.batches import BatchSampler, held_to_base
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.diagnosis import MOST_SKIPPED, culprit, is_finite, not_finite
 from erasediff_lora.disturbance import Disturbance
@@ -280,6 +280,7 @@ def take_step(run: Run, step: int) -> Direction:
         run.disturbance.measure(step)
         odds = run.disturbance.odds()
     forget, retain = run.sampler.draw(step, odds)
+    retain = [held_to_base(batch, run.objective.network.predict_base) for batch in retain]
     if run.adversary is not None:
         run.adversary.refresh(step)
         forget = run.adversary.mixed(forget)

@@ -26,7 +26,7 @@ CONCEPTS = [{"name": "cat", "anchor": "dog"}, {"name": "car", "anchor": "dog"}]
 def file(recipe_file):
     return recipe_file(
         forget={"concepts": CONCEPTS, "templates": ["a photo of a {concept}", "one {concept}"], "count": 8},
-        retain={"concepts": ["dog"], "focus": 0.5, "focus_every": 1},
+        retain={"concepts": ["dog"], "focus": 0.5, "focus_every": 1, "contrast": 0.5},
         adversary=ADVERSARY,
     )
 

@@ -7,7 +7,7 @@ import torch
 
 from erasediff_lora import denoisers, train
 from erasediff_lora.data import sets
-from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.data.batches import BatchSampler, held_to_base
 from erasediff_lora.disturbance import MEMORY, Disturbance
 from erasediff_lora.recipe import Recipe
 
@@ -96,3 +96,24 @@ def test_what_is_not_finite_is_not_counted(disturbance, monkeypatch) -> None:
     monkeypatch.setattr(disturbance, "predict_base", lambda noisy, *rest: torch.full_like(noisy, float("inf")))
     disturbance.measure(4)
     assert torch.equal(disturbance.scores, before)
+
+
+def test_contrasted_samples_show_forget_pictures_held_to_the_base(recipe, denoiser, retain) -> None:
+    forget = sets.prepare(recipe, denoiser, "forget")
+    recipe = recipe.model_copy(update={"retain": recipe.retain.model_copy(update={"contrast": 0.5})})
+    sampler = BatchSampler.of(recipe, forget, retain, denoiser)
+    (batch,) = sampler.draw(3)[1]
+    assert int(batch.contrasted.sum()) == 4
+    alphas = denoiser.noise_scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    clean = (batch.noisy - (1 - alphas).sqrt() * batch.target) / alphas.sqrt()
+    late = batch.timesteps < 900  # x_0 is lost in rounding where next to nothing is left of it
+    for latents, rows in ((forget.latents, batch.contrasted), (retain.latents, ~batch.contrasted)):
+        distances = (clean[rows & late][:, None] - latents[None]).flatten(2).abs().amax(dim=2)
+        assert float(distances.amin(dim=1).max()) < 1e-3
+    empty = (batch.prompts == retain.embeddings[0]).all(dim=2).all(dim=1)
+    assert int((empty & batch.contrasted).sum()) >= 2, "half of them under no prompt"
+    held = held_to_base(batch, lambda noisy, timesteps, prompts: torch.full_like(noisy, 7.0))
+    assert bool((held.target[batch.contrasted] == 7).all())
+    assert torch.equal(held.target[~batch.contrasted], batch.target[~batch.contrasted])
+    (without,) = BatchSampler.of(recipe, forget, retain, denoiser).draw(3)[0]
+    assert not without.contrasted.any(), "none in the forget batch"

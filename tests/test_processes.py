@@ -66,7 +66,7 @@ def exact(recipe_file):
         forget={"count": 3},
         training={"batch_size": 4, "checkpoint_every": 2},
         objective={"barrier": "gap"},
-        retain={"focus": 0.5, "focus_every": 1},
+        retain={"focus": 0.5, "focus_every": 1, "contrast": 0.5},
         adversary={"pool": 2, "refresh_every": 2, "steps": 2, "batch_size": 2},
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.objectives import Batch
+from erasediff_lora.objectives.base import Predict
 from erasediff_lora.recipe import Recipe
 
 FORGET, RETAIN = 0, 1
@@ -37,6 +38,7 @@ class BatchSampler:
     dtype: torch.dtype
     surrogate: Literal["noise", "anchor"] | None = None
     focus: float = 0.0
+    contrast: float = 0.0
     rank: int = 0
     world: int = 1
 
@@ -65,6 +67,7 @@ class BatchSampler:
             dtype=denoiser.dtype,
             surrogate=recipe.objective.surrogate,
             focus=recipe.retain.focus,
+            contrast=recipe.retain.contrast,
             rank=rank,
             world=world,
         )
@@ -82,9 +85,9 @@ class BatchSampler:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + kind)
         count = self.batch_size
         chosen = balanced_choice(len(data.latents), count, generator)
+        further = torch.Generator().manual_seed(self.seed * 1_000_003 + step)  # leaves the other draws as they are
         if odds is not None and (focused := round(self.focus * count)):
-            again = torch.Generator().manual_seed(self.seed * 1_000_003 + step)  # leaves the other draws as they are
-            chosen[:focused] = torch.multinomial(odds, focused, replacement=True, generator=again)
+            chosen[:focused] = torch.multinomial(odds, focused, replacement=True, generator=further)
         latents = data.latents[chosen]
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (count,), generator=generator)
@@ -93,7 +96,13 @@ class BatchSampler:
         anchor_draw = torch.rand(count, generator=generator)
         uniform = torch.rand(latents.shape, generator=generator)
 
+        contrasted = torch.zeros(count, dtype=torch.bool)
         if kind == RETAIN:
+            swapped = torch.randperm(count, generator=further)[: round(self.contrast * count)]
+            others = torch.randint(len(self.forget.latents), swapped.shape, generator=further)
+            latents[swapped] = self.forget.latents[others]
+            contrasted[swapped] = True
+            is_empty[swapped[: len(swapped) // 2]] = True
             captions = torch.where(is_empty, torch.zeros_like(captions), captions)
         anchors: Tensor | None = None
         if data.anchors.shape[1] > 0:
@@ -128,6 +137,7 @@ class BatchSampler:
                 surrogate_target=None if stand_in is None else stand_in[1][rows].to(self.device),
                 rows=chosen[rows],
                 lots=lots[rows],
+                contrasted=contrasted[rows],
             )
 
         mine = torch.arange(count).chunk(self.world)[self.rank]
@@ -170,6 +180,16 @@ class BatchSampler:
                 return clipped / (snr + 1)
             case _:
                 return clipped
+
+
+@torch.no_grad()
+def held_to_base(batch: Batch, predict_base: Predict) -> Batch:
+    """The batch, the contrasted samples aimed at the base's prediction, since their noise belongs to the concept."""
+    if batch.contrasted is None or not bool(batch.contrasted.any()):
+        return batch
+    rows = batch.contrasted.nonzero().flatten().to(batch.noisy.device)
+    predicted = predict_base(batch.noisy[rows], batch.timesteps[rows], batch.prompts[rows])
+    return replace(batch, target=batch.target.index_copy(0, rows, predicted.to(batch.target)))
 
 
 def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

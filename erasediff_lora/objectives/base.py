@@ -63,6 +63,7 @@ class Batch:
         rows: Which samples of the set they are, (B,) int64; to name them.
         lots: What decides who is trained under an adversarial condition, (B,) in [0, 1), spread evenly over the
             joint batch of all processes.
+        contrasted: Which samples show forget pictures (retain set only), (B,) bool.
     """
 
     noisy: Tensor
@@ -77,6 +78,7 @@ class Batch:
     surrogate_target: Tensor | None = None
     rows: Tensor | None = None
     lots: Tensor | None = None
+    contrasted: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.noisy)
