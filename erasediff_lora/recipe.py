@@ -225,7 +225,13 @@ VARIANTS: dict[str, tuple[str, dict[str, type[Section]]]] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "robust": {"adversary.pool": 32, "objective.retain_target": "base", "retain.focus": 0.5},
+    "robust": {
+        "adapter.rank": 8,
+        "objective.retain_target": "base",
+        "adversary.pool": 32,
+        "retain.focus": 0.5,
+        "retain.contrast": 0.25,
+    },
 }
 """Preset -> values of the fields that a recipe leaves open and its tables have."""
 

@@ -96,13 +96,15 @@ class BatchSampler:
         anchor_draw = torch.rand(count, generator=generator)
         uniform = torch.rand(latents.shape, generator=generator)
 
-        contrasted = torch.zeros(count, dtype=torch.bool)
-        if kind == RETAIN:
+        contrasted: Tensor | None = None
+        if kind == RETAIN and self.contrast:
             swapped = torch.randperm(count, generator=further)[: round(self.contrast * count)]
             others = torch.randint(len(self.forget.latents), swapped.shape, generator=further)
             latents[swapped] = self.forget.latents[others]
+            contrasted = torch.zeros(count, dtype=torch.bool)
             contrasted[swapped] = True
             is_empty[swapped[: len(swapped) // 2]] = True
+        if kind == RETAIN:
             captions = torch.where(is_empty, torch.zeros_like(captions), captions)
         anchors: Tensor | None = None
         if data.anchors.shape[1] > 0:
@@ -137,7 +139,7 @@ class BatchSampler:
                 surrogate_target=None if stand_in is None else stand_in[1][rows].to(self.device),
                 rows=chosen[rows],
                 lots=lots[rows],
-                contrasted=contrasted[rows],
+                contrasted=None if contrasted is None else contrasted[rows],
             )
 
         mine = torch.arange(count).chunk(self.world)[self.rank]
@@ -185,11 +187,14 @@ class BatchSampler:
 @torch.no_grad()
 def held_to_base(batch: Batch, predict_base: Predict) -> Batch:
     """The batch, the contrasted samples aimed at the base's prediction, since their noise belongs to the concept."""
-    if batch.contrasted is None or not bool(batch.contrasted.any()):
+    if batch.contrasted is None:
         return batch
-    rows = batch.contrasted.nonzero().flatten().to(batch.noisy.device)
-    predicted = predict_base(batch.noisy[rows], batch.timesteps[rows], batch.prompts[rows])
-    return replace(batch, target=batch.target.index_copy(0, rows, predicted.to(batch.target)))
+    rows = batch.contrasted.nonzero().flatten()
+    asked = rows if len(rows) else torch.zeros(1, dtype=torch.long)  # split weights: all processes predict, or none
+    asked = asked.to(batch.noisy.device)
+    predicted = predict_base(batch.noisy[asked], batch.timesteps[asked], batch.prompts[asked])
+    target = batch.target.index_copy(0, asked, predicted.to(batch.target)) if len(rows) else batch.target
+    return replace(batch, target=target)
 
 
 def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
