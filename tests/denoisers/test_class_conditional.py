@@ -74,7 +74,7 @@ def recipe(base, tmp_path):
             "cache": str(tmp_path / "cache"),
         }  # fmt: skip
         for section, change in changes.items():
-            values[section] = values[section] | change if isinstance(change, dict) else change
+            values[section] = values.get(section, {}) | change if isinstance(change, dict) else change
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump(values))
         return file
@@ -140,9 +140,12 @@ def test_a_picture_is_its_own_latent(base) -> None:
     assert all(np.array_equal(np.array(a), np.array(b)) for a, b in zip(close, images, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["lora", "none"])
+@pytest.mark.parametrize("kind", ["lora", "robust", "none"])
 def test_train_resume_evaluate(kind, base, recipe, cli, tmp_path) -> None:
-    file = recipe(adapter={"kind": "none", "targets": "all"} if kind == "none" else {})
+    robust = {"preset": "robust", "adversary": {"refresh_every": 1, "steps": 1, "batch_size": 2}}
+    file = recipe(
+        adapter={"kind": "none", "targets": "all"} if kind == "none" else {}, **robust if kind == "robust" else {}
+    )
     if kind == "none":
         values = yaml.safe_load(file.read_text()) | {"adapter": "none"}
         file.write_text(yaml.safe_dump(values))
@@ -152,7 +155,7 @@ def test_train_resume_evaluate(kind, base, recipe, cli, tmp_path) -> None:
                "--evaluation.relearning", "{steps: [2], samples: 2, images: 2}")  # fmt: skip
     result = cli("train", file, *options)
     assert result.status == 0, result.err
-    name = "pytorch_lora_weights.safetensors" if kind == "lora" else "unet/diffusion_pytorch_model.safetensors"
+    name = "pytorch_lora_weights.safetensors" if kind != "none" else "unet/diffusion_pytorch_model.safetensors"
     whole = load_file(tmp_path / "run" / name)
     assert cli("train", file, "--output", tmp_path / "cut", "--training.steps", "2").status == 0
     assert cli("train", file, "--output", tmp_path / "cut", "--resume").status == 0

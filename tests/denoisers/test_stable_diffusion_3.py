@@ -72,7 +72,8 @@ def test_slots_hold_embeddings_of_both_clip_encoders(denoiser) -> None:
 def test_train_load_stack_merge(base, recipe, cli, tmp_path) -> None:
     file = recipe()
     assert cli("train", file, "--evaluation.metrics", "[drift]").status == 0
-    assert cli("train", file, "--output", tmp_path / "other", "--training.seed", "1").status == 0
+    robust = ("--preset", "robust", "--adversary", "{refresh_every: 1, steps: 1, batch_size: 2}")
+    assert cli("train", file, "--output", tmp_path / "other", "--training.seed", "1", *robust).status == 0
     run = tmp_path / "run"
     adapter = load_file(run / "pytorch_lora_weights.safetensors")
     assert all(name.startswith("transformer.transformer_blocks.") for name in adapter)

@@ -61,7 +61,8 @@ def test_the_empty_prompt_is_what_guidance_takes_for_it(denoiser) -> None:
 
 def test_train_evaluate_merge_convert_publish(base, recipe, cli, tmp_path) -> None:
     search = "{steps: 1, restarts: 1, samples: 2, batch_size: 2}"
-    result = cli("train", recipe(), "--evaluation.metrics", "[drift]")
+    robust = {"preset": "robust", "adversary": {"refresh_every": 1, "steps": 1, "batch_size": 2}}
+    result = cli("train", recipe(**robust), "--evaluation.metrics", "[drift]")
     assert result.status == 0, result.err
     run = tmp_path / "run"
     adapter = load_file(run / "pytorch_lora_weights.safetensors")
