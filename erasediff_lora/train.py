@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +149,13 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
     sampler = BatchSampler.of(
         recipe, forget, retain, denoiser, rank=accelerator.process_index, world=accelerator.num_processes
     )
-    # On the fresh adapter and on steps of its own, far from the loop's: a resumed run prepares alike.
+    # On the fresh adapter, on D_f and D_r as they are, and on steps far from the loop's: a resumed run prepares alike.
+    plain = replace(sampler, contrast=0.0)
     preparation = prepared(
         recipe,
         denoiser.fingerprint,
         accelerator,
-        lambda: objective.prepare(lambda step: sampler.draw(PREPARATION + step)),
+        lambda: objective.prepare(lambda step: plain.draw(PREPARATION + step)),
     )
     objective.prepared = [tensor.to(denoiser.device) for tensor in preparation.tensors]
     start = 0

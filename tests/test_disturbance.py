@@ -9,6 +9,7 @@ from erasediff_lora import denoisers, train
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler, held_to_base
 from erasediff_lora.disturbance import MEMORY, Disturbance
+from erasediff_lora.objectives import OBJECTIVES
 from erasediff_lora.recipe import Recipe
 
 STEP = 6
@@ -117,3 +118,16 @@ def test_contrasted_samples_show_forget_pictures_held_to_the_base(recipe, denois
     assert torch.equal(held.target[~batch.contrasted], batch.target[~batch.contrasted])
     (without,) = BatchSampler.of(recipe, forget, retain, denoiser).draw(3)[0]
     assert without.contrasted is None, "none in the forget batch"
+
+
+def test_what_an_objective_prepares_comes_from_the_retain_set_alone(recipe_file, cli, monkeypatch) -> None:
+    seen = []
+
+    def prepare(self, draw):
+        seen.extend(batch.contrasted for step in range(3) for batch in draw(step)[1])
+        return ()
+
+    monkeypatch.setattr(OBJECTIVES["finetune"], "prepare", prepare)
+    file = recipe_file(objective={"name": "finetune"}, retain={"contrast": 0.5})
+    assert cli("train", file).status == 0
+    assert seen == [None] * 3
