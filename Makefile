@@ -5,6 +5,7 @@ OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 # Small models are fastest on one thread.
 RUN := OMP_NUM_THREADS=1 $(BIN)
+TEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-oldest lint clean
 
@@ -12,11 +13,11 @@ demo: $(VENV)/.ready
 	$(RUN)/erasediff-lora demo --concept cat --overwrite
 
 test: lint
-	$(RUN)/python -m pytest
+	$(RUN)/python $(TEST)
 
 # The same tests with the oldest versions that pyproject.toml allows.
 test-oldest: $(OLDEST)/.ready
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(TEST)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

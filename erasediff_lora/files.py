@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,7 +24,6 @@ TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")
 """Names of `tempfile`, as they are made here."""
 LONGEST_HEADER = 16 * 2**20
 """Bytes: a hundred times that of a model's file, and room for the notes that some trainers keep there."""
-LONGEST_YAML, MOST_YAML_VALUES, DEEPEST_YAML = 2**20, 100_000, 50
 UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # forbidden
@@ -169,35 +167,6 @@ def open_safetensors(path: Path, field: str) -> Any:
                 "Download or export it again.",
             )
         ) from error
-
-
-def parse_yaml(text: str) -> Any:
-    """YAML of plain values, and not more of it than a person would write.
-
-    Raises:
-        ValueError: If it is no YAML, or too long, too deep, or unfolds to too much.
-    """
-    if len(text) > LONGEST_YAML:
-        raise ValueError(f"it has {len(text)} characters, and {LONGEST_YAML} are plenty")
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST_YAML:
-                raise ValueError(f"it is nested deeper than {DEEPEST_YAML}")
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    todo, seen = [values], 0
-    while todo:
-        value = todo.pop()
-        seen += 1
-        if seen > MOST_YAML_VALUES:  # by aliases: ten lines can unfold to billions
-            raise ValueError(f"it unfolds to more than {MOST_YAML_VALUES} values")
-        children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        if isinstance(children, list | set | tuple):
-            todo += children
-    return values
 
 
 def write_text(path: Path, text: str, field: str = "output") -> None:

@@ -13,8 +13,9 @@ from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, TypeAdap
 
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.evaluation.settings import Evaluation
-from erasediff_lora.files import parse_yaml, sha256
+from erasediff_lora.files import sha256
 from erasediff_lora.objectives import OBJECTIVES, EraseDiffSettings, ObjectiveSettings
+from erasediff_lora.plain_yaml import parse_yaml
 from erasediff_lora.recipe_checks import cross_check
 from erasediff_lora.schema import Section
 

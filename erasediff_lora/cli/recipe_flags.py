@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.files import parse_yaml
+from erasediff_lora.plain_yaml import parse_yaml
 from erasediff_lora.recipe import Recipe, flags
 from erasediff_lora.run_folder import RECIPE_FILE
 

@@ -19,7 +19,7 @@ from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraLayer
 from erasediff_lora.data.prompts import balanced, expand, substitute
 from erasediff_lora.errors import UserError
-from erasediff_lora.files import parse_yaml
+from erasediff_lora.plain_yaml import parse_yaml
 from erasediff_lora.recipe import Recipe, flags
 
 FIELDS = [name for name, _, _ in flags()]
