@@ -48,7 +48,7 @@ class AdversarialSet:
         for name in names:
             chosen = showing(texts, name, [other for other in names if other != name])
             captions = [substitute(texts[row], name, SLOT) for row in chosen]
-            self.pictures[name] = CaptionedPictures(forget.latents[chosen], captions)
+            self.pictures[name] = CaptionedPictures(forget.latents[chosen], forget.shapes[chosen], captions)
             for row, caption in zip(chosen, captions, strict=True):
                 self.shown[row] = name, caption
         self.pools: dict[str, Tensor] = {}

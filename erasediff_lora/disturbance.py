@@ -41,7 +41,8 @@ class Disturbance:
         self.settings, self.denoiser, self.retain = settings, denoiser, retain
         self.predict_base, self.mean, self.seed = predict_base, mean, seed
         self.rows = {text: row for row, text in enumerate(retain.prompts)}
-        self.pictures = CaptionedPictures(retain.latents, [retain.prompts[row] for row in retain.captions.tolist()])
+        captions = [retain.prompts[row] for row in retain.captions.tolist()]
+        self.pictures = CaptionedPictures(retain.latents, retain.shapes, captions)
         self.scores = torch.zeros(len(retain.prompts))
         """By prompt; 0: not measured yet, or not disturbed at all."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -36,19 +36,24 @@ def open_picture(source: Any) -> Image.Image:
         raise OSError(str(error)) from error
 
 
-def to_unit_tensor(image: Image.Image, size: int) -> Tensor:
-    """Resize the shorter side to `size`, crop the centre and scale to [-1, 1].
+def to_unit_tensor(image: Image.Image, size: int | tuple[int, int]) -> Tensor:
+    """Resize until it covers the size, crop the centre and scale to [-1, 1].
+
+    Args:
+        image: A picture.
+        size: Side of a square, or width and height, in pixels.
 
     Returns:
-        (3, size, size) float32.
+        (3, height, width) float32.
     """
     image = image.convert("RGB")
-    if image.size != (size, size):
+    wanted = (size, size) if isinstance(size, int) else size
+    if image.size != wanted:
         longest = LONGEST_STRIP * min(image.size)  # scaled whole, a long strip would become as long as it is narrow
         image = _centre(image, *(min(side, longest) for side in image.size))
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        image = _centre(image.resize((width, height), Image.Resampling.LANCZOS), size, size)
+        scale = max(covered / side for covered, side in zip(wanted, image.size, strict=True))
+        width, height = (max(covered, round(side * scale)) for covered, side in zip(wanted, image.size, strict=True))
+        image = _centre(image.resize((width, height), Image.Resampling.LANCZOS), *wanted)
     pixels = torch.from_numpy(np.array(image, dtype=np.float32))
     return (pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()
 
@@ -77,6 +82,7 @@ def contact_sheet(
     for (label, pictures), height in zip(rows, heights, strict=True):
         draw.text((6, top + height // 2 - 7), label, fill="black", font_size=12)
         for column, picture in enumerate(pictures):
-            sheet.paste(picture.convert("RGB").resize((cell, cell)), (label_width + column * (cell + gap), top))
+            shown = ImageOps.pad(picture.convert("RGB"), (cell, cell), color="white")
+            sheet.paste(shown, (label_width + column * (cell + gap), top))
         top += height + gap
     return sheet

@@ -74,6 +74,9 @@ class Images(Section):
     caption_column: str = Field("text", description="dataset column or metadata.jsonl key with the captions")
     concept_column: str = Field("concept", description="column or key that names the concept of a picture")
     caption: str | None = Field(None, description="one prompt for every picture; may contain {concept}")
+    aspect_buckets: bool = Field(
+        False, description="train on pictures of their own aspect ratio, a batch of one ratio; false: crop to squares"
+    )
     on_error: Literal["fail", "skip"] = Field("fail", description="what an unreadable picture does")
 
 
@@ -144,11 +147,11 @@ class Adversary(Section):
 
     pool: int = Field(0, ge=0, description="conditions kept for a concept, the newest ones; 0: none")
     share: float = Field(0.5, gt=0, le=1, description="share of the forget batch that is trained under them")
-    refresh_every: int = Field(10, ge=1, description="outer steps between searches for a new one")
+    refresh_every: int = Field(5, ge=1, description="outer steps between searches for a new one")
     steps: int = Field(20, ge=1, description="optimisation steps of a search")
     batch_size: int = Field(8, ge=1, description="forget pictures a step of the search")
     vectors: int = Field(1, ge=1, description="token embeddings of a condition")
-    learning_rate: float = Field(0.05, gt=0, description="of AdamW, in units of the embeddings' spread")
+    learning_rate: float = Field(0.15, gt=0, description="of AdamW, in units of the embeddings' spread")
 
 
 class AdapterSettings(Section):
@@ -229,7 +232,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "robust": {
         "adapter.rank": 8,
         "objective.retain_target": "base",
-        "adversary.pool": 32,
+        "adversary.pool": 64,
         "retain.focus": 0.5,
         "retain.contrast": 0.25,
     },

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from erasediff_lora.data.buckets import choose_alike, cut, of_shape
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
@@ -39,6 +40,7 @@ class BatchSampler:
     surrogate: Literal["noise", "anchor"] | None = None
     focus: float = 0.0
     contrast: float = 0.0
+    stand_ins: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
     rank: int = 0
     world: int = 1
 
@@ -53,7 +55,11 @@ class BatchSampler:
         rank: int = 0,
         world: int = 1,
     ) -> BatchSampler:
-        """The sampler that a recipe asks for, of one of `world` processes."""
+        """The sampler that a recipe asks for, of one of `world` processes.
+
+        Raises:
+            UserError: If the objective wants retain pictures in the place of the forgotten ones, and there are none.
+        """
         return cls(
             forget,
             retain,
@@ -68,6 +74,7 @@ class BatchSampler:
             surrogate=recipe.objective.surrogate,
             focus=recipe.retain.focus,
             contrast=recipe.retain.contrast,
+            stand_ins=_stand_ins(forget, retain) if recipe.objective.surrogate == "anchor" else {},
             rank=rank,
             world=world,
         )
@@ -84,11 +91,12 @@ class BatchSampler:
     def _draw(self, data: EncodedSet, step: int, kind: int, odds: Tensor | None = None) -> list[Batch]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + kind)
         count = self.batch_size
-        chosen = balanced_choice(len(data.latents), count, generator)
+        chosen, shape = choose_alike(data.shapes, count, generator)
         further = torch.Generator().manual_seed(self.seed * 1_000_003 + step)  # leaves the other draws as they are
         if odds is not None and (focused := round(self.focus * count)):
+            odds = odds * of_shape(data.shapes, shape)
             chosen[:focused] = torch.multinomial(odds, focused, replacement=True, generator=further)
-        latents = data.latents[chosen]
+        latents = cut(data.latents[chosen], shape)
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (count,), generator=generator)
         captions = data.captions[chosen]
@@ -98,12 +106,14 @@ class BatchSampler:
 
         contrasted: Tensor | None = None
         if kind == RETAIN and self.contrast:
-            swapped = torch.randperm(count, generator=further)[: round(self.contrast * count)]
-            others = torch.randint(len(self.forget.latents), swapped.shape, generator=further)
-            latents[swapped] = self.forget.latents[others]
             contrasted = torch.zeros(count, dtype=torch.bool)
-            contrasted[swapped] = True
-            is_empty[swapped[: len(swapped) // 2]] = True
+            alike = of_shape(self.forget.shapes, shape).nonzero().flatten()
+            if len(alike):
+                swapped = torch.randperm(count, generator=further)[: round(self.contrast * count)]
+                others = alike[torch.randint(len(alike), swapped.shape, generator=further)]
+                latents[swapped] = cut(self.forget.latents[others], shape)
+                contrasted[swapped] = True
+                is_empty[swapped[: len(swapped) // 2]] = True
         if kind == RETAIN:
             captions = torch.where(is_empty, torch.zeros_like(captions), captions)
         anchors: Tensor | None = None
@@ -114,7 +124,7 @@ class BatchSampler:
         target = denoising_target(self.noise_scheduler, latents, noise, timesteps)
         stand_in: tuple[Tensor, Tensor] | None = None
         if kind == FORGET and self.surrogate is not None:
-            pictures = self._surrogates(anchors, uniform, generator)
+            pictures = self._surrogates(anchors, uniform, shape, generator)
             stand_in = (
                 self.noise_scheduler.add_noise(pictures, noise, timesteps),
                 denoising_target(self.noise_scheduler, pictures, noise, timesteps),
@@ -145,30 +155,16 @@ class BatchSampler:
         mine = torch.arange(count).chunk(self.world)[self.rank]
         return [batch(rows) for rows in mine.chunk(self.micro_batches)]
 
-    def _surrogates(self, anchors: Tensor | None, uniform: Tensor, generator: torch.Generator) -> Tensor:
-        """What stands in for forgotten pictures: uniform noise of unit variance, or retain pictures of their anchors.
-
-        Raises:
-            UserError: If the retain set has no picture for an anchor's prompt.
-        """
+    def _surrogates(self, anchors: Tensor | None, uniform: Tensor, shape: Tensor, generator: torch.Generator) -> Tensor:
+        """What stands in for forgotten pictures: uniform noise of unit variance, or pictures of their anchors."""
         if self.surrogate == "noise" or anchors is None:
             return (2 * uniform - 1) * 3**0.5
+        height, width = shape.tolist()
         rows = []
         for anchor in anchors.tolist():
-            prompt = self.forget.prompts[anchor]
-            known = [i for i, text in enumerate(self.retain.prompts) if text == prompt]
-            found = (self.retain.captions == known[0]).nonzero().flatten() if known else torch.empty(0)
-            if not len(found):
-                raise UserError(
-                    Problem(
-                        "retain",
-                        prompt,
-                        "no picture of the retain set has this prompt, which names an anchor.",
-                        "Add the anchor to retain.concepts with the templates of the forget set.",
-                    )
-                )
+            found = self.stand_ins[anchor, height, width]
             rows.append(int(found[torch.randint(len(found), (1,), generator=generator)]))
-        return self.retain.latents[rows]
+        return cut(self.retain.latents[rows], shape)
 
     def _min_snr_weights(self, timesteps: Tensor) -> Tensor:
         """min(SNR, γ) in units of the x₀ loss, carried over to the prediction type (Hang et al., 2023)."""
@@ -182,6 +178,34 @@ class BatchSampler:
                 return clipped / (snr + 1)
             case _:
                 return clipped
+
+
+def _stand_ins(forget: EncodedSet, retain: EncodedSet) -> dict[tuple[int, int, int], Tensor]:
+    """Rows of the retain pictures that show an anchor, by the anchor's row in the forget set, height and width."""
+    wanted = {
+        (anchor, *shape)
+        for anchors, shape in zip(forget.anchors.tolist(), forget.shapes.tolist(), strict=True)
+        for anchor in anchors
+    }
+    known = {text: row for row, text in enumerate(retain.prompts)}
+    found = {}
+    for anchor, height, width in sorted(wanted):
+        shows = retain.captions == known.get(forget.prompts[anchor], -1)
+        rows = (shows & of_shape(retain.shapes, torch.tensor([height, width]))).nonzero().flatten()
+        if not len(rows):
+            what, remedy = ("", "Add the anchor to retain.concepts with the templates of the forget set.")
+            if bool(shows.any()):
+                what, remedy = f" at {width}:{height}", "Add some, or set images.aspect_buckets: false for both sets."
+            raise UserError(
+                Problem(
+                    "retain",
+                    forget.prompts[anchor],
+                    f"no picture of the retain set{what} has this prompt, which names an anchor.",
+                    remedy,
+                )
+            )
+        found[anchor, height, width] = rows
+    return found
 
 
 @torch.no_grad()
@@ -217,9 +241,3 @@ def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, times
             return noise - latents
         case other:
             raise ValueError(f"unsupported prediction type {other!r}")
-
-
-def balanced_choice(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` random indices, without repetition as far as `total` goes."""
-    passes = [torch.randperm(total, generator=generator) for _ in range(-(-count // total))]
-    return torch.cat(passes)[:count]

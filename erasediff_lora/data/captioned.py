@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from erasediff_lora.data.batches import balanced_choice, denoising_target
+from erasediff_lora.data.batches import denoising_target
+from erasediff_lora.data.buckets import choose_alike, cut
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import sha256
@@ -23,11 +24,13 @@ class CaptionedPictures:
     """Encoded pictures.
 
     Attributes:
-        latents: (N, C, h, w), scaled, on the CPU.
+        latents: (N, C, H, W), scaled, on the CPU; of several shapes as `buckets.padded` puts them.
+        shapes: (N, 2), heights and widths.
         captions: N prompts; an attacker's have SLOT in the place of the concept's name.
     """
 
     latents: Tensor
+    shapes: Tensor
     captions: list[str]
 
     @property
@@ -40,8 +43,8 @@ class CaptionedPictures:
         generator = torch.Generator().manual_seed(seed)
         scheduler = denoiser.noise_scheduler
         while True:
-            rows = balanced_choice(len(self.latents), size, generator)
-            latents = self.latents[rows].float()
+            rows, shape = choose_alike(self.shapes, size, generator)
+            latents = cut(self.latents[rows], shape).float()
             noise = torch.randn(latents.shape, generator=generator)
             timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (size,), generator=generator)
             noisy = scheduler.add_noise(latents, noise, timesteps).to(denoiser.device, denoiser.dtype)

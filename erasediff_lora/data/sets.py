@@ -17,16 +17,17 @@ from tqdm import tqdm
 
 from erasediff_lora import sealed
 from erasediff_lora.data import images as disk
+from erasediff_lora.data.buckets import bucket, cut, padded
 from erasediff_lora.data.prompts import Prompt, balanced, expand, substitute
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import atomic, sha256
 from erasediff_lora.imaging import contact_sheet, to_unit_tensor
 from erasediff_lora.locks import making
-from erasediff_lora.recipe import ForgetSet, Recipe, RetainSet
+from erasediff_lora.recipe import ForgetSet, Images, Recipe, RetainSet
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 MEGABYTE = 2**20
 
 
@@ -35,7 +36,8 @@ class EncodedSet:
     """Latents and prompt embeddings of one set, on the CPU.
 
     Attributes:
-        latents: (N, C, h, w), scaled as the network takes them.
+        latents: (N, C, H, W), scaled as the network takes them; of several shapes as `buckets.padded` puts them.
+        shapes: (N, 2), heights and widths.
         embeddings: (P, L, D), one a distinct prompt; row 0 is the empty prompt.
         captions: (N,) rows of `embeddings`.
         anchors: (N, A) rows of `embeddings`: what may take the caption's place. A = 0 in a retain set.
@@ -43,6 +45,7 @@ class EncodedSet:
     """
 
     latents: Tensor
+    shapes: Tensor
     embeddings: Tensor
     captions: Tensor
     anchors: Tensor
@@ -93,12 +96,13 @@ def _encode(
     recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample], prompts: list[str]
 ) -> EncodedSet:
     row = {prompt: index for index, prompt in enumerate(prompts)}
-    latents = _latents(recipe, denoiser, kind, samples).float().cpu().contiguous()
+    latents, shapes = _latents(recipe, denoiser, kind, samples)
     _require_finite(latents, [sample.caption for sample in samples], kind, "picture", denoiser)
     embeddings = denoiser.encode_prompts(prompts).to(denoiser.dtype).cpu().contiguous()
     _require_finite(embeddings, prompts, kind, "prompt", denoiser)
     return EncodedSet(
         latents=latents,
+        shapes=shapes,
         embeddings=embeddings,
         captions=torch.tensor([row[s.caption] for s in samples]),
         anchors=torch.tensor([[row[a] for a in s.anchors] for s in samples]).reshape(len(samples), -1).long(),
@@ -152,22 +156,32 @@ def _forget_samples(recipe: Recipe) -> list[Sample]:
     return [Sample(prompt.text, anchors(prompt.text, prompt.concept or names[0])) for prompt in prompts]
 
 
-def _latents(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> Tensor:
+def _latents(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """Latents and shapes, as `buckets.padded` puts them; float32, on the CPU."""
     size = recipe.sampling.batch_size
     # Forget and retain pictures come from disjoint seeds.
     first_seed = recipe.sampling.seed + (0 if kind == "forget" else 500_000)
     side = recipe.sampling.resolution or denoiser.resolution
-    chunks = []
-    for start in tqdm(range(0, len(samples), size), desc=f"{kind} set", unit="batch", leave=False):
-        batch = samples[start : start + size]
-        if batch[0].image is not None:
-            pixels = torch.stack([to_unit_tensor(sample.image, side) for sample in batch if sample.image])
-            chunks.append(denoiser.encode_images(pixels))
+    images: Images | None = getattr(recipe, kind).images
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for row, sample in enumerate(samples):
+        keeps = sample.image is not None and images is not None and images.aspect_buckets
+        shape = bucket(*sample.image.size, side) if keeps and sample.image else (side, side)
+        buckets.setdefault(shape, []).append(row)
+    chunks = [(shape, rows[i : i + size]) for shape, rows in buckets.items() for i in range(0, len(rows), size)]
+    latents: dict[int, Tensor] = {}
+    for shape, rows in tqdm(chunks, desc=f"{kind} set", unit="batch", leave=False):
+        drawn = [samples[row] for row in rows]
+        if images is not None:
+            pixels = torch.stack([to_unit_tensor(sample.image, shape) for sample in drawn if sample.image])
+            encoded = denoiser.encode_images(pixels)
         else:
-            seeds = range(first_seed + start, first_seed + start + len(batch))
-            captions = [sample.caption for sample in batch]
-            chunks.append(denoiser.draw(captions, list(seeds), recipe.sampling, output="latent"))
-    return torch.cat(chunks)
+            captions, seeds = [sample.caption for sample in drawn], [first_seed + row for row in rows]
+            encoded = denoiser.draw(captions, seeds, recipe.sampling, output="latent")
+        latents |= zip(rows, encoded.float().cpu(), strict=True)
+    if len(buckets) > 1:
+        log.info("%s set: %d aspect ratios", kind, len(buckets))
+    return padded([latents[row] for row in range(len(samples))])
 
 
 def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> str:
@@ -185,7 +199,9 @@ def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sampl
         ],
     }
     data: ForgetSet | RetainSet = getattr(recipe, kind)
-    if data.images is None:
+    if data.images is not None:
+        depends["aspect_buckets"] = data.images.aspect_buckets
+    else:
         depends["sampling"] = recipe.sampling.model_dump(mode="json")
     return sha256(json.dumps(depends, sort_keys=True).encode())
 
@@ -200,7 +216,7 @@ def _read(file: Path, kind: Kind) -> EncodedSet | None:
 
 
 def _write(file: Path, encoded: EncodedSet) -> None:
-    tensors = {name: getattr(encoded, name) for name in ("latents", "embeddings", "captions", "anchors")}
+    tensors = {name: getattr(encoded, name) for name in ("latents", "shapes", "embeddings", "captions", "anchors")}
     sealed.write(tensors, file, {"prompts": json.dumps(encoded.prompts)})
 
 
@@ -232,6 +248,7 @@ def _write_sheet(path: Path, denoiser: Denoiser, encoded: EncodedSet) -> None:
     rows = []
     for row in encoded.captions.unique().tolist()[:40]:
         chosen = (encoded.captions == row).nonzero().flatten()[:8]
-        rows.append((encoded.prompts[row], denoiser.decode(encoded.latents[chosen])))
+        pictures = [denoiser.decode(cut(encoded.latents[[i]], encoded.shapes[i]))[0] for i in chosen.tolist()]
+        rows.append((encoded.prompts[row], pictures))
     with atomic(path) as temporary:
         contact_sheet(rows, label_width=240).save(temporary, format="PNG")

@@ -275,15 +275,12 @@ def test_the_stand_in_is_noised_like_the_pictures(tiny_base, recipe_file) -> Non
     from erasediff_lora.recipe import Recipe
 
     forget = {"concepts": [{"name": "cat", "anchor": "dog"}]}
-    recipe = Recipe.load(recipe_file(forget=forget, objective={"name": "concept_ablation"}))
-    denoiser = denoisers.load(recipe.model)
-    data = [sets.prepare(recipe, denoiser, kind) for kind in ("forget", "retain")]
     for kind in ("noise", "anchor"):
-        sampler = BatchSampler(
-            *data, denoiser.noise_scheduler, batch_size=64, micro_batches=1, empty_prompt_share=0.0,
-            min_snr_gamma=None, seed=0, device=torch.device("cpu"), dtype=torch.float32, surrogate=kind,
-        )  # fmt: skip
-        ((drawn,), _) = sampler.draw(0)
+        objective = {"name": "selective_amnesia", "surrogate_pictures": kind}
+        recipe = Recipe.load(recipe_file(forget=forget, objective=objective, training={"batch_size": 64}))
+        denoiser = denoisers.load(recipe.model)
+        data = [sets.prepare(recipe, denoiser, kind) for kind in ("forget", "retain")]
+        ((drawn,), _) = BatchSampler.of(recipe, *data, denoiser).draw(0)
         alphas = denoiser.noise_scheduler.alphas_cumprod[drawn.timesteps][:, None, None, None]
         assert torch.equal(drawn.surrogate_target, drawn.target), "the same noise"
         clean = (drawn.surrogate_noisy - (1 - alphas).sqrt() * drawn.target) / alphas.sqrt()

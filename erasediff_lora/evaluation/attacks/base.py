@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from erasediff_lora.data import sets
+from erasediff_lora.data.buckets import cut, padded
 from erasediff_lora.data.captioned import CaptionedPictures, showing
 from erasediff_lora.data.prompts import Prompt, balanced, substitute
 from erasediff_lora.denoisers import SLOT, Denoiser
@@ -79,14 +80,13 @@ def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> C
         encoded = sets.prepare(evidence.recipe, denoiser, "forget")
         texts = [encoded.prompts[row] for row in encoded.captions.tolist()]
         chosen = showing(texts, concept, [name for name in evidence.forgotten if name != concept])
-        latents = encoded.latents[chosen]
-        if not _same_autoencoder(denoiser, candidate.denoiser, latents[:1]):
-            size = evidence.recipe.sampling.batch_size
-            side = evidence.recipe.sampling.resolution or denoiser.resolution
-            pictures = [image for chunk in latents.split(size) for image in denoiser.decode(chunk)]
-            pixels = torch.stack([to_unit_tensor(image, side) for image in pictures])
-            latents = torch.cat([candidate.denoiser.encode_images(chunk) for chunk in pixels.split(size)])
-    return CaptionedPictures(latents.cpu(), [substitute(texts[index], concept, SLOT) for index in chosen])
+        latents, shapes = encoded.latents[chosen], encoded.shapes[chosen]
+        single = [cut(latents[[row]], shape) for row, shape in enumerate(shapes)]
+        if not _same_autoencoder(denoiser, candidate.denoiser, single[0]):
+            pictures = [denoiser.decode(one)[0] for one in single]
+            own = [candidate.denoiser.encode_images(to_unit_tensor(image, image.size)[None])[0] for image in pictures]
+            latents, shapes = padded([one.cpu() for one in own])
+    return CaptionedPictures(latents, shapes, [substitute(texts[index], concept, SLOT) for index in chosen])
 
 
 def _same_autoencoder(one: Denoiser, other: Denoiser, latents: Tensor) -> bool:

@@ -47,6 +47,7 @@ def run(evidence: Evidence, candidate: Candidate) -> Outcome:
         pictures = forget_pictures(evidence, candidate, concept)
         pictures = CaptionedPictures(
             pictures.latents[: options.images],
+            pictures.shapes[: options.images],
             [caption.replace(SLOT, concept) for caption in pictures.captions[: options.images]],
         )
         prompts = concept_prompts(evidence, concept, options.samples)
