@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from refusals import refused
@@ -16,8 +17,12 @@ FAMILY, PIPELINE = "stable_diffusion_xl", tiny_xl_pipeline
 PROMPTS = ["a photo of a cat", "a dog"]
 
 
-def test_the_network_is_given_what_the_pipeline_gives_it(denoiser) -> None:
-    """Recorded from a plain pipeline without guidance, and compared with `predict` on encoded prompts."""
+@pytest.mark.parametrize("width", [32, 64])
+def test_the_network_is_given_what_the_pipeline_gives_it(denoiser, width) -> None:
+    """Recorded from a plain pipeline without guidance, and compared with `predict` on encoded prompts.
+
+    The size conditioning of a wide picture is that of pictures in a bucket.
+    """
     seen = {}
 
     def record(module, positional, keywords):
@@ -25,7 +30,7 @@ def test_the_network_is_given_what_the_pipeline_gives_it(denoiser) -> None:
 
     pipe = denoiser.pipeline
     handle = pipe.unet.register_forward_pre_hook(record, with_kwargs=True)
-    pipe(PROMPTS, height=32, width=32, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+    pipe(PROMPTS, height=32, width=width, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
     handle.remove()
     with torch.no_grad():
         added = {key: value.float() for key, value in seen["added_cond_kwargs"].items()}
@@ -33,6 +38,7 @@ def test_the_network_is_given_what_the_pipeline_gives_it(denoiser) -> None:
             seen["sample"], seen["timestep"], encoder_hidden_states=seen["encoder_hidden_states"],
             added_cond_kwargs=added,
         ).sample  # fmt: skip
+        assert added["time_ids"][0].tolist() == [32, width, 0, 0, 32, width]
         ours = denoiser.predict(seen["sample"], seen["timestep"].expand(2), denoiser.encode_prompts(PROMPTS))
     torch.testing.assert_close(ours, expected)
 
