@@ -57,16 +57,21 @@ class AdversarialSet:
         """Denoising loss that the last search came down to: it rises as the concept gets harder to bring back."""
 
     def refresh(self, step: int) -> None:
-        """Search for one more condition of every concept, if it is time; the oldest one gives way."""
+        """Search for a condition of every concept, if it is time: one more, or one of the pool from where it is now."""
         number, rest = divmod(step, self.settings.refresh_every)
         if rest:
             return
+        seed = self.seed * 1_000_003 + number
         for name, pictures in self.pictures.items():
-            found = self.mean(self._search(pictures, number))[None]
+            start = starting_vectors(self.denoiser, [], self.settings.vectors, number, seed)
+            pool = self.pools.get(name, start[None][:0])
+            place = self._place(len(pool), seed)
+            found = self.mean(self._search(pictures, start if place is None else pool[place], seed))[None]
             if not bool(torch.isfinite(found).all()):
                 log.warning("the search for a condition of %s at step %d is not finite and left out", name, step + 1)
                 continue
-            self.pools[name] = torch.cat([self.pools.get(name, found[:0]), found])[-self.settings.pool :]
+            kept = pool if place is None else torch.cat([pool[:place], pool[place + 1 :]])
+            self.pools[name] = torch.cat([kept, found])[-self.settings.pool :]
 
     def mixed(self, forget: Sequence[Batch]) -> list[Batch]:
         """The forget batch, a share of it under adversarial conditions in the place of the concept's name."""
@@ -80,13 +85,19 @@ class AdversarialSet:
         """Put what `state` returned back."""
         self.pools = {name: pool.to(self.denoiser.device) for name, pool in pools.items()}
 
-    def _search(self, pictures: CaptionedPictures, number: int) -> Tensor:
+    def _place(self, known: int, seed: int) -> int | None:
+        """Where in the pool a search goes on; None: it starts anew."""
+        generator = torch.Generator().manual_seed(seed)
+        if not known or float(torch.rand(1, generator=generator)) >= self.settings.continued:
+            return None
+        return int(torch.randint(known, (1,), generator=generator))
+
+    def _search(self, pictures: CaptionedPictures, start: Tensor, seed: int) -> Tensor:
         settings = self.settings
-        seed = self.seed * 1_000_003 + number
         vectors, losses = invert(
             self.denoiser,
             pictures.noised(self.denoiser, settings.batch_size, seed),
-            starting_vectors(self.denoiser, [], settings.vectors, number, seed),
+            start,
             steps=settings.steps,
             learning_rate=settings.learning_rate,
         )

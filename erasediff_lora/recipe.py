@@ -150,6 +150,9 @@ class Adversary(Section):
     refresh_every: int = Field(5, ge=1, description="outer steps between searches for a new one")
     steps: int = Field(20, ge=1, description="optimisation steps of a search")
     batch_size: int = Field(8, ge=1, description="forget pictures a step of the search")
+    continued: float = Field(
+        0.0, ge=0, le=1, description="share of the searches that go on from a condition of the pool; others start anew"
+    )
     vectors: int = Field(1, ge=1, description="token embeddings of a condition")
     learning_rate: float = Field(0.15, gt=0, description="of AdamW, in units of the embeddings' spread")
 

@@ -122,6 +122,30 @@ def test_refreshing_keeps_to_its_period(recipe_file) -> None:
     assert sizes == [1, 1, 1, 2, 2, 2, 3]
 
 
+def test_searches_go_on_from_conditions_of_the_pool(recipe_file) -> None:
+    """The same as one long search, restated: each stretch starts where an earlier one ended."""
+    from erasediff_lora.evaluation.attacks.search import invert, starting_vectors
+
+    recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"continued": 1.0, "steps": 3}))
+    denoiser = denoisers.load(recipe.model)
+    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
+    found = starting_vectors(denoiser, [], 1, 0, seed=0)
+    for step in range(3):
+        stream = adversary.pictures["cat"].noised(denoiser, 2, step)
+        found, _ = invert(denoiser, stream, found, steps=3, learning_rate=recipe.adversary.learning_rate)
+        adversary.refresh(step)
+        assert torch.equal(adversary.pools["cat"], found[None]), "in the place of the one that it went on from"
+
+
+def test_some_searches_go_on_and_some_start_anew(recipe_file) -> None:
+    recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"continued": 0.5, "pool": 50}))
+    denoiser = denoisers.load(recipe.model)
+    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
+    for step in range(24):
+        adversary.refresh(step)
+    assert 6 <= len(adversary.pools["cat"]) <= 18
+
+
 def test_a_resumed_run_ends_bit_equal(file, cli, tmp_path) -> None:
     assert cli("train", file).status == 0
     assert cli("train", file, "--output", tmp_path / "plain", "--adversary.pool", "0").status == 0
