@@ -57,7 +57,10 @@ class AdversarialSet:
         """Denoising loss that the last search came down to: it rises as the concept gets harder to bring back."""
 
     def refresh(self, step: int) -> None:
-        """Search for a condition of every concept, if it is time: one more, or one of the pool from where it is now."""
+        """Search for a condition of every concept, if it is time; the oldest one gives way.
+
+        A search that goes on from one of the pool replaces that one, and counts as new.
+        """
         number, rest = divmod(step, self.settings.refresh_every)
         if rest:
             return
