@@ -31,6 +31,7 @@ from erasediff_lora.disturbance import Disturbance
 from erasediff_lora.evaluation.pictures import draw_prompts, prompt_sheet
 from erasediff_lora.evaluation.selection import Selection
 from erasediff_lora.files import write_text
+from erasediff_lora.half_precision import loss_scale
 from erasediff_lora.objectives import Direction, Network, Objective
 from erasediff_lora.objectives.base import unflatten
 from erasediff_lora.optimizers import create_optimizer, create_schedule
@@ -50,7 +51,6 @@ from erasediff_lora.stop_signal import StopSignal
 from erasediff_lora.trainables import Trainable
 
 log = logging.getLogger(__name__)
-FP16_LOSS_SCALE = 1024.0
 PREPARATION = 1_000_000
 
 
@@ -239,7 +239,7 @@ def create_objective(
             denoiser.predict,
             predict_base,
             mean=mean,
-            loss_scale=FP16_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0,
+            loss_scale=loss_scale(denoiser.dtype),
             base_weights=trainable.base_weights,
             weight_changes=trainable.weight_changes,
             train_timesteps=denoiser.noise_scheduler.config.num_train_timesteps,

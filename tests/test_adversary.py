@@ -18,6 +18,7 @@ from erasediff_lora.memory.plan import plan
 from erasediff_lora.objectives import OBJECTIVES
 from erasediff_lora.recipe import Recipe
 
+SMALL = 1e-4
 ADVERSARY = {"pool": 3, "refresh_every": 1, "steps": 2, "batch_size": 2}
 CONCEPTS = [{"name": "cat", "anchor": "dog"}, {"name": "car", "anchor": "dog"}]
 
@@ -85,6 +86,33 @@ def test_a_search_finds_what_the_network_denoises_better_by(made) -> None:
     batch = next(pictures.noised(denoiser, 64, 99))
     with torch.no_grad():
         assert slot_loss(denoiser, batch, found) < slot_loss(denoiser, batch, start)
+
+
+def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(recipe_file, monkeypatch) -> None:
+    """On a loss so small that its gradient vanishes in float16 where it is not scaled."""
+    from erasediff_lora import half_precision
+    from erasediff_lora.evaluation.attacks import search
+
+    plain = search.slot_loss
+    monkeypatch.setattr(search, "slot_loss", lambda *arguments: SMALL * plain(*arguments))
+    moved = {}
+    for dtype, scale in ((torch.float32, 1.0), (torch.float16, 1024.0), (torch.float16, 1.0)):
+        monkeypatch.setattr(half_precision, "LOSS_SCALE", scale)
+        recipe = Recipe.load(recipe_file(adversary=ADVERSARY))
+        denoiser = denoisers.load(recipe.model)
+        adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda one: one)
+        denoiser.network.to(dtype)
+        denoiser.dtype = dtype
+        start = search.starting_vectors(denoiser, [], 1, 0, seed=3)
+        stream = adversary.pictures["cat"].noised(denoiser, 4, 3)
+        found, _ = search.invert(denoiser, stream, start, steps=5, learning_rate=0.01)
+        moved[dtype, scale] = (found - start).flatten()
+    likeness = {
+        key: float(torch.cosine_similarity(way, moved[torch.float32, 1.0], dim=0)) for key, way in moved.items()
+    }
+    print(likeness)
+    assert likeness[torch.float16, 1024.0] > 0.99
+    assert likeness[torch.float16, 1.0] < 0.5
 
 
 def test_the_newest_conditions_are_kept_and_come_back(made) -> None:

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from erasediff_lora.half_precision import unscaled_gradients
 from erasediff_lora.schema import Section
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -175,29 +176,11 @@ def loss_and_gradient(
     gradient: Tensor | None = None
     for batch in batches:
         loss = loss_of(batch) / len(batches)
-        flat = _unscaled_gradient(network, loss)
+        flat = flatten(unscaled_gradients(loss, network.parameters, network.loss_scale))
         gradient = flat if gradient is None else gradient + flat
         total = total + loss.detach()
     assert gradient is not None
     return network.mean(total), network.mean(gradient)
-
-
-def _unscaled_gradient(network: Network, loss: Tensor) -> Tensor:
-    """The flat gradient by way of a scaled loss, so that small values survive float16.
-
-    Where the scaled gradient overflows, the scale is lowered for this gradient alone: each of a step's gradients has
-    its own range, and no step is lost.
-    """
-    scale = network.loss_scale
-    while True:
-        gradients = torch.autograd.grad(
-            loss * scale, list(network.parameters), allow_unused=True, retain_graph=scale > 1
-        )
-        pairs = zip(gradients, network.parameters, strict=True)
-        flat = flatten([torch.zeros_like(p) if g is None else g for g, p in pairs]) / scale
-        if scale <= 1 or bool(torch.isfinite(flat).all()):
-            return flat
-        scale /= 4
 
 
 class WeightedSum:

@@ -24,6 +24,7 @@ from erasediff_lora.evaluation.attacks.base import (
 from erasediff_lora.evaluation.attacks.search import slot_loss
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.half_precision import loss_scale, unscaled_gradients
 
 TITLE = "Adversarial prompt: tokens put before it, found through the denoising loss"
 CHECK_EVERY = 10
@@ -79,7 +80,8 @@ def find_tokens(evidence: Evidence, candidate: Candidate, concept: str, restart:
                 tokens = points.argmax(dim=1)
                 hard = torch.nn.functional.one_hot(tokens, len(table)).to(table)
                 seen = hard + points - points.detach()  # the token itself; its gradient goes to the point
-                (points.grad,) = torch.autograd.grad(slot_loss(denoiser, batch, seen @ table, wording), [points])
+                reached = slot_loss(denoiser, batch, seen @ table, wording)
+                (points.grad,) = unscaled_gradients(reached, [points], loss_scale(denoiser.dtype))
                 optimizer.step()
                 points.data = onto_simplex(points.data)
                 if (step + 1) % CHECK_EVERY == 0 or step + 1 == options.steps:

@@ -23,6 +23,7 @@ from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics.accuracy import share, success
 from erasediff_lora.evaluation.pictures import Drawn
 from erasediff_lora.evaluation.settings import Relearning
+from erasediff_lora.half_precision import loss_scale, unscaled_gradients
 from erasediff_lora.trainables.lora import lora_layers
 
 TITLE = "Relearning: fine-tuning on a few pictures of the concept"
@@ -150,7 +151,8 @@ class Attacker:
             noisy, timesteps, target, captions = batch
             prompts = torch.stack([self._prompts[caption] for caption in captions]).to(denoiser.dtype)
             loss = F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
-            for parameter, gradient in zip(self._parameters, torch.autograd.grad(loss, self._parameters), strict=True):
+            gradients = unscaled_gradients(loss, self._parameters, loss_scale(denoiser.dtype))
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 parameter.grad = gradient
             self._optimizer.step()
         self.done = max(self.done, step)

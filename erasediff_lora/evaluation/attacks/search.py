@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from erasediff_lora.data.captioned import NoisedBatch
 from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.half_precision import loss_scale, unscaled_gradients
 
 
 def slot_loss(
@@ -73,7 +74,7 @@ def invert(
     losses = []
     for _, batch in zip(tqdm(range(steps), desc=label, leave=False, disable=label is None), stream, strict=False):
         loss = slot_loss(denoiser, batch, vectors * unit)
-        (vectors.grad,) = torch.autograd.grad(loss, [vectors])
+        (vectors.grad,) = unscaled_gradients(loss, [vectors], loss_scale(denoiser.dtype))
         optimizer.step()
         losses.append(float(loss.detach()))
     return vectors.detach() * unit, losses

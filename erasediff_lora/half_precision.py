@@ -1,0 +1,31 @@
+"""Gradients through float16 networks, whose small values would vanish."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LOSS_SCALE = 1024.0
+
+
+def loss_scale(dtype: torch.dtype) -> float:
+    """What to multiply a loss by before the backward pass of a network of that dtype."""
+    return LOSS_SCALE if dtype == torch.float16 else 1.0
+
+
+def unscaled_gradients(loss: Tensor, inputs: Sequence[Tensor], scale: float) -> list[Tensor]:
+    """Gradients by way of a scaled loss, in float32 or better; zeros for inputs that the loss does not depend on.
+
+    Where a scaled gradient overflows, the scale is lowered for this loss alone: each of a step's losses has its own
+    range, and no step is lost.
+    """
+    while True:
+        found = torch.autograd.grad(loss * scale, list(inputs), allow_unused=True, retain_graph=scale > 1)
+        pairs = zip(found, inputs, strict=True)
+        raw = [torch.zeros_like(one) if gradient is None else gradient for gradient, one in pairs]
+        gradients = [one.to(torch.promote_types(one.dtype, torch.float32)) / scale for one in raw]
+        if scale <= 1 or bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()):
+            return gradients
+        scale /= 4
