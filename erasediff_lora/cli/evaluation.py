@@ -11,6 +11,8 @@ from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, REPORT_FILE, WEIGHTS_FILE
 
+ANSWERS = {True: "yes", False: "NO", None: "?"}
+
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, help="folder of a run, recipe of one, or an adapter of any format")
@@ -59,8 +61,7 @@ def evaluate_adapter(recipe: Recipe, adapter: Path) -> None:
     file = result["adapter"]
     print(f"adapter    {file['file']} ({file['bytes'] / 1024:.0f} KiB)")
     for claim in result["verdict"]:
-        if claim["holds"] is not None:
-            print(f"{claim['claim']:10} {'yes' if claim['holds'] else 'NO '}  {claim['text']}")
+        print(f"{claim['claim']:10} {ANSWERS[claim['holds']]:3}  {claim['text']}")
     for concept in result["concepts"] if "accuracy" in result["metrics"] else []:
         became = result["metrics"]["accuracy"]["per_concept"][concept]["became"]
         print(f"became     {concept}: " + ", ".join(f"{label} {share:.1%}" for label, share in became.items()))

@@ -64,7 +64,10 @@ def _robust(attacks: dict[str, Any]) -> dict[str, Any]:
         f" {attacks[worst]['title'].partition(':')[0].lower()} brings it back in {success['erased']} of its pictures"
         f" (base: {success['base']}{floor}). Required: at most {ROBUST:.0%}{' above the latter' if floor else ''}."
     )
-    return _claim("robust", excess(attacks[worst]) <= ROBUST + 1e-9, text)
+    holds = excess(attacks[worst]) <= ROBUST + 1e-9
+    if holds and counted == ["paraphrases"]:  # other words can show that it is not robust, but not that it is
+        return _claim("robust", None, text + " Nobody searched for a way back: evaluate it with --full.")
+    return _claim("robust", holds, text)
 
 
 def strongest_attack(attacks: dict[str, Any]) -> str | None:

@@ -125,6 +125,9 @@ def test_success_counts_above_the_floor_try_by_try() -> None:
     ("unlearned", "retained", "attacks", "expected"),
     [
         (0.95, 0.96, {}, [True, True, None]),
+        (0.95, 0.96, {"paraphrases": attack({"a": 0.0})}, [True, True, None]),
+        (0.95, 0.96, {"paraphrases": attack({"a": 0.2})}, [True, True, False]),
+        (0.95, 0.96, {"paraphrases": attack({"a": 0.1}), "latent_start": attack({"0.4": 0.0})}, [True, True, True]),
         (0.94, 0.95, {"inversion": attack({"restart 1": 0.11})}, [False, False, False]),
         (1.0, 0.98, {"inversion": attack({"restart 1": 0.10}), "relearning": attack({"5": 1.0})}, [True, True, True]),
     ],
