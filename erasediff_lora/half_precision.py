@@ -16,7 +16,7 @@ def loss_scale(dtype: torch.dtype) -> float:
 
 
 def unscaled_gradients(loss: Tensor, inputs: Sequence[Tensor], scale: float) -> list[Tensor]:
-    """Gradients by way of a scaled loss, in float32 or better; zeros for inputs that the loss does not depend on.
+    """Gradients by way of a scaled loss (unscaled in float32); zeros for inputs that the loss does not depend on.
 
     Where a scaled gradient overflows, the scale is lowered for this loss alone: each of a step's losses has its own
     range, and no step is lost.
@@ -24,8 +24,10 @@ def unscaled_gradients(loss: Tensor, inputs: Sequence[Tensor], scale: float) -> 
     while True:
         found = torch.autograd.grad(loss * scale, list(inputs), allow_unused=True, retain_graph=scale > 1)
         pairs = zip(found, inputs, strict=True)
-        raw = [torch.zeros_like(one) if gradient is None else gradient for gradient, one in pairs]
-        gradients = [one.to(torch.promote_types(one.dtype, torch.float32)) / scale for one in raw]
-        if scale <= 1 or bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()):
+        gradients = [torch.zeros_like(one) if gradient is None else gradient for gradient, one in pairs]
+        if scale <= 1:
+            return gradients
+        gradients = [gradient.float() / scale for gradient in gradients]
+        if bool(torch.cat([gradient.flatten() for gradient in gradients]).isfinite().all()):
             return gradients
         scale /= 4

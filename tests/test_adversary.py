@@ -110,7 +110,6 @@ def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(recip
     likeness = {
         key: float(torch.cosine_similarity(way, moved[torch.float32, 1.0], dim=0)) for key, way in moved.items()
     }
-    print(likeness)
     assert likeness[torch.float16, 1024.0] > 0.99
     assert likeness[torch.float16, 1.0] < 0.5
 

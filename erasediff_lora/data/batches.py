@@ -193,7 +193,7 @@ def _stand_ins(forget: EncodedSet, retain: EncodedSet) -> dict[tuple[int, int, i
         shows = retain.captions == known.get(forget.prompts[anchor], -1)
         rows = (shows & of_shape(retain.shapes, torch.tensor([height, width]))).nonzero().flatten()
         if not len(rows):
-            what, remedy = ("", "Add the anchor to retain.concepts with the templates of the forget set.")
+            what, remedy = "", "Add the anchor to retain.concepts with the templates of the forget set."
             if bool(shows.any()):
                 what, remedy = f" at {width}:{height}", "Add some, or set images.aspect_buckets: false for both sets."
             raise UserError(

@@ -61,6 +61,11 @@ def of_shape(shapes: Tensor, shape: Tensor) -> Tensor:
     return (shapes == shape).all(dim=1)
 
 
+def by_shape(shapes: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Every shape (2,) with the rows that have it."""
+    return [(shape, of_shape(shapes, shape).nonzero().flatten()) for shape in shapes.unique(dim=0)]
+
+
 def choose_alike(shapes: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random rows of one shape, which is chosen as often as pictures have it; none twice as far as they go.
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from erasediff_lora import sealed
 from erasediff_lora.data import images as disk
-from erasediff_lora.data.buckets import bucket, cut, padded
+from erasediff_lora.data.buckets import bucket, by_shape, cut, padded
 from erasediff_lora.data.prompts import Prompt, balanced, expand, substitute
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
@@ -248,7 +248,11 @@ def _write_sheet(path: Path, denoiser: Denoiser, encoded: EncodedSet) -> None:
     rows = []
     for row in encoded.captions.unique().tolist()[:40]:
         chosen = (encoded.captions == row).nonzero().flatten()[:8]
-        pictures = [denoiser.decode(cut(encoded.latents[[i]], encoded.shapes[i]))[0] for i in chosen.tolist()]
+        pictures = [
+            picture
+            for shape, alike in by_shape(encoded.shapes[chosen])
+            for picture in denoiser.decode(cut(encoded.latents[chosen[alike]], shape))
+        ]
         rows.append((encoded.prompts[row], pictures))
     with atomic(path) as temporary:
         contact_sheet(rows, label_width=240).save(temporary, format="PNG")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from erasediff_lora.data import sets
-from erasediff_lora.data.buckets import cut, padded
+from erasediff_lora.data.buckets import by_shape, cut, padded
 from erasediff_lora.data.captioned import CaptionedPictures, showing
 from erasediff_lora.data.prompts import Prompt, balanced, substitute
 from erasediff_lora.denoisers import SLOT, Denoiser
@@ -81,11 +81,14 @@ def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> C
         texts = [encoded.prompts[row] for row in encoded.captions.tolist()]
         chosen = showing(texts, concept, [name for name in evidence.forgotten if name != concept])
         latents, shapes = encoded.latents[chosen], encoded.shapes[chosen]
-        single = [cut(latents[[row]], shape) for row, shape in enumerate(shapes)]
-        if not _same_autoencoder(denoiser, candidate.denoiser, single[0]):
-            pictures = [denoiser.decode(one)[0] for one in single]
-            own = [candidate.denoiser.encode_images(to_unit_tensor(image, image.size)[None])[0] for image in pictures]
-            latents, shapes = padded([one.cpu() for one in own])
+        if not _same_autoencoder(denoiser, candidate.denoiser, cut(latents[:1], shapes[0])):
+            own: dict[int, Tensor] = {}
+            for shape, alike in by_shape(shapes):
+                for rows in alike.split(evidence.recipe.sampling.batch_size):
+                    pictures = denoiser.decode(cut(latents[rows], shape))
+                    pixels = torch.stack([to_unit_tensor(image, image.size) for image in pictures])
+                    own |= zip(rows.tolist(), candidate.denoiser.encode_images(pixels).cpu(), strict=True)
+            latents, shapes = padded([own[row] for row in range(len(chosen))])
     return CaptionedPictures(latents, shapes, [substitute(texts[index], concept, SLOT) for index in chosen])
 
 
