@@ -42,6 +42,9 @@ class Model(Section):
     quantize: Literal["nf4", "int8"] | None = Field(
         None, description="hold the frozen network in 4 or 8 bits (bitsandbytes, on a GPU)"
     )
+    offload: bool = Field(
+        False, description="to draw, each network waits in main memory for its turn on the GPU: slower, smaller cards"
+    )
     vae_tiling: bool = Field(False, description="encode and decode pictures in tiles: less memory, slightly different")
     config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
     revision: str | None = Field(None, description="hub revision")

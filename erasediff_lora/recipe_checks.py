@@ -15,7 +15,7 @@ from erasediff_lora.files import PICKLE_SUFFIXES
 if TYPE_CHECKING:
     from erasediff_lora.evaluation.settings import Evaluation
     from erasediff_lora.objectives import ObjectiveSettings
-    from erasediff_lora.recipe import AdapterSettings, ForgetSet, Model, RetainSet, Training
+    from erasediff_lora.recipe import AdapterSettings, Adversary, ForgetSet, Model, RetainSet, Training
 
 
 def cross_check(sections: dict[str, Any]) -> list[Problem]:
@@ -69,8 +69,19 @@ def cross_check(sections: dict[str, Any]) -> list[Problem]:
                 "Omit it.",
             )
         )
-    if model and model.vae_tiling and model.family == "class_conditional":
-        problems.append(Problem("model.vae_tiling", True, "needs an autoencoder; this family has none.", "Omit it."))
+    for name in ("vae_tiling", "offload"):
+        if model and getattr(model, name) and model.family == "class_conditional":
+            problems.append(Problem(f"model.{name}", True, "needs an autoencoder; this family has none.", "Omit it."))
+    adversary: Adversary | None = sections.get("adversary")
+    if model and model.offload and adversary and adversary.pool:
+        problems.append(
+            Problem(
+                "model.offload",
+                True,
+                f"parts networks that a search differentiates through together (adversary.pool: {adversary.pool}).",
+                "Omit it, or set adversary.pool: 0.",
+            )
+        )
     if evaluation := sections.get("evaluation"):
         problems += _check_evaluation(evaluation, forget, training)
     for pattern in adapter.targets if adapter and isinstance(adapter.targets, list) else []:

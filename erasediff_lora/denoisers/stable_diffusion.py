@@ -107,6 +107,9 @@ class StableDiffusion:
             if (part := getattr(pipeline, name)) is not None:
                 part.requires_grad_(False)
         self._cut_up(getattr(pipeline, self.component), pipeline.vae)
+        if self.model.offload:
+            pipeline.enable_model_cpu_offload(device=self.device)
+            return pipeline
         return pipeline.to(self.device)
 
     @cached_property
@@ -302,9 +305,13 @@ class StableDiffusion:
         return CLIP_TOKENS, int(self.network.config.cross_attention_dim)
 
     def release_encoders(self) -> None:
-        """Keep the UNet and the schedule, give the memory of VAE and text encoder back."""
+        """Keep the network and the schedule, give the memory of autoencoder and text encoder back."""
         _ = self.network, self.noise_scheduler
-        self.__dict__.pop("pipeline", None)
+        pipeline = self.__dict__.pop("pipeline", None)
+        if pipeline is not None and self.model.offload:
+            pipeline.remove_all_hooks()
+            self.network.to(self.device)
+        del pipeline
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

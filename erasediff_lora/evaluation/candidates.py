@@ -110,12 +110,13 @@ def load_candidates(recipe: Recipe, adapter: Path) -> Candidates:
     Raises:
         UserError: If the base or the adapter cannot be loaded, or do not fit each other.
     """
-    denoiser = denoisers.load(recipe.model)
+    model = recipe.model.model_copy(update={"offload": False})  # attacks differentiate through all networks at once
+    denoiser = denoisers.load(model)
     erasure = load_erasure(denoiser, adapter)
     never = None
     if recipe.evaluation.never_learned is not None:
         try:
-            other = denoisers.load(recipe.model.model_copy(update={"base": recipe.evaluation.never_learned}))
+            other = denoisers.load(model.model_copy(update={"base": recipe.evaluation.never_learned}))
             _ = other.pipeline
         except UserError as error:
             field = "evaluation.never_learned"

@@ -89,16 +89,19 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train")) -> MemoryPla
     device = denoiser.device.type
     runtime = CUDA_CONTEXT if device == "cuda" else psutil.Process().memory_info().rss + CPU_LIBRARIES
     denoiser.device = torch.device("meta")
+    if device == "cpu":  # where what waits takes memory too
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"offload": False})})
     return MemoryPlan(
         device, [Phase(name, {"runtime": runtime} | PHASES[name](recipe, copy.copy(denoiser))) for name in phases]
     )
 
 
 def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
-    """The whole pipeline, and the larger of a guided denoising step and the autoencoder on its pictures."""
+    """The pipeline, whole or the largest part, and the larger of a guided step and the autoencoder on its pictures."""
     with weightless() as memory, torch.no_grad():
         networks = denoiser.without_weights()
-        weights = sum(_weight_bytes(network) for network in networks.values())
+        sizes = [_weight_bytes(network) for network in networks.values()]
+        weights = max(sizes) if recipe.model.offload else sum(sizes)
         count = min(recipe.sampling.batch_size, max(recipe.forget.count, recipe.retain.count))
         latents = _latents(recipe, denoiser, count)
         memory.reset()

@@ -65,12 +65,19 @@ def remedy(recipe: Recipe, found: MemoryPlan, capacity: int) -> tuple[dict[str, 
         return None
     if not fits(overrides, "draw"):
         size = recipe.sampling.batch_size
-        smaller = [size >> k for k in range(1, size.bit_length())]
-        fitting = (s for s in smaller if fits(overrides | {"sampling.batch_size": s}, "draw"))
+        smaller: list[dict[str, Any]] = [{"sampling.batch_size": size >> k} for k in range(1, size.bit_length())]
+        if found.device == "cuda" and may_offload(recipe):
+            smaller += [{"model.offload": True}, *({"model.offload": True} | batch for batch in smaller)]
+        fitting = (change for change in smaller if fits(overrides | change, "draw"))
         if (best := next(fitting, None)) is None:
             return None
-        overrides = overrides | {"sampling.batch_size": best}
+        overrides = overrides | best
     return overrides, plan(_changed(recipe, overrides)).peak
+
+
+def may_offload(recipe: Recipe) -> bool:
+    """Whether the networks may take turns: where there are several, and no search needs them together."""
+    return not (recipe.model.offload or recipe.adversary.pool or recipe.model.family == "class_conditional")
 
 
 def _first_that_fits(
