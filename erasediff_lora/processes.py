@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Recipe
@@ -19,14 +19,29 @@ from erasediff_lora.stop_signal import StopSignal
 LONGEST_WAIT = timedelta(hours=24)
 """The first process may draw the sets for hours while the others wait; torch's own limit is 10 minutes."""
 LOST = ("connection closed", "connection reset", "broken pipe", "connectionerror", "timed out", "remote process")
+ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
+}
+"""What `accelerate launch` sets -> the distributed type that asked for it."""
 
 
 def start(recipe: Recipe) -> Accelerator:
     """Join the other processes, if there are any.
 
     Raises:
-        UserError: If a batch cannot be shared evenly.
+        UserError: If a batch cannot be shared evenly, or the launcher asks for an engine that steps by itself.
     """
+    if engines := [name for variable, name in ENGINES.items() if parse_flag_from_env(variable)]:
+        raise UserError(
+            Problem(
+                "distributed_type",
+                engines[0],
+                "takes the backward pass over, of which a step here has two, with gradients that are kept apart.",
+                "Use MULTI_GPU (recipes/accelerate/gpus.yaml); to split the frozen weights add --training.shard true.",
+            )
+        )
     accelerator = Accelerator(
         cpu=recipe.model.device == "cpu" or not torch.cuda.is_available(),
         log_with=list(recipe.training.log_with) or None,

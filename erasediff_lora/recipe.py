@@ -15,7 +15,7 @@ from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.evaluation.settings import Evaluation
 from erasediff_lora.files import sha256
 from erasediff_lora.objectives import OBJECTIVES, EraseDiffSettings, ObjectiveSettings
-from erasediff_lora.plain_yaml import parse_yaml
+from erasediff_lora.plain_yaml import overlay, parse_yaml, read_yaml
 from erasediff_lora.recipe_checks import cross_check
 from erasediff_lora.schema import Section
 
@@ -326,36 +326,6 @@ class Recipe(Section):
         if parse_yaml(text) != values:  # Unicode's own line breaks do not survive unless they are escaped
             text = yaml.safe_dump(values, sort_keys=False)
         return text
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        UserError: If there is no such file, or it is not a YAML mapping.
-    """
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(Problem("recipe", str(path), "there is no such file.", "Check the path.")) from None
-    except (OSError, ValueError) as error:
-        raise UserError(Problem("recipe", str(path), f"is not readable as YAML: {error}", "Correct it.")) from None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise UserError(Problem("recipe", str(path), "is not a mapping.", "Start from one of the files in recipes/."))
-    return values
-
-
-def overlay(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Set dotted keys in a nested mapping."""
-    for dotted, value in overrides.items():
-        *parents, last = dotted.split(".")
-        table = values
-        for parent in parents:
-            if not isinstance(table.get(parent), dict):
-                table[parent] = {}
-            table = table[parent]
-        table[last] = value
-    return values
 
 
 def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from PIL import Image
 
 from erasediff_lora.memory.plan import plan
 from erasediff_lora.memory.room import gib
-from erasediff_lora.recipe import Recipe, overlay
+from erasediff_lora.plain_yaml import overlay
+from erasediff_lora.recipe import Recipe
 
 CHECKPOINTING = {"training.gradient_checkpointing": True}
 EIGHT_BIT = {"training.optimizer": "adamw8bit"}

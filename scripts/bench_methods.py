@@ -42,7 +42,8 @@ from erasediff_lora.evaluation.evidence import names
 from erasediff_lora.evaluation.metrics.accuracy import success
 from erasediff_lora.evaluation.pictures import draw, forget_prompts, painter
 from erasediff_lora.files import write_text
-from erasediff_lora.recipe import Recipe, overlay, read_yaml
+from erasediff_lora.plain_yaml import overlay, read_yaml
+from erasediff_lora.recipe import Recipe
 from erasediff_lora.run_folder import claim
 
 CONFIGURATIONS = Path(__file__).with_suffix(".yaml")

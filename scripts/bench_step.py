@@ -29,7 +29,8 @@ from accelerate import Accelerator
 from erasediff_lora import __version__, train
 from erasediff_lora.data.batches import denoising_target
 from erasediff_lora.objectives.base import loss_and_gradient
-from erasediff_lora.recipe import Recipe, overlay, read_yaml
+from erasediff_lora.plain_yaml import overlay, read_yaml
+from erasediff_lora.recipe import Recipe
 
 DEMO = Path(__file__).parent.parent / "recipes/demo_concept.yaml"
 OBJECTIVES = {

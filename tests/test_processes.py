@@ -179,3 +179,16 @@ def test_a_single_process_has_nothing_to_split(recipe_file, cli, tmp_path) -> No
     assert adapter_of(tmp_path / "run").keys() == adapter_of(tmp_path / "plain").keys()
     for name, tensor in adapter_of(tmp_path / "plain").items():
         assert torch.equal(adapter_of(tmp_path / "run")[name], tensor)
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_engines_that_step_by_themselves_are_refused(recipe_file, cli, monkeypatch, engine, tmp_path) -> None:
+    """As `accelerate launch` with such a configuration says it: through the environment."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    refused(
+        cli("train", recipe_file()),
+        f"distributed_type = '{engine}': takes the backward pass over",
+        "Use MULTI_GPU",
+        "add --training.shard true",
+    )
+    assert not (tmp_path / "run").exists()
