@@ -134,23 +134,26 @@ def plot(summary: Sequence[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5))
+    methods = sorted({row["method"] for row in summary}, key=lambda method: (method != "erasediff", method))
+    colors = dict(zip(methods, ["tab:red", *(f"C{index}" for index in (0, 1, 2, 4, 5, 6, 7))], strict=False))
+    markers = {"adapter": "o", "full": "s"}
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
     for axis, name, label in zip(
         axes, ("unlearning_accuracy", "inversion"), ("unlearning accuracy", "success of concept inversion"), strict=True
     ):
         for row in summary:
             if row[name] is None:
                 continue
-            ours = row["method"] == "erasediff"
-            marker = "o" if row["mode"] == "adapter" else "s"
-            axis.scatter(row["retain_accuracy"], row[name], marker=marker, c="tab:red" if ours else "tab:gray", s=60)
-            text = f"{row['method']}, {row['mode']}"
-            at = (row["retain_accuracy"], row[name])
-            axis.annotate(text, at, xytext=(5, 5), textcoords="offset points", fontsize=8)
+            look = {"marker": markers[row["mode"]], "c": colors[row["method"]], "edgecolors": "white", "alpha": 0.85}
+            axis.scatter(row["retain_accuracy"], row[name], s=90, **look)
         axis.set_xlabel("retain accuracy")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-    figure.tight_layout()
+    for method in methods:
+        axes[0].scatter([], [], c=colors[method], label=method)
+    for mode, marker in markers.items():
+        axes[0].scatter([], [], c="black", marker=marker, label=mode)
+    figure.legend(loc="outside right center", frameon=False)
     with atomic(file) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     pyplot.close(figure)
