@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from erasediff_lora.files import atomic, write_text
 
+MARKERS = {"adapter": "o", "full": "s"}
 METRICS = ("unlearning_accuracy", "retain_accuracy", "frechet", "inversion")
 
 
@@ -127,6 +128,12 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}%"
 
 
+def colors_of(methods: Iterable[str]) -> dict[str, str]:
+    """A colour for each, ours first and red."""
+    ordered = sorted(set(methods), key=lambda method: (method != "erasediff", method))
+    return dict(zip(ordered, ["tab:red", *(f"C{index}" for index in (0, 1, 2, 4, 5, 6, 7))], strict=False))
+
+
 def plot(summary: Sequence[dict[str, Any]], file: Path) -> None:
     """Success of the attack and unlearning accuracy over retain accuracy; down right and up right are good."""
     import matplotlib
@@ -134,9 +141,7 @@ def plot(summary: Sequence[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    methods = sorted({row["method"] for row in summary}, key=lambda method: (method != "erasediff", method))
-    colors = dict(zip(methods, ["tab:red", *(f"C{index}" for index in (0, 1, 2, 4, 5, 6, 7))], strict=False))
-    markers = {"adapter": "o", "full": "s"}
+    colors = colors_of(row["method"] for row in summary)
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
     for axis, name, label in zip(
         axes, ("unlearning_accuracy", "inversion"), ("unlearning accuracy", "success of concept inversion"), strict=True
@@ -144,14 +149,14 @@ def plot(summary: Sequence[dict[str, Any]], file: Path) -> None:
         for row in summary:
             if row[name] is None:
                 continue
-            look = {"marker": markers[row["mode"]], "c": colors[row["method"]], "edgecolors": "white", "alpha": 0.85}
+            look = {"marker": MARKERS[row["mode"]], "c": colors[row["method"]], "edgecolors": "white", "alpha": 0.85}
             axis.scatter(row["retain_accuracy"], row[name], s=90, **look)
         axis.set_xlabel("retain accuracy")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-    for method in methods:
-        axes[0].scatter([], [], c=colors[method], label=method)
-    for mode, marker in markers.items():
+    for method, color in colors.items():
+        axes[0].scatter([], [], c=color, label=method)
+    for mode, marker in MARKERS.items():
         axes[0].scatter([], [], c="black", marker=marker, label=mode)
     figure.legend(loc="outside right center", frameon=False)
     with atomic(file) as temporary:
