@@ -42,6 +42,11 @@ class EraseDiffSettings(ObjectiveSettings):
     target: Literal["anchor", "random_anchor", "uniform", "uncond"] = Field(
         "random_anchor", description="what the prediction on forgotten data is pulled to"
     )
+    negative_guidance: float = Field(
+        0.0,
+        ge=0,
+        description="s: the target lies beyond the anchor's prediction, away from the concept's: e_a + s (e_a - e_c)",
+    )
     target_from: Literal["base", "current"] = Field(
         "base", description="network that predicts the target: adapter off, or on (public code)"
     )
@@ -85,12 +90,15 @@ class EraseDiff:
 
     @property
     def notes(self) -> list[str]:
-        if not self.settings.inner_steps_are_inert:
-            return []
-        return [
-            f"The {self.settings.inner_steps} inner step(s) are skipped: with objective.gradient: detached and "
-            f"objective.barrier: {self.settings.barrier} they cannot change the update."
-        ]
+        notes = []
+        if self.settings.inner_steps_are_inert:
+            notes.append(
+                f"The {self.settings.inner_steps} inner step(s) are skipped: with objective.gradient: detached and "
+                f"objective.barrier: {self.settings.barrier} they cannot change the update."
+            )
+        if self.settings.negative_guidance and self.settings.target == "uniform":
+            notes.append("objective.negative_guidance is not used: a uniform target is no prediction to lead away.")
+        return notes
 
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
         """One EraseDiff direction: ∇L_r, the inner problem from φ⁰ = θ, ∇ĝ, λ, δ."""
@@ -133,13 +141,21 @@ class EraseDiff:
         return Direction(direction, floats(metrics))
 
     def forget_target(self, batch: Batch) -> Tensor:
-        """y_f, a constant: no gradient flows into it."""
+        """y_f, a constant: no gradient flows into it.
+
+        On a noised picture of the concept, what the base makes of the anchor is in part the concept: the picture
+        shows it. With negative guidance s the target is ε_a + s (ε_a − ε_c), ε_c the base's for the concept's name.
+        """
         if self.settings.target == "uniform":
             return required(batch.uniform)
         condition = batch.empty if self.settings.target == "uncond" else batch.anchors
         predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
         with torch.no_grad():
-            return predict(batch.noisy, batch.timesteps, required(condition)).detach()
+            target = predict(batch.noisy, batch.timesteps, required(condition)).detach()
+        if self.settings.negative_guidance:
+            concept = self._base_prediction(batch, required(batch.named))
+            target = target + self.settings.negative_guidance * (target - concept)
+        return target
 
     @torch.no_grad()
     def _base_prediction(self, batch: Batch, prompts: Tensor) -> Tensor:
