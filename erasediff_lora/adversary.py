@@ -122,6 +122,4 @@ class AdversarialSet:
             return batch
         with torch.no_grad():
             encoded = self.denoiser.encode_slots(captions, torch.stack(conditions)).to(batch.prompts)
-        rows = torch.tensor(places, device=encoded.device)
-        found = torch.zeros(len(batch), dtype=torch.bool, device=encoded.device).index_fill(0, rows, True)
-        return replace(batch, prompts=batch.prompts.index_copy(0, rows, encoded), found=found)
+        return replace(batch, prompts=batch.prompts.index_copy(0, torch.tensor(places).to(encoded.device), encoded))

@@ -136,12 +136,14 @@ class BatchSampler:
             def embed(indices: Tensor) -> Tensor:
                 return data.embeddings[indices].to(self.device, self.dtype)
 
+            prompts = embed(captions[rows])
             return Batch(
                 noisy=noisy[rows].to(self.device, self.dtype),
                 timesteps=timesteps[rows].to(self.device),
-                prompts=embed(captions[rows]),
+                prompts=prompts,
                 target=target[rows].to(self.device),
                 anchors=None if anchors is None else embed(anchors[rows]),
+                named=prompts if kind == FORGET else None,
                 empty=embed(torch.zeros_like(captions[rows])) if kind == FORGET else None,
                 uniform=uniform[rows].to(self.device) if kind == FORGET else None,
                 weights=None if weights is None else weights[rows].to(self.device),

@@ -56,6 +56,7 @@ class Batch:
         prompts: Embeddings of the captions, (B, L, D).
         target: True denoising target of the scheduler's prediction type, (B, C, H, W).
         anchors: Embeddings of the anchor prompts (forget set only), (B, L, D).
+        named: Embeddings of the captions, whatever `prompts` have become (forget set only), (B, L, D).
         empty: Embedding of the empty prompt, (B, L, D).
         uniform: A draw from U(0, 1) of the prediction's shape (forget set only).
         weights: Per-sample loss weights, (B,).
@@ -65,7 +66,6 @@ class Batch:
         lots: What decides who is trained under an adversarial condition, (B,) in [0, 1), spread evenly over the
             joint batch of all processes.
         contrasted: Which samples show forget pictures (retain set only), (B,) bool.
-        found: Which samples have a condition of the adversary's for their prompt (forget set only), (B,) bool.
     """
 
     noisy: Tensor
@@ -73,6 +73,7 @@ class Batch:
     prompts: Tensor
     target: Tensor
     anchors: Tensor | None = None
+    named: Tensor | None = None
     empty: Tensor | None = None
     uniform: Tensor | None = None
     weights: Tensor | None = None
@@ -81,7 +82,6 @@ class Batch:
     rows: Tensor | None = None
     lots: Tensor | None = None
     contrasted: Tensor | None = None
-    found: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.noisy)

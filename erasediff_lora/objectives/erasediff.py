@@ -144,8 +144,7 @@ class EraseDiff:
         """y_f, a constant: no gradient flows into it.
 
         On a noised picture of the concept, what the base makes of the anchor is in part the concept: the picture
-        shows it. With negative guidance s the target is ε_a + s (ε_a − ε_c), ε_c the base's under the prompt itself;
-        but for prompts that an adversary found, where it would cost retention more than it erases.
+        shows it. With negative guidance s the target is ε_a + s (ε_a − ε_c), ε_c the base's for the concept's name.
         """
         if self.settings.target == "uniform":
             return required(batch.uniform)
@@ -153,10 +152,10 @@ class EraseDiff:
         predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
         with torch.no_grad():
             target = predict(batch.noisy, batch.timesteps, required(condition)).detach()
-        if not self.settings.negative_guidance:
-            return target
-        guided = target + self.settings.negative_guidance * (target - self._base_prediction(batch, batch.prompts))
-        return guided if batch.found is None else torch.where(batch.found[:, None, None, None], target, guided)
+        if self.settings.negative_guidance:
+            concept = self._base_prediction(batch, required(batch.named))
+            target = target + self.settings.negative_guidance * (target - concept)
+        return target
 
     @torch.no_grad()
     def _base_prediction(self, batch: Batch, prompts: Tensor) -> Tensor:
