@@ -237,7 +237,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
     "robust": {
         "adapter.rank": 8,
-        "objective.negative_guidance": 1.0,
         "objective.retain_target": "base",
         "adversary.pool": 64,
         "retain.focus": 0.5,
