@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,13 +18,14 @@ import torch
 from erasediff_lora import demo, denoisers
 from erasediff_lora.cli.recipes import DEMO_RECIPE, demo_overrides
 from erasediff_lora.data.prompts import balanced, expand, substitute
+from erasediff_lora.denoisers import placement
 from erasediff_lora.evaluation import judges
 from erasediff_lora.recipe import Recipe
 
 
 @torch.no_grad()
-def share_left(name: str, negative_guidance: float, strength: float, count: int) -> float:
-    """Share of the pictures in which the judge sees the concept again."""
+def shares_left(name: str, guidances: Sequence[float], strength: float, count: int) -> dict[str, float]:
+    """Share of the pictures in which the judge sees the concept again, by negative guidance."""
     recipe = Recipe.load(DEMO_RECIPE, demo_overrides(name))
     denoiser, judge = denoisers.load(recipe.model), judges.load("demo", {name, *recipe.retain.concepts})
     data = recipe.forget
@@ -33,21 +35,24 @@ def share_left(name: str, negative_guidance: float, strength: float, count: int)
     latents = denoiser.draw(prompts, seeds, recipe.sampling, output="latent")
     concept, anchor = denoiser.encode_prompts(prompts), denoiser.encode_prompts(anchors)
     empty = denoiser.encode_prompts([""]).expand_as(concept)
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=one) for one in placement.generators(seeds)])
 
     scheduler = denoiser.pipeline.scheduler
-    scheduler.set_timesteps(recipe.sampling.steps)
     begin = recipe.sampling.steps - int(recipe.sampling.steps * strength)
-    scheduler.set_begin_index(begin)
-    noise = torch.stack([torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds])
-    noisy = scheduler.add_noise(latents, noise, scheduler.timesteps[begin : begin + 1])
-    for timestep in scheduler.timesteps[begin:]:
-        at = timestep.expand(count)
-        unguided, ours, theirs = (denoiser.predict(noisy, at, prompt) for prompt in (empty, concept, anchor))
-        target = theirs + negative_guidance * (theirs - ours)
-        predicted = unguided + recipe.sampling.guidance * (target - unguided)
-        noisy = scheduler.step(predicted, timestep, noisy).prev_sample
-    seen = judge.recognise(denoiser.decode(noisy))
-    return sum(name in concepts for concepts in seen) / count
+    left = {}
+    for negative_guidance in guidances:
+        scheduler.set_timesteps(recipe.sampling.steps)
+        scheduler.set_begin_index(begin)
+        noisy = scheduler.add_noise(latents, noise, scheduler.timesteps[begin : begin + 1])
+        for timestep in scheduler.timesteps[begin:]:
+            at = timestep.expand(count)
+            unguided, ours, theirs = (denoiser.predict(noisy, at, prompt) for prompt in (empty, concept, anchor))
+            target = theirs + negative_guidance * (theirs - ours)
+            predicted = unguided + recipe.sampling.guidance * (target - unguided)
+            noisy = scheduler.step(predicted, timestep, noisy).prev_sample
+        seen = judge.recognise(denoiser.decode(noisy))
+        left[f"{negative_guidance:g}"] = sum(name in concepts for concepts in seen) / count
+    return left
 
 
 def main() -> None:
@@ -62,7 +67,7 @@ def main() -> None:
     print("|---" * (1 + len(arguments.guidance)) + "|")
     rows: dict[str, dict[str, float]] = {}
     for name in arguments.names:
-        rows[name] = {f"{s:g}": share_left(name, s, arguments.strength, arguments.pictures) for s in arguments.guidance}
+        rows[name] = shares_left(name, arguments.guidance, arguments.strength, arguments.pictures)
         print(f"| {name} | {' | '.join(f'{share:.0%}' for share in rows[name].values())} |", flush=True)
     report = {"strength": arguments.strength, "pictures": arguments.pictures, "left": rows}
     Path("bench_latent_target.json").write_text(json.dumps(report, indent=2) + "\n")
