@@ -44,7 +44,6 @@ VARIANTS = {
     "channels_last": {"training.channels_last": True},
     "compile": {"training.compile": True},
 }
-WARM_UP = 2
 
 
 def recipe_of(name: str, work: Path, overrides: dict[str, Any]) -> Recipe:
@@ -105,11 +104,11 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure(recipe: Recipe, rounds: int) -> dict[str, float]:
-    """Median seconds of everything that is compared, in turns."""
+def measure(recipe: Recipe, rounds: int, warm_up: int) -> dict[str, float]:
+    """Median seconds of everything that is compared, in turns; the first `warm_up` rounds do not count."""
     run = train.set_up(recipe, Accelerator(cpu=recipe.model.device == "cpu"), resume=False)
     times: dict[str, list[float]] = {"bare": [], "step": [], "retain": [], "diffusers": []}
-    for step in range(rounds + WARM_UP):
+    for step in range(rounds + warm_up):
         forget, retain = run.sampler.draw(step)
         jobs: dict[str, Callable[[], object]] = {"step": partial(train.take_step, run, step)}
         if recipe.adapter.kind == "lora":
@@ -121,7 +120,7 @@ def measure(recipe: Recipe, rounds: int) -> dict[str, float]:
             }
         for name, job in jobs.items():
             times[name].append(seconds(job))
-    medians = {name: statistics.median(values[WARM_UP:]) for name, values in times.items() if values}
+    medians = {name: statistics.median(values[warm_up:]) for name, values in times.items() if values}
     del run
     gc.collect()
     return medians
@@ -153,6 +152,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["plain"], choices=list(VARIANTS))
     parser.add_argument("--full", action="store_true", help="also all weights, as published")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--warm_up", type=int, default=2, help="rounds before those that count")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -165,7 +165,7 @@ def main() -> None:
         if arguments.full:
             chosen["published, all weights"] = PUBLISHED
         for objective, overrides in chosen.items():
-            row = measure(recipe_of(name, arguments.work, overrides), arguments.rounds)
+            row = measure(recipe_of(name, arguments.work, overrides), arguments.rounds, arguments.warm_up)
             rows.append({"configuration": name, "objective": objective} | row)
             print(table(rows), flush=True)
     cuda = torch.cuda.is_available()
