@@ -238,9 +238,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "robust": {
         "adapter.rank": 8,
         "objective.retain_target": "base",
-        "objective.negative_guidance": 1.25,
+        "objective.negative_guidance": 1.0,
         "adversary.pool": 64,
-        "adversary.share": 0.33,
         "retain.focus": 0.5,
         "retain.contrast": 0.25,
     },
