@@ -3,7 +3,8 @@
     python scripts/plot_front.py docs/results/methods_demo.json docs/results/robust.json front.png
 
 Harm is the Fréchet distance of retained pictures in units of the base's own between seeds. Every method is attacked
-alike: the first restart counts. Rings are the single erasures of the robust preset, at the best of all its restarts.
+alike: the first restart counts, and for the robust preset the mean is over the concepts that the methods erased. Rings
+are the single erasures of the robust preset, at the best of all its restarts.
 """
 
 from __future__ import annotations
@@ -33,13 +34,19 @@ def methods_front(report: dict) -> dict[tuple[str, str], tuple[float, float]]:
     return {key: tuple(map(statistics.mean, zip(*points, strict=True))) for key, points in runs.items()}
 
 
-def robust_front(report: dict) -> list[tuple[float, float, float]]:
-    """Harm, inversion by the first restart, and by the best of all, an erasure each."""
+def robust_front(report: dict) -> list[tuple[str, float, float, float]]:
+    """Concept, harm, inversion by the first restart, and by the best of all, an erasure each."""
     points = []
     for row in report["rows"]:
         tries = list(row["attacks"]["inversion"]["tries"].values())
-        points.append((row["frechet"]["erased"] / row["frechet"]["base"], tries[0], max(tries)))
+        points.append((row["name"], row["frechet"]["erased"] / row["frechet"]["base"], tries[0], max(tries)))
     return points
+
+
+def mean_over(points: list[tuple[str, float, float, float]], concepts: set[str]) -> tuple[float, float]:
+    """Harm and inversion by the first restart, over the erasures of these concepts."""
+    chosen = [(harm, first) for concept, harm, first, _ in points if concept in concepts]
+    return tuple(map(statistics.mean, zip(*chosen, strict=True)))
 
 
 def main() -> None:
@@ -49,17 +56,19 @@ def main() -> None:
     parser.add_argument("robust", type=Path)
     parser.add_argument("file", type=Path)
     arguments = parser.parse_args()
-    methods = methods_front(json.loads(arguments.methods.read_text()))
+    report = json.loads(arguments.methods.read_text())
+    methods, compared = methods_front(report), {run["entry"]["concept"] for run in report["runs"]}
     robust = robust_front(json.loads(arguments.robust.read_text()))
     colors = colors_of(method for method, _ in methods)
     figure, axis = pyplot.subplots(figsize=(9, 5), layout="constrained")
     for (method, mode), (harm, inversion) in sorted(methods.items()):
         look = {"marker": MARKERS[mode], "color": colors[method], "markeredgecolor": "white", "linestyle": ""}
         axis.plot(harm, inversion, markersize=10, label=f"{method}, {mode}", **look)
-    harms, first, best = zip(*robust, strict=True)
-    axis.plot(harms, best, "o", mfc="none", color="tab:red", label="erasediff, robust: best of 5 restarts, each")
-    mean = statistics.mean(harms), statistics.mean(first)
-    axis.plot(*mean, "*", color="tab:red", markersize=18, markeredgecolor="white", label="erasediff, robust")
+    for name, harm, _, best in robust:
+        axis.plot(harm, best, "o", mfc="none", color="tab:red")
+        axis.annotate(name, (harm, best), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axis.plot([], [], "o", mfc="none", color="tab:red", label="erasediff, robust: best of its restarts, each")
+    axis.plot(*mean_over(robust, compared), "*", color="tab:red", ms=18, mec="white", label="erasediff, robust")
     axis.axhline(0.1, color="black", linewidth=0.8, linestyle=":")
     axis.axvline(1.1, color="black", linewidth=0.8, linestyle=":")
     axis.set_xlabel("Fréchet distance of retained pictures / the base's own")

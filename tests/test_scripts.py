@@ -25,13 +25,16 @@ def test_the_front_is_drawn_from_published_numbers(tmp_path, monkeypatch) -> Non
 
     def run(mode: str, frechet: float, inversion: float | None) -> dict:
         found = {"frechet": frechet, "frechet_base": 40.0, "inversion": inversion}
-        return {"entry": {"method": "erasediff", "mode": mode}, "own_budget": found}
+        return {"entry": {"method": "erasediff", "mode": mode, "concept": "cat"}, "own_budget": found}
 
     methods = {"runs": [run("adapter", 42.0, 0.1), run("adapter", 46.0, 0.3), run("full", 50.0, None)]}
     attacks = {"inversion": {"tries": {"1": 0.025, "2": 0.05}}}
-    robust = {"rows": [{"frechet": {"erased": 41.0, "base": 40.0}, "attacks": attacks}]}
+    cat = {"name": "cat", "frechet": {"erased": 41.0, "base": 40.0}, "attacks": attacks}
+    robust = {"rows": [cat, cat | {"name": "car", "frechet": {"erased": 44.0, "base": 40.0}}]}
     assert front.methods_front(methods) == {("erasediff", "adapter"): (pytest.approx(1.1), pytest.approx(0.2))}
-    assert front.robust_front(robust) == [(1.025, 0.025, 0.05)]
+    points = front.robust_front(robust)
+    assert points == [("cat", 1.025, 0.025, 0.05), ("car", 1.1, 0.025, 0.05)]
+    assert front.mean_over(points, {"cat"}) == (1.025, 0.025), "the methods erased no car"
     (tmp_path / "methods.json").write_text(json.dumps(methods))
     (tmp_path / "robust.json").write_text(json.dumps(robust))
     files = [str(tmp_path / name) for name in ("methods.json", "robust.json", "front.png")]
