@@ -64,9 +64,12 @@ def main() -> None:
     for (method, mode), (harm, inversion) in sorted(methods.items()):
         look = {"marker": MARKERS[mode], "color": colors[method], "markeredgecolor": "white", "linestyle": ""}
         axis.plot(harm, inversion, markersize=10, label=f"{method}, {mode}", **look)
+    rings: dict[tuple[float, float], list[str]] = {}
     for name, harm, _, best in robust:
-        axis.plot(harm, best, "o", mfc="none", color="tab:red")
-        axis.annotate(name, (harm, best), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        rings.setdefault((round(harm, 3), best), []).append(name)
+    for place, names in rings.items():
+        axis.plot(*place, "o", mfc="none", color="tab:red")
+        axis.annotate(", ".join(names), place, xytext=(2, 5), textcoords="offset points", fontsize=7, rotation=45)
     axis.plot([], [], "o", mfc="none", color="tab:red", label="erasediff, robust: best of its restarts, each")
     axis.plot(*mean_over(robust, compared), "*", color="tab:red", ms=18, mec="white", label="erasediff, robust")
     axis.axhline(0.1, color="black", linewidth=0.8, linestyle=":")
