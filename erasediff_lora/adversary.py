@@ -122,4 +122,5 @@ class AdversarialSet:
             return batch
         with torch.no_grad():
             encoded = self.denoiser.encode_slots(captions, torch.stack(conditions)).to(batch.prompts)
-        return replace(batch, prompts=batch.prompts.index_copy(0, torch.tensor(places).to(encoded.device), encoded))
+        rows = torch.tensor(places, device=encoded.device)
+        return replace(batch, prompts=batch.prompts.index_copy(0, rows, encoded))

@@ -49,7 +49,7 @@ def adapter_of(folder) -> dict[str, torch.Tensor]:
 def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(made) -> None:
     adversary, forget, sampler = made
     (batch,) = sampler.draw(0)[0]
-    assert torch.equal(adversary.mixed([batch])[0].prompts, batch.prompts), "nothing has been found yet"
+    assert adversary.mixed([batch])[0] is batch, "nothing has been found yet"
     for step in range(3):
         adversary.refresh(step)
     denoiser = adversary.denoiser
@@ -71,6 +71,7 @@ def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(mad
                 used.add((concept, fits.index(True)))
                 changed[-1] += 1
         assert mixed.anchors is batch.anchors and torch.equal(mixed.noisy, batch.noisy)
+        assert mixed.named is batch.named and torch.equal(mixed.named, batch.prompts), "the names stay known"
     assert changed == [4] * 6, "half of each batch"
     assert len(used) >= 4, "of all conditions"
 
