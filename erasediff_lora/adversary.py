@@ -66,15 +66,17 @@ class AdversarialSet:
             return
         seed = self.seed * 1_000_003 + number
         for name, pictures in self.pictures.items():
-            start = starting_vectors(self.denoiser, [], self.settings.vectors, number, seed)
-            pool = self.pools.get(name, start[None][:0])
+            pool = list(self.pools.get(name, ()))
             place = self._place(len(pool), seed)
-            found = self.mean(self._search(pictures, start if place is None else pool[place], seed))[None]
+            if place is None:
+                start = starting_vectors(self.denoiser, [], self.settings.vectors, number, seed)
+            else:
+                start = pool.pop(place)
+            found = self.mean(self._search(pictures, start, seed))
             if not bool(torch.isfinite(found).all()):
                 log.warning("the search for a condition of %s at step %d is not finite and left out", name, step + 1)
                 continue
-            kept = pool if place is None else torch.cat([pool[:place], pool[place + 1 :]])
-            self.pools[name] = torch.cat([kept, found])[-self.settings.pool :]
+            self.pools[name] = torch.stack([*pool, found])[-self.settings.pool :]
 
     def mixed(self, forget: Sequence[Batch]) -> list[Batch]:
         """The forget batch, a share of it under adversarial conditions in the place of the concept's name."""

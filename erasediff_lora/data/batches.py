@@ -129,6 +129,10 @@ class BatchSampler:
                 self.noise_scheduler.add_noise(pictures, noise, timesteps),
                 denoising_target(self.noise_scheduler, pictures, noise, timesteps),
             )
+        away: Tensor | None = None
+        if data.counterparts is not None:
+            counterparts = cut(data.counterparts[chosen], shape)
+            away = led_away(self.noise_scheduler, latents, counterparts, noise, timesteps)
         lots = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
         weights = self._min_snr_weights(timesteps) if kind == RETAIN and self.min_snr_gamma else None
 
@@ -149,6 +153,7 @@ class BatchSampler:
                 weights=None if weights is None else weights[rows].to(self.device),
                 surrogate_noisy=None if stand_in is None else stand_in[0][rows].to(self.device, self.dtype),
                 surrogate_target=None if stand_in is None else stand_in[1][rows].to(self.device),
+                away=None if away is None else away[rows].to(self.device),
                 rows=chosen[rows],
                 lots=lots[rows],
                 contrasted=None if contrasted is None else contrasted[rows],
@@ -243,3 +248,25 @@ def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, times
             return noise - latents
         case other:
             raise ValueError(f"unsupported prediction type {other!r}")
+
+
+def led_away(noise_scheduler: Any, latents: Tensor, counterparts: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the denoising target changes by as the picture under x_t goes to its counterpart; (B, C, h, w).
+
+    x_t = √ᾱ x_0 + √(1 − ᾱ) ε stays as it is, so picture and noise change together: to x_0 + (1 − ᾱ) Δ and
+    ε − √(ᾱ(1 − ᾱ)) Δ, with Δ the way to the counterpart. It goes all of it where x_t is noise, and none where x_t is
+    the picture already. Of flow matching likewise.
+
+    Args:
+        noise_scheduler: A diffusers scheduler.
+        latents: x_0, (B, C, h, w).
+        counterparts: What it goes to, (B, C, h, w).
+        noise: ε, (B, C, h, w).
+        timesteps: (B,) int64.
+    """
+    one, nothing = torch.ones_like(latents), torch.zeros_like(latents)
+    signal = noise_scheduler.add_noise(one, nothing, timesteps)
+    spread = noise_scheduler.add_noise(nothing, one, timesteps)
+    step = spread / (signal.square() + spread.square()) * (counterparts - latents)
+    elsewhere = denoising_target(noise_scheduler, latents + spread * step, noise - signal * step, timesteps)
+    return elsewhere - denoising_target(noise_scheduler, latents, noise, timesteps)

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from erasediff_lora import sealed
 from erasediff_lora.data import images as disk
 from erasediff_lora.data.buckets import bucket, by_shape, cut, padded
-from erasediff_lora.data.prompts import Prompt, balanced, expand, substitute
+from erasediff_lora.data.prompts import balanced, expand, substitute
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import atomic, sha256
@@ -42,6 +42,7 @@ class EncodedSet:
         captions: (N,) rows of `embeddings`.
         anchors: (N, A) rows of `embeddings`: what may take the caption's place. A = 0 in a retain set.
         prompts: The P distinct prompts.
+        counterparts: Of every picture its anchor, drawn by the base from the same seed; as `latents`, on request.
     """
 
     latents: Tensor
@@ -50,6 +51,7 @@ class EncodedSet:
     captions: Tensor
     anchors: Tensor
     prompts: list[str]
+    counterparts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ def _encode(
     recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample], prompts: list[str]
 ) -> EncodedSet:
     row = {prompt: index for index, prompt in enumerate(prompts)}
-    latents, shapes = _latents(recipe, denoiser, kind, samples)
-    _require_finite(latents, [sample.caption for sample in samples], kind, "picture", denoiser)
+    latents, shapes, counterparts = _latents(recipe, denoiser, kind, samples)
+    for drawn in (latents,) if counterparts is None else (latents, counterparts):
+        _require_finite(drawn, [sample.caption for sample in samples], kind, "picture", denoiser)
     embeddings = denoiser.encode_prompts(prompts).to(denoiser.dtype).cpu().contiguous()
     _require_finite(embeddings, prompts, kind, "prompt", denoiser)
     return EncodedSet(
@@ -107,6 +110,7 @@ def _encode(
         captions=torch.tensor([row[s.caption] for s in samples]),
         anchors=torch.tensor([[row[a] for a in s.anchors] for s in samples]).reshape(len(samples), -1).long(),
         prompts=prompts,
+        counterparts=counterparts,
     )
 
 
@@ -151,18 +155,25 @@ def _forget_samples(recipe: Recipe) -> list[Sample]:
 
     if data.images:
         pictures = disk.read("forget", data.images, names, data.templates, names)
-        return [Sample(p.caption, anchors(p.caption, p.concept or names[0]), p.image) for p in pictures]
-    prompts: list[Prompt] = balanced(expand(data.templates, names, data.placeholders), data.count, recipe.sampling.seed)
-    return [Sample(prompt.text, anchors(prompt.text, prompt.concept or names[0])) for prompt in prompts]
+        samples = [Sample(p.caption, anchors(p.caption, p.concept or names[0]), p.image) for p in pictures]
+    else:
+        prompts = balanced(expand(data.templates, names, data.placeholders), data.count, recipe.sampling.seed)
+        samples = [Sample(prompt.text, anchors(prompt.text, prompt.concept or names[0])) for prompt in prompts]
+    if recipe.objective.counterparts:  # the one anchor that the counterpart shows
+        samples = [replace(s, anchors=[s.anchors[row % len(s.anchors)]]) for row, s in enumerate(samples)]
+    return samples
 
 
-def _latents(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """Latents and shapes, as `buckets.padded` puts them; float32, on the CPU."""
+def _latents(
+    recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Latents and shapes, as `buckets.padded` puts them, and the counterparts' latents; float32, on the CPU."""
     size = recipe.sampling.batch_size
     # Forget and retain pictures come from disjoint seeds.
     first_seed = recipe.sampling.seed + (0 if kind == "forget" else 500_000)
     side = recipe.sampling.resolution or denoiser.resolution
     images: Images | None = getattr(recipe, kind).images
+    with_counterparts = kind == "forget" and recipe.objective.counterparts
     buckets: dict[tuple[int, int], list[int]] = {}
     for row, sample in enumerate(samples):
         keeps = sample.image is not None and images is not None and images.aspect_buckets
@@ -170,18 +181,26 @@ def _latents(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[S
         buckets.setdefault(shape, []).append(row)
     chunks = [(shape, rows[i : i + size]) for shape, rows in buckets.items() for i in range(0, len(rows), size)]
     latents: dict[int, Tensor] = {}
+    counterparts: dict[int, Tensor] = {}
     for shape, rows in tqdm(chunks, desc=f"{kind} set", unit="batch", leave=False):
-        drawn = [samples[row] for row in rows]
+        drawn, seeds = [samples[row] for row in rows], [first_seed + row for row in rows]
         if images is not None:
             pixels = torch.stack([to_unit_tensor(sample.image, shape) for sample in drawn if sample.image])
             encoded = denoiser.encode_images(pixels)
         else:
-            captions, seeds = [sample.caption for sample in drawn], [first_seed + row for row in rows]
+            captions = [sample.caption for sample in drawn]
             encoded = denoiser.draw(captions, seeds, recipe.sampling, output="latent")
         latents |= zip(rows, encoded.float().cpu(), strict=True)
+        if with_counterparts:
+            anchors = [sample.anchors[0] for sample in drawn]
+            encoded = denoiser.draw(anchors, seeds, recipe.sampling, output="latent", size=shape)
+            counterparts |= zip(rows, encoded.float().cpu(), strict=True)
     if len(buckets) > 1:
         log.info("%s set: %d aspect ratios", kind, len(buckets))
-    return padded([latents[row] for row in range(len(samples))])
+    whole, shapes = padded([latents[row] for row in range(len(samples))])
+    if not with_counterparts:
+        return whole, shapes, None
+    return whole, shapes, padded([counterparts[row] for row in range(len(samples))])[0]
 
 
 def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> str:
@@ -199,6 +218,8 @@ def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sampl
         ],
     }
     data: ForgetSet | RetainSet = getattr(recipe, kind)
+    if kind == "forget" and recipe.objective.counterparts:
+        depends |= {"counterparts": True, "sampling": recipe.sampling.model_dump(mode="json")}
     if data.images is not None:
         depends["aspect_buckets"] = data.images.aspect_buckets
     else:
@@ -216,7 +237,7 @@ def _read(file: Path, kind: Kind) -> EncodedSet | None:
 
 
 def _write(file: Path, encoded: EncodedSet) -> None:
-    tensors = {name: getattr(encoded, name) for name in ("latents", "shapes", "embeddings", "captions", "anchors")}
+    tensors = {name: value for name, value in vars(encoded).items() if isinstance(value, Tensor)}
     sealed.write(tensors, file, {"prompts": json.dumps(encoded.prompts)})
 
 

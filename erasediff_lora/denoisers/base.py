@@ -99,8 +99,19 @@ class Denoiser(Protocol):
         """Pictures of scaled latents."""
         ...
 
-    def draw(self, prompts: Sequence[str] | Tensor, seeds: Sequence[int], sampling: Sampling, *, output: str) -> Any:
-        """Draw one picture a prompt or row of embeddings (N, L, D), each from its own seed, as 'pil' or 'latent'."""
+    def draw(
+        self,
+        prompts: Sequence[str] | Tensor,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        *,
+        output: str,
+        size: tuple[int, int] | None = None,
+    ) -> Any:
+        """Draw one picture a prompt or row of embeddings (N, L, D), each from its own seed, as 'pil' or 'latent'.
+
+        `size` is width and height, for families whose pictures have several; None: the recipe's square.
+        """
         ...
 
     def draw_from(

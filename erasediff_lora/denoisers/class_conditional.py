@@ -235,7 +235,13 @@ class ClassConditional:
         return [Image.fromarray(np.repeat(picture, 3 // picture.shape[2], axis=2)) for picture in array]
 
     def draw(
-        self, prompts: Sequence[str] | Tensor, seeds: Sequence[int], sampling: Sampling, *, output: str = "pil"
+        self,
+        prompts: Sequence[str] | Tensor,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        *,
+        output: str = "pil",
+        size: tuple[int, int] | None = None,
     ) -> Any:
         pixels = self._draw(prompts, seeds, sampling)
         return pixels if output == "latent" else self.decode(pixels)

@@ -245,13 +245,20 @@ class StableDiffusion:
 
     @torch.no_grad()
     def draw(
-        self, prompts: Sequence[str] | Tensor, seeds: Sequence[int], sampling: Sampling, *, output: str = "pil"
+        self,
+        prompts: Sequence[str] | Tensor,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        *,
+        output: str = "pil",
+        size: tuple[int, int] | None = None,
     ) -> Any:
         side = sampling.resolution or self.resolution
+        width, height = size or (side, side)
         return self.pipeline(
             **self._given(prompts),
-            height=side,
-            width=side,
+            height=height,
+            width=width,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
             generator=placement.generators(seeds),

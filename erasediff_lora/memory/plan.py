@@ -214,6 +214,7 @@ def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
         uniform=full,
         surrogate_noisy=latents,
         surrogate_target=full,
+        away=full,
     )
 
 

@@ -41,6 +41,11 @@ class ObjectiveSettings(Section):
         return None
 
     @property
+    def counterparts(self) -> bool:
+        """Whether every forgotten picture is to have its counterpart: its anchor, drawn by the base from its seed."""
+        return False
+
+    @property
     def surrogate(self) -> Literal["noise", "anchor"] | None:
         """What stands in for forgotten pictures: uniform noise, retain pictures of the anchor, or nothing."""
         return None
@@ -62,6 +67,8 @@ class Batch:
         weights: Per-sample loss weights, (B,).
         surrogate_noisy: x_t of what stands in for the pictures (forget set, on request), (B, C, H, W).
         surrogate_target: Its true denoising target, (B, C, H, W).
+        away: What the true target changes by as the picture becomes its counterpart (forget set, on request),
+            (B, C, H, W).
         rows: Which samples of the set they are, (B,) int64; to name them.
         lots: What decides who is trained under an adversarial condition, (B,) in [0, 1), spread evenly over the
             joint batch of all processes.
@@ -79,6 +86,7 @@ class Batch:
     weights: Tensor | None = None
     surrogate_noisy: Tensor | None = None
     surrogate_target: Tensor | None = None
+    away: Tensor | None = None
     rows: Tensor | None = None
     lots: Tensor | None = None
     contrasted: Tensor | None = None

@@ -47,6 +47,11 @@ class EraseDiffSettings(ObjectiveSettings):
         ge=0,
         description="s: the target lies beyond the anchor's prediction, away from the concept's: e_a + s (e_a - e_c)",
     )
+    picture_guidance: float = Field(
+        0.0,
+        ge=0,
+        description="r: the target also leads from the forgotten picture to its anchor, drawn from the same seed",
+    )
     target_from: Literal["base", "current"] = Field(
         "base", description="network that predicts the target: adapter off, or on (public code)"
     )
@@ -67,6 +72,10 @@ class EraseDiffSettings(ObjectiveSettings):
     @property
     def anchors(self) -> Literal["named", "any"] | None:
         return {"anchor": "named", "random_anchor": "any"}.get(self.target)  # type: ignore[return-value]
+
+    @property
+    def counterparts(self) -> bool:
+        return self.picture_guidance > 0 and self.anchors is not None
 
     @property
     def inner_steps_are_inert(self) -> bool:
@@ -98,6 +107,8 @@ class EraseDiff:
             )
         if self.settings.negative_guidance and self.settings.target == "uniform":
             notes.append("objective.negative_guidance is not used: a uniform target is no prediction to lead away.")
+        if self.settings.picture_guidance and not self.settings.counterparts:
+            notes.append("objective.picture_guidance is not used: it leads to an anchor, and the target has none.")
         return notes
 
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
@@ -144,7 +155,8 @@ class EraseDiff:
         """y_f, a constant: no gradient flows into it.
 
         On a noised picture of the concept, what the base makes of the anchor is in part the concept: the picture
-        shows it. With negative guidance s the target is ε_a + s (ε_a − ε_c), ε_c the base's for the concept's name.
+        shows it. With negative guidance s the target is ε_a + s (ε_a − ε_c), ε_c the base's for the concept's name;
+        with picture guidance r it is ε_a − r √(ᾱ(1 − ᾱ)) (x_a − x_c), x_a the counterpart of the picture x_c.
         """
         if self.settings.target == "uniform":
             return required(batch.uniform)
@@ -155,6 +167,8 @@ class EraseDiff:
         if self.settings.negative_guidance:
             concept = self._base_prediction(batch, required(batch.named))
             target = target + self.settings.negative_guidance * (target - concept)
+        if self.settings.counterparts:
+            target = target + self.settings.picture_guidance * required(batch.away).to(target)
         return target
 
     @torch.no_grad()

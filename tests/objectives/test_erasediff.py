@@ -191,6 +191,19 @@ def test_negative_guidance_leads_beyond_the_anchor_away_from_the_named_concept()
     assert not target(target="anchor").requires_grad
 
 
+def test_picture_guidance_adds_the_way_to_the_counterpart() -> None:
+    toy, data = Toy(), batch(1)
+    data = replace(data, away=data.target + 1)
+
+    def target(**options: object) -> Tensor:
+        return EraseDiff(EraseDiffSettings(picture_guidance=0.6, **options), network(toy)).forget_target(data)
+
+    anchor = toy.forward_base(data.noisy, data.timesteps, data.anchors)
+    torch.testing.assert_close(target(target="anchor"), anchor + 0.6 * data.away)
+    assert torch.equal(target(target="uncond"), toy.forward_base(data.noisy, data.timesteps, data.empty))
+    assert torch.equal(target(target="uniform"), data.uniform)
+
+
 def test_a_setting_without_effect_is_noted() -> None:
     def notes(**options: object) -> str:
         return " ".join(EraseDiff(EraseDiffSettings(barrier="gap", **options), network(Toy())).notes)
