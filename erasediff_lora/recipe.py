@@ -107,7 +107,7 @@ class ForgetSet(Section):
     templates: Templates
     placeholders: Placeholders = Field(default_factory=dict, description="values of further {names} in templates")
     images: Images | None = Field(None, description="pictures from disk; omit to let the base draw them")
-    count: int = Field(64, ge=1, description="pictures that the base draws")
+    count: int = Field(64, ge=1, description="pictures that the base draws; where pictures are given, of their anchors")
 
 
 class RetainSet(Section):

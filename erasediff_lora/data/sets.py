@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -98,9 +98,13 @@ def _encode(
     recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample], prompts: list[str]
 ) -> EncodedSet:
     row = {prompt: index for index, prompt in enumerate(prompts)}
-    latents, shapes, counterparts = _latents(recipe, denoiser, kind, samples)
-    for drawn in (latents,) if counterparts is None else (latents, counterparts):
-        _require_finite(drawn, [sample.caption for sample in samples], kind, "picture", denoiser)
+    sizes = _sizes(recipe, denoiser, kind, samples)
+    latents, shapes = padded(_latents(recipe, denoiser, kind, samples, sizes))
+    _require_finite(latents, [sample.caption for sample in samples], kind, "picture", denoiser)
+    counterparts: Tensor | None = None
+    if kind == "forget" and recipe.objective.counterparts:
+        counterparts, _ = padded(_counterparts(recipe, denoiser, samples, sizes))
+        _require_finite(counterparts, [sample.anchors[0] for sample in samples], kind, "counterpart", denoiser)
     embeddings = denoiser.encode_prompts(prompts).to(denoiser.dtype).cpu().contiguous()
     _require_finite(embeddings, prompts, kind, "prompt", denoiser)
     return EncodedSet(
@@ -164,43 +168,66 @@ def _forget_samples(recipe: Recipe) -> list[Sample]:
     return samples
 
 
-def _latents(
-    recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Latents and shapes, as `buckets.padded` puts them, and the counterparts' latents; float32, on the CPU."""
-    size = recipe.sampling.batch_size
-    # Forget and retain pictures come from disjoint seeds.
-    first_seed = recipe.sampling.seed + (0 if kind == "forget" else 500_000)
+def _sizes(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> list[tuple[int, int]]:
+    """Width and height of every picture, in pixels."""
     side = recipe.sampling.resolution or denoiser.resolution
     images: Images | None = getattr(recipe, kind).images
-    with_counterparts = kind == "forget" and recipe.objective.counterparts
-    buckets: dict[tuple[int, int], list[int]] = {}
-    for row, sample in enumerate(samples):
-        keeps = sample.image is not None and images is not None and images.aspect_buckets
-        shape = bucket(*sample.image.size, side) if keeps and sample.image else (side, side)
-        buckets.setdefault(shape, []).append(row)
-    chunks = [(shape, rows[i : i + size]) for shape, rows in buckets.items() for i in range(0, len(rows), size)]
+    keeps = images is not None and images.aspect_buckets
+    sizes = [bucket(*s.image.size, side) if keeps and s.image else (side, side) for s in samples]
+    if len(set(sizes)) > 1:
+        log.info("%s set: %d aspect ratios", kind, len(set(sizes)))
+    return sizes
+
+
+def _alike(sizes: Sequence[tuple[int, int]], recipe: Recipe, what: str) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """Batches of rows of one size, with the size."""
+    count = recipe.sampling.batch_size
+    rows = {size: [row for row, one in enumerate(sizes) if one == size] for size in dict.fromkeys(sizes)}
+    chunks = [(size, same[i : i + count]) for size, same in rows.items() for i in range(0, len(same), count)]
+    yield from tqdm(chunks, desc=what, unit="batch", leave=False)
+
+
+def _first_seed(recipe: Recipe, kind: Kind) -> int:
+    """Forget and retain pictures come from disjoint seeds."""
+    return recipe.sampling.seed + (0 if kind == "forget" else 500_000)
+
+
+def _latents(
+    recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample], sizes: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """Of every picture (C, h, w); float32, on the CPU."""
     latents: dict[int, Tensor] = {}
-    counterparts: dict[int, Tensor] = {}
-    for shape, rows in tqdm(chunks, desc=f"{kind} set", unit="batch", leave=False):
-        drawn, seeds = [samples[row] for row in rows], [first_seed + row for row in rows]
-        if images is not None:
-            pixels = torch.stack([to_unit_tensor(sample.image, shape) for sample in drawn if sample.image])
+    for size, rows in _alike(sizes, recipe, f"{kind} set"):
+        drawn = [samples[row] for row in rows]
+        if getattr(recipe, kind).images is not None:
+            pixels = torch.stack([to_unit_tensor(sample.image, size) for sample in drawn if sample.image])
             encoded = denoiser.encode_images(pixels)
         else:
-            captions = [sample.caption for sample in drawn]
+            captions, seeds = [sample.caption for sample in drawn], [_first_seed(recipe, kind) + row for row in rows]
             encoded = denoiser.draw(captions, seeds, recipe.sampling, output="latent")
         latents |= zip(rows, encoded.float().cpu(), strict=True)
-        if with_counterparts:
-            anchors = [sample.anchors[0] for sample in drawn]
-            encoded = denoiser.draw(anchors, seeds, recipe.sampling, output="latent", size=shape)
-            counterparts |= zip(rows, encoded.float().cpu(), strict=True)
-    if len(buckets) > 1:
-        log.info("%s set: %d aspect ratios", kind, len(buckets))
-    whole, shapes = padded([latents[row] for row in range(len(samples))])
-    if not with_counterparts:
-        return whole, shapes, None
-    return whole, shapes, padded([counterparts[row] for row in range(len(samples))])[0]
+    return [latents[row] for row in range(len(samples))]
+
+
+def _counterparts(
+    recipe: Recipe, denoiser: Denoiser, samples: Sequence[Sample], sizes: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """What the base draws of every picture's anchor from the picture's seed, (C, h, w); float32, on the CPU.
+
+    Pictures that were read have no seed: they share `forget.count` counterparts of an anchor.
+    """
+    first, count = _first_seed(recipe, "forget"), recipe.forget.count
+    wanted = [
+        (s.anchors[0], first + row % count, size) for row, (s, size) in enumerate(zip(samples, sizes, strict=True))
+    ]
+    distinct = list(dict.fromkeys(wanted))
+    latents: dict[tuple[str, int, tuple[int, int]], Tensor] = {}
+    for size, rows in _alike([size for *_, size in distinct], recipe, "counterparts"):
+        chosen = [distinct[row] for row in rows]
+        anchors, seeds = [anchor for anchor, _, _ in chosen], [seed for _, seed, _ in chosen]
+        drawn = denoiser.draw(anchors, seeds, recipe.sampling, output="latent", size=size)
+        latents |= zip(chosen, drawn.float().cpu(), strict=True)
+    return [latents[one] for one in wanted]
 
 
 def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> str:
@@ -219,7 +246,7 @@ def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sampl
     }
     data: ForgetSet | RetainSet = getattr(recipe, kind)
     if kind == "forget" and recipe.objective.counterparts:
-        depends |= {"counterparts": True, "sampling": recipe.sampling.model_dump(mode="json")}
+        depends |= {"counterparts": recipe.forget.count, "sampling": recipe.sampling.model_dump(mode="json")}
     if data.images is not None:
         depends["aspect_buckets"] = data.images.aspect_buckets
     else:
@@ -265,15 +292,17 @@ def _check_disk(file: Path, samples: int, prompts: int) -> None:
 
 
 def _write_sheet(path: Path, denoiser: Denoiser, encoded: EncodedSet) -> None:
-    """Decode up to eight pictures of every caption, so that a person can check the set."""
+    """Decode up to eight pictures of every caption, and their counterparts, so that a person can check the set."""
+
+    def decoded(latents: Tensor, chosen: Tensor) -> list[Image.Image]:
+        alike = [(shape, chosen[rows]) for shape, rows in by_shape(encoded.shapes[chosen])]
+        return [picture for shape, rows in alike for picture in denoiser.decode(cut(latents[rows], shape))]
+
     rows = []
     for row in encoded.captions.unique().tolist()[:40]:
         chosen = (encoded.captions == row).nonzero().flatten()[:8]
-        pictures = [
-            picture
-            for shape, alike in by_shape(encoded.shapes[chosen])
-            for picture in denoiser.decode(cut(encoded.latents[chosen[alike]], shape))
-        ]
-        rows.append((encoded.prompts[row], pictures))
+        rows.append((encoded.prompts[row], decoded(encoded.latents, chosen)))
+        if encoded.counterparts is not None:
+            rows.append(("counterparts", decoded(encoded.counterparts, chosen)))
     with atomic(path) as temporary:
         contact_sheet(rows, label_width=240).save(temporary, format="PNG")

@@ -108,7 +108,7 @@ def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         memory.reset()
         before = memory.live
         has_images = [data.images is not None for data in (recipe.forget, recipe.retain)]
-        if not all(has_images):
+        if not all(has_images) or recipe.objective.counterparts:
             rows = 2 * count if recipe.sampling.guidance > 1 else count
             batch = _batch(recipe, denoiser, rows)
             denoiser.predict(batch.noisy, batch.timesteps, batch.prompts)

@@ -100,6 +100,7 @@ def test_counterparts_of_pictures_have_their_shapes(recipe_file, tmp_path) -> No
     recipe = Recipe.load(recipe_file(forget={"concepts": concepts, "images": images}, objective=GUIDED))
     denoiser = denoisers.load(recipe.model)
     data = {kind: sets.prepare(recipe, denoiser, kind) for kind in ("forget", "retain")}
+    assert recipe.forget.count >= len(sizes)
     counterparts = data["forget"].counterparts
     assert counterparts is not None and counterparts.shape == data["forget"].latents.shape
     for row, (height, width) in enumerate(data["forget"].shapes.tolist()):
@@ -111,6 +112,33 @@ def test_counterparts_of_pictures_have_their_shapes(recipe_file, tmp_path) -> No
         ((batch,), (retained,)) = sampler.draw(step)
         assert batch.away is not None and batch.away.shape == batch.noisy.shape
         assert retained.away is None
+
+
+def test_pictures_that_were_read_share_as_many_as_the_recipe_says(recipe_file, tmp_path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for row in range(5):
+        Image.fromarray(np.full((32, 32, 3), 40 * row, dtype=np.uint8)).save(folder / f"{row}.png")
+    images = {"folder": str(folder), "caption": "a photo of a cat"}
+
+    def made(count: int) -> Tensor:
+        forget = {"concepts": [{"name": "cat", "anchor": "dog"}], "images": images, "count": count}
+        recipe = Recipe.load(recipe_file(forget=forget, objective=GUIDED))
+        counterparts = sets.prepare(recipe, denoisers.load(recipe.model), "forget").counterparts
+        assert counterparts is not None and len(counterparts) == 5
+        return counterparts
+
+    two, three = made(2), made(3)
+    assert torch.equal(two[[0, 1, 0, 1, 0]], two) and not torch.equal(two[0], two[1])
+    assert torch.equal(three[[0, 1, 2, 0, 1]], three), "not those of the cache"
+
+
+def test_the_contact_sheet_shows_them(recipe_file, cli, tmp_path) -> None:
+    heights = []
+    for number, objective in enumerate(({"target": "random_anchor"}, GUIDED | {"target": "random_anchor"})):
+        assert cli("prepare", recipe_file(objective=objective, output=str(tmp_path / f"{number}"))).status == 0
+        heights.append(Image.open(tmp_path / f"{number}" / "forget_set.png").height)
+    assert heights[1] == 2 * heights[0], "a row of its own for every caption"
 
 
 def test_nothing_is_drawn_where_nothing_asks_for_it(recipe_file, cli) -> None:
