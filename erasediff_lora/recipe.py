@@ -238,7 +238,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "robust": {
         "adapter.rank": 8,
         "objective.retain_target": "base",
-        "objective.negative_guidance": 1.0,
+        "objective.picture_guidance": 0.75,
         "adversary.pool": 64,
         "retain.focus": 0.5,
         "retain.contrast": 0.25,

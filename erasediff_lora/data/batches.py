@@ -140,14 +140,12 @@ class BatchSampler:
             def embed(indices: Tensor) -> Tensor:
                 return data.embeddings[indices].to(self.device, self.dtype)
 
-            prompts = embed(captions[rows])
             return Batch(
                 noisy=noisy[rows].to(self.device, self.dtype),
                 timesteps=timesteps[rows].to(self.device),
-                prompts=prompts,
+                prompts=embed(captions[rows]),
                 target=target[rows].to(self.device),
                 anchors=None if anchors is None else embed(anchors[rows]),
-                named=prompts if kind == FORGET else None,
                 empty=embed(torch.zeros_like(captions[rows])) if kind == FORGET else None,
                 uniform=uniform[rows].to(self.device) if kind == FORGET else None,
                 weights=None if weights is None else weights[rows].to(self.device),
@@ -253,9 +251,9 @@ def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, times
 def led_away(noise_scheduler: Any, latents: Tensor, counterparts: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the denoising target changes by as the picture under x_t goes to its counterpart; (B, C, h, w).
 
-    x_t = √ᾱ x_0 + √(1 − ᾱ) ε stays as it is, so picture and noise change together: to x_0 + (1 − ᾱ) Δ and
-    ε − √(ᾱ(1 − ᾱ)) Δ, with Δ the way to the counterpart. It goes all of it where x_t is noise, and none where x_t is
-    the picture already. Of flow matching likewise.
+    x_t = √ᾱ x_0 + √(1 − ᾱ) ε stays as it is, so picture and noise change together: to x_0 + (1 − ᾱ)² Δ and
+    ε − √ᾱ (1 − ᾱ)^{3/2} Δ, with Δ the way to the counterpart. It goes all of it where x_t is noise, and next to none
+    where x_t is the picture already: what is asked for there leaks into retained pictures. Of flow matching likewise.
 
     Args:
         noise_scheduler: A diffusers scheduler.
@@ -267,6 +265,7 @@ def led_away(noise_scheduler: Any, latents: Tensor, counterparts: Tensor, noise:
     one, nothing = torch.ones_like(latents), torch.zeros_like(latents)
     signal = noise_scheduler.add_noise(one, nothing, timesteps)
     spread = noise_scheduler.add_noise(nothing, one, timesteps)
-    step = spread / (signal.square() + spread.square()) * (counterparts - latents)
-    elsewhere = denoising_target(noise_scheduler, latents + spread * step, noise - signal * step, timesteps)
+    share = spread.square() / (signal.square() + spread.square())
+    step = share.square() * (counterparts - latents)
+    elsewhere = denoising_target(noise_scheduler, latents + step, noise - signal / spread * step, timesteps)
     return elsewhere - denoising_target(noise_scheduler, latents, noise, timesteps)

@@ -209,7 +209,6 @@ def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
         prompts=prompts,
         target=full,
         anchors=prompts,
-        named=prompts,
         empty=prompts,
         uniform=full,
         surrogate_noisy=latents,

@@ -61,7 +61,6 @@ class Batch:
         prompts: Embeddings of the captions, (B, L, D).
         target: True denoising target of the scheduler's prediction type, (B, C, H, W).
         anchors: Embeddings of the anchor prompts (forget set only), (B, L, D).
-        named: Embeddings of the captions, whatever `prompts` have become (forget set only), (B, L, D).
         empty: Embedding of the empty prompt, (B, L, D).
         uniform: A draw from U(0, 1) of the prediction's shape (forget set only).
         weights: Per-sample loss weights, (B,).
@@ -80,7 +79,6 @@ class Batch:
     prompts: Tensor
     target: Tensor
     anchors: Tensor | None = None
-    named: Tensor | None = None
     empty: Tensor | None = None
     uniform: Tensor | None = None
     weights: Tensor | None = None

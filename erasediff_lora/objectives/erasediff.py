@@ -42,11 +42,6 @@ class EraseDiffSettings(ObjectiveSettings):
     target: Literal["anchor", "random_anchor", "uniform", "uncond"] = Field(
         "random_anchor", description="what the prediction on forgotten data is pulled to"
     )
-    negative_guidance: float = Field(
-        0.0,
-        ge=0,
-        description="s: the target lies beyond the anchor's prediction, away from the concept's: e_a + s (e_a - e_c)",
-    )
     picture_guidance: float = Field(
         0.0,
         ge=0,
@@ -105,8 +100,6 @@ class EraseDiff:
                 f"The {self.settings.inner_steps} inner step(s) are skipped: with objective.gradient: detached and "
                 f"objective.barrier: {self.settings.barrier} they cannot change the update."
             )
-        if self.settings.negative_guidance and self.settings.target == "uniform":
-            notes.append("objective.negative_guidance is not used: a uniform target is no prediction to lead away.")
         if self.settings.picture_guidance and not self.settings.counterparts:
             notes.append("objective.picture_guidance is not used: it leads to an anchor, and the target has none.")
         return notes
@@ -155,8 +148,8 @@ class EraseDiff:
         """y_f, a constant: no gradient flows into it.
 
         On a noised picture of the concept, what the base makes of the anchor is in part the concept: the picture
-        shows it. With negative guidance s the target is ε_a + s (ε_a − ε_c), ε_c the base's for the concept's name;
-        with picture guidance r it is ε_a − r √(ᾱ(1 − ᾱ)) (x_a − x_c), x_a the counterpart of the picture x_c.
+        shows it. With picture guidance r the target is moved by r of the way to the picture's counterpart: see
+        `data.batches.led_away`.
         """
         if self.settings.target == "uniform":
             return required(batch.uniform)
@@ -164,9 +157,6 @@ class EraseDiff:
         predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
         with torch.no_grad():
             target = predict(batch.noisy, batch.timesteps, required(condition)).detach()
-        if self.settings.negative_guidance:
-            concept = self._base_prediction(batch, required(batch.named))
-            target = target + self.settings.negative_guidance * (target - concept)
         if self.settings.counterparts:
             target = target + self.settings.picture_guidance * required(batch.away).to(target)
         return target

@@ -43,7 +43,7 @@ def picture_in(prediction: Tensor, noisy: Tensor, timesteps: Tensor, noise_sched
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "flow"])
 def test_the_target_leads_from_the_picture_to_its_counterpart(prediction_type) -> None:
-    """Under the same x_t, whatever the network predicts: as far as the noise's share of the variance."""
+    """Under the same x_t, whatever the network predicts: by the square of the noise's share of the variance."""
     noise_scheduler = scheduler(prediction_type)
     timesteps = torch.tensor([5, 200, 500, 800, 999])
     generator = torch.Generator().manual_seed(0)
@@ -54,7 +54,7 @@ def test_the_target_leads_from_the_picture_to_its_counterpart(prediction_type) -
     before, _ = picture_in(target, noisy, timesteps, noise_scheduler)
     after, share = picture_in(target + away, noisy, timesteps, noise_scheduler)
     torch.testing.assert_close(before, latents, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(after - before, share * (counterparts - latents), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after - before, share**2 * (counterparts - latents), rtol=1e-4, atol=1e-4)
     assert float(share[0]) < 0.02 and float(share[-1]) > 0.99
 
 

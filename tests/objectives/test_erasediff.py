@@ -171,26 +171,6 @@ def test_forget_targets() -> None:
     assert not current.requires_grad
 
 
-def test_negative_guidance_leads_beyond_the_anchor_away_from_the_named_concept() -> None:
-    """ε_a + s (ε_a − ε_c), the concept by its name where the sample is trained under a condition that was found."""
-    toy, data = Toy(), batch(1)
-    found = replace(data, named=data.prompts, prompts=data.prompts + 1)
-
-    def target(**options: object) -> Tensor:
-        return EraseDiff(EraseDiffSettings(negative_guidance=0.5, **options), network(toy)).forget_target(found)
-
-    def base(prompts: Tensor) -> Tensor:
-        return toy.forward_base(data.noisy, data.timesteps, prompts)
-
-    concept = base(data.prompts)
-    torch.testing.assert_close(target(target="anchor"), 1.5 * base(data.anchors) - 0.5 * concept)
-    torch.testing.assert_close(target(target="uncond"), 1.5 * base(data.empty) - 0.5 * concept)
-    current = toy(data.noisy, data.timesteps, data.anchors).detach()
-    torch.testing.assert_close(target(target="anchor", target_from="current"), 1.5 * current - 0.5 * concept)
-    assert torch.equal(target(target="uniform"), data.uniform)
-    assert not target(target="anchor").requires_grad
-
-
 def test_picture_guidance_adds_the_way_to_the_counterpart() -> None:
     toy, data = Toy(), batch(1)
     data = replace(data, away=data.target + 1)
@@ -208,8 +188,10 @@ def test_a_setting_without_effect_is_noted() -> None:
     def notes(**options: object) -> str:
         return " ".join(EraseDiff(EraseDiffSettings(barrier="gap", **options), network(Toy())).notes)
 
-    assert "negative_guidance is not used" in notes(target="uniform", negative_guidance=1.0)
-    assert not notes(target="anchor", negative_guidance=1.0) and not notes(target="uniform")
+    for target in ("uniform", "uncond"):
+        assert "picture_guidance is not used" in notes(target=target, picture_guidance=0.5)
+        assert not notes(target=target)
+    assert not notes(target="anchor", picture_guidance=0.5)
 
 
 @pytest.mark.parametrize(("barrier", "gradient"), COMBINATIONS)
