@@ -238,7 +238,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "robust": {
         "adapter.rank": 8,
         "objective.retain_target": "base",
-        "objective.picture_guidance": 0.75,
+        "objective.picture_guidance": 0.85,
         "adversary.pool": 64,
         "retain.focus": 0.5,
         "retain.contrast": 0.25,
