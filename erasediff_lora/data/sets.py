@@ -83,7 +83,7 @@ def prepare(recipe: Recipe, denoiser: Denoiser, kind: Kind, *, sheet: Path | Non
     if (cached := _read(file, kind)) is not None:
         return cached
     prompts = list(dict.fromkeys([""] + [text for s in samples for text in (s.caption, *s.anchors)]))
-    _check_disk(file, len(samples), len(prompts))
+    _check_disk(file, len(samples) * (2 if _with_counterparts(recipe, kind) else 1), len(prompts))
     with making(file, f"the {kind} set"):
         if (cached := _read(file, kind)) is not None:  # made by the one that was waited for
             return cached
@@ -94,6 +94,10 @@ def prepare(recipe: Recipe, denoiser: Denoiser, kind: Kind, *, sheet: Path | Non
     return encoded
 
 
+def _with_counterparts(recipe: Recipe, kind: Kind) -> bool:
+    return kind == "forget" and recipe.objective.counterparts
+
+
 def _encode(
     recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample], prompts: list[str]
 ) -> EncodedSet:
@@ -102,7 +106,7 @@ def _encode(
     latents, shapes = padded(_latents(recipe, denoiser, kind, samples, sizes))
     _require_finite(latents, [sample.caption for sample in samples], kind, "picture", denoiser)
     counterparts: Tensor | None = None
-    if kind == "forget" and recipe.objective.counterparts:
+    if _with_counterparts(recipe, kind):
         counterparts, _ = padded(_counterparts(recipe, denoiser, samples, sizes))
         _require_finite(counterparts, [sample.anchors[0] for sample in samples], kind, "counterpart", denoiser)
     embeddings = denoiser.encode_prompts(prompts).to(denoiser.dtype).cpu().contiguous()
@@ -245,7 +249,7 @@ def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sampl
         ],
     }
     data: ForgetSet | RetainSet = getattr(recipe, kind)
-    if kind == "forget" and recipe.objective.counterparts:
+    if _with_counterparts(recipe, kind):
         depends |= {"counterparts": recipe.forget.count, "sampling": recipe.sampling.model_dump(mode="json")}
     if data.images is not None:
         depends["aspect_buckets"] = data.images.aspect_buckets
