@@ -132,7 +132,7 @@ class BatchSampler:
         away: Tensor | None = None
         if data.counterparts is not None:
             counterparts = cut(data.counterparts[chosen], shape)
-            away = led_away(self.noise_scheduler, latents, counterparts, noise, timesteps)
+            away = led_away(self.noise_scheduler, latents, counterparts, timesteps)
         lots = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
         weights = self._min_snr_weights(timesteps) if kind == RETAIN and self.min_snr_gamma else None
 
@@ -248,7 +248,7 @@ def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, times
             raise ValueError(f"unsupported prediction type {other!r}")
 
 
-def led_away(noise_scheduler: Any, latents: Tensor, counterparts: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def led_away(noise_scheduler: Any, latents: Tensor, counterparts: Tensor, timesteps: Tensor) -> Tensor:
     """What the denoising target changes by as the picture under x_t goes to its counterpart; (B, C, h, w).
 
     x_t = √ᾱ x_0 + √(1 − ᾱ) ε stays as it is, so picture and noise change together: to x_0 + (1 − ᾱ)² Δ and
@@ -259,7 +259,6 @@ def led_away(noise_scheduler: Any, latents: Tensor, counterparts: Tensor, noise:
         noise_scheduler: A diffusers scheduler.
         latents: x_0, (B, C, h, w).
         counterparts: What it goes to, (B, C, h, w).
-        noise: ε, (B, C, h, w).
         timesteps: (B,) int64.
     """
     one, nothing = torch.ones_like(latents), torch.zeros_like(latents)
@@ -267,5 +266,4 @@ def led_away(noise_scheduler: Any, latents: Tensor, counterparts: Tensor, noise:
     spread = noise_scheduler.add_noise(nothing, one, timesteps)
     share = spread.square() / (signal.square() + spread.square())
     step = share.square() * (counterparts - latents)
-    elsewhere = denoising_target(noise_scheduler, latents + step, noise - signal / spread * step, timesteps)
-    return elsewhere - denoising_target(noise_scheduler, latents, noise, timesteps)
+    return denoising_target(noise_scheduler, step, -signal / spread * step, timesteps)  # it is linear in both

@@ -186,9 +186,10 @@ def _sizes(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sam
 def _alike(sizes: Sequence[tuple[int, int]], recipe: Recipe, what: str) -> Iterator[tuple[tuple[int, int], list[int]]]:
     """Batches of rows of one size, with the size."""
     count = recipe.sampling.batch_size
-    rows = {size: [row for row, one in enumerate(sizes) if one == size] for size in dict.fromkeys(sizes)}
-    chunks = [(size, same[i : i + count]) for size, same in rows.items() for i in range(0, len(same), count)]
-    yield from tqdm(chunks, desc=what, unit="batch", leave=False)
+    chunks = [(size, chunk) for size, rows in by_shape(torch.tensor(sizes)) for chunk in rows.split(count)]
+    for size, chunk in tqdm(chunks, desc=what, unit="batch", leave=False):
+        width, height = size.tolist()
+        yield (width, height), chunk.tolist()
 
 
 def _first_seed(recipe: Recipe, kind: Kind) -> int:

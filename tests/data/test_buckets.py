@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from picture_folder import pictures
 from PIL import Image
 from refusals import refused
 
@@ -32,14 +33,6 @@ def test_a_bucket_is_near_and_no_larger_than_the_square(side, ratio) -> None:
 
 def test_the_square_stays_the_square() -> None:
     assert {bucket(100, 100, side) for side in (512, 1024)} == {(512, 512), (1024, 1024)}
-
-
-def pictures(folder: Path, *sizes: tuple[int, int]) -> Path:
-    folder.mkdir(parents=True)
-    for index, (width, height) in enumerate(sizes):
-        pixels = np.random.default_rng(index).integers(0, 255, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    return folder
 
 
 def images(folder: Path, caption: str) -> dict:

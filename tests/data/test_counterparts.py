@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from picture_folder import pictures
 from PIL import Image
 from torch import Tensor
 
@@ -50,7 +50,7 @@ def test_the_target_leads_from_the_picture_to_its_counterpart(prediction_type) -
     latents, counterparts, noise = torch.randn(3, 5, 4, 3, 3, generator=generator, dtype=torch.float64)
     noisy = noise_scheduler.add_noise(latents, noise, timesteps)
     target = denoising_target(noise_scheduler, latents, noise, timesteps)
-    away = led_away(noise_scheduler, latents, counterparts, noise, timesteps)
+    away = led_away(noise_scheduler, latents, counterparts, timesteps)
     before, _ = picture_in(target, noisy, timesteps, noise_scheduler)
     after, share = picture_in(target + away, noisy, timesteps, noise_scheduler)
     torch.testing.assert_close(before, latents, rtol=1e-4, atol=1e-4)
@@ -89,12 +89,8 @@ def test_without_a_named_anchor_every_picture_has_one_of_the_retained(recipe_fil
 
 
 def test_counterparts_of_pictures_have_their_shapes(recipe_file, tmp_path) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
     sizes = [(40, 24), (32, 32), (24, 40)]
-    for row, (width, height) in enumerate(sizes):
-        pixels = np.random.default_rng(row).integers(0, 255, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{row}.png")
+    folder = pictures(tmp_path / "pictures", *sizes)
     images = {"folder": str(folder), "caption": "a photo of a cat", "aspect_buckets": True}
     concepts = [{"name": "cat", "anchor": "dog"}]
     recipe = Recipe.load(recipe_file(forget={"concepts": concepts, "images": images}, objective=GUIDED))
@@ -115,10 +111,7 @@ def test_counterparts_of_pictures_have_their_shapes(recipe_file, tmp_path) -> No
 
 
 def test_pictures_that_were_read_share_as_many_as_the_recipe_says(recipe_file, tmp_path) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for row in range(5):
-        Image.fromarray(np.full((32, 32, 3), 40 * row, dtype=np.uint8)).save(folder / f"{row}.png")
+    folder = pictures(tmp_path / "pictures", *[(32, 32)] * 5)
     images = {"folder": str(folder), "caption": "a photo of a cat"}
 
     def made(count: int) -> Tensor:

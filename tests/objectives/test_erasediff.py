@@ -180,6 +180,9 @@ def test_picture_guidance_adds_the_way_to_the_counterpart() -> None:
 
     anchor = toy.forward_base(data.noisy, data.timesteps, data.anchors)
     torch.testing.assert_close(target(target="anchor"), anchor + 0.6 * data.away)
+    current = toy(data.noisy, data.timesteps, data.anchors).detach()
+    torch.testing.assert_close(target(target="anchor", target_from="current"), current + 0.6 * data.away)
+    assert not target(target="anchor").requires_grad
     assert torch.equal(target(target="uncond"), toy.forward_base(data.noisy, data.timesteps, data.empty))
     assert torch.equal(target(target="uniform"), data.uniform)
 
