@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from erasediff_lora import sealed
-from erasediff_lora.data import images as disk
-from erasediff_lora.data.buckets import bucket, by_shape, cut, padded
-from erasediff_lora.data.prompts import balanced, expand, substitute
+from erasediff_lora.data.buckets import by_shape, cut, padded
+from erasediff_lora.data.latents import counterpart_latents, picture_latents, picture_sizes
+from erasediff_lora.data.samples import Kind, Sample, list_samples
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.files import atomic, sha256
-from erasediff_lora.imaging import contact_sheet, to_unit_tensor
+from erasediff_lora.imaging import contact_sheet
 from erasediff_lora.locks import making
-from erasediff_lora.recipe import ForgetSet, Images, Recipe, RetainSet
+from erasediff_lora.recipe import ForgetSet, Recipe, RetainSet
 
 log = logging.getLogger(__name__)
 FORMAT = 3
@@ -54,18 +53,6 @@ class EncodedSet:
     counterparts: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One picture of a set, before it is encoded."""
-
-    caption: str
-    anchors: list[str]
-    image: Image.Image | None = None
-
-
-Kind = Literal["forget", "retain"]
-
-
 def prepare(recipe: Recipe, denoiser: Denoiser, kind: Kind, *, sheet: Path | None = None) -> EncodedSet:
     """Load the set from the cache, or draw or read its pictures and encode them.
 
@@ -78,7 +65,7 @@ def prepare(recipe: Recipe, denoiser: Denoiser, kind: Kind, *, sheet: Path | Non
     Raises:
         UserError: For unusable pictures, or when the cache cannot be written.
     """
-    samples = _samples(recipe, kind)
+    samples = list_samples(recipe, kind)
     file = recipe.cache.expanduser() / f"{kind}-{_key(recipe, denoiser, kind, samples)[:32]}.safetensors"
     if (cached := _read(file, kind)) is not None:
         return cached
@@ -102,12 +89,12 @@ def _encode(
     recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample], prompts: list[str]
 ) -> EncodedSet:
     row = {prompt: index for index, prompt in enumerate(prompts)}
-    sizes = _sizes(recipe, denoiser, kind, samples)
-    latents, shapes = padded(_latents(recipe, denoiser, kind, samples, sizes))
+    sizes = picture_sizes(recipe, denoiser, kind, samples)
+    latents, shapes = padded(picture_latents(recipe, denoiser, kind, samples, sizes))
     _require_finite(latents, [sample.caption for sample in samples], kind, "picture", denoiser)
     counterparts: Tensor | None = None
     if _with_counterparts(recipe, kind):
-        counterparts, _ = padded(_counterparts(recipe, denoiser, samples, sizes))
+        counterparts, _ = padded(counterpart_latents(recipe, denoiser, samples, sizes))
         _require_finite(counterparts, [sample.anchors[0] for sample in samples], kind, "counterpart", denoiser)
     embeddings = denoiser.encode_prompts(prompts).to(denoiser.dtype).cpu().contiguous()
     _require_finite(embeddings, prompts, kind, "prompt", denoiser)
@@ -134,105 +121,6 @@ def _require_finite(values: Tensor, captions: Sequence[str], kind: Kind, what: s
                 "Use model.dtype: float32 or bfloat16.",
             )
         )
-
-
-def _samples(recipe: Recipe, kind: Kind) -> list[Sample]:
-    if kind == "forget":
-        return _forget_samples(recipe)
-    data = recipe.retain
-    if data.images:
-        return [Sample(p.caption, [], p.image) for p in disk.read(kind, data.images, [], data.templates, data.concepts)]
-    prompts = balanced(expand(data.templates, data.concepts, data.placeholders), data.count, recipe.sampling.seed)
-    return [Sample(prompt.text, []) for prompt in prompts]
-
-
-def _forget_samples(recipe: Recipe) -> list[Sample]:
-    data = recipe.forget
-    names = [concept.name for concept in data.concepts]
-    fixed = {concept.name: concept.anchor for concept in data.concepts}
-
-    def anchors(caption: str, concept: str) -> list[str]:
-        match recipe.objective.anchors:
-            case "named":
-                chosen = [fixed[concept] or ""]
-            case "any":
-                chosen = [fixed[concept]] if fixed[concept] else list(recipe.retain.concepts)  # type: ignore[list-item]
-            case _:
-                return []
-        return [substitute(caption, concept, anchor) for anchor in chosen]
-
-    if data.images:
-        pictures = disk.read("forget", data.images, names, data.templates, names)
-        samples = [Sample(p.caption, anchors(p.caption, p.concept or names[0]), p.image) for p in pictures]
-    else:
-        prompts = balanced(expand(data.templates, names, data.placeholders), data.count, recipe.sampling.seed)
-        samples = [Sample(prompt.text, anchors(prompt.text, prompt.concept or names[0])) for prompt in prompts]
-    if recipe.objective.counterparts:  # the one anchor that the counterpart shows
-        samples = [replace(s, anchors=[s.anchors[row % len(s.anchors)]]) for row, s in enumerate(samples)]
-    return samples
-
-
-def _sizes(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> list[tuple[int, int]]:
-    """Width and height of every picture, in pixels."""
-    side = recipe.sampling.resolution or denoiser.resolution
-    images: Images | None = getattr(recipe, kind).images
-    keeps = images is not None and images.aspect_buckets
-    sizes = [bucket(*s.image.size, side) if keeps and s.image else (side, side) for s in samples]
-    if len(set(sizes)) > 1:
-        log.info("%s set: %d aspect ratios", kind, len(set(sizes)))
-    return sizes
-
-
-def _alike(sizes: Sequence[tuple[int, int]], recipe: Recipe, what: str) -> Iterator[tuple[tuple[int, int], list[int]]]:
-    """Batches of rows of one size, with the size."""
-    count = recipe.sampling.batch_size
-    chunks = [(size, chunk) for size, rows in by_shape(torch.tensor(sizes)) for chunk in rows.split(count)]
-    for size, chunk in tqdm(chunks, desc=what, unit="batch", leave=False):
-        width, height = size.tolist()
-        yield (width, height), chunk.tolist()
-
-
-def _first_seed(recipe: Recipe, kind: Kind) -> int:
-    """Forget and retain pictures come from disjoint seeds."""
-    return recipe.sampling.seed + (0 if kind == "forget" else 500_000)
-
-
-def _latents(
-    recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample], sizes: Sequence[tuple[int, int]]
-) -> list[Tensor]:
-    """Of every picture (C, h, w); float32, on the CPU."""
-    latents: dict[int, Tensor] = {}
-    for size, rows in _alike(sizes, recipe, f"{kind} set"):
-        drawn = [samples[row] for row in rows]
-        if getattr(recipe, kind).images is not None:
-            pixels = torch.stack([to_unit_tensor(sample.image, size) for sample in drawn if sample.image])
-            encoded = denoiser.encode_images(pixels)
-        else:
-            captions, seeds = [sample.caption for sample in drawn], [_first_seed(recipe, kind) + row for row in rows]
-            encoded = denoiser.draw(captions, seeds, recipe.sampling, output="latent")
-        latents |= zip(rows, encoded.float().cpu(), strict=True)
-    return [latents[row] for row in range(len(samples))]
-
-
-def _counterparts(
-    recipe: Recipe, denoiser: Denoiser, samples: Sequence[Sample], sizes: Sequence[tuple[int, int]]
-) -> list[Tensor]:
-    """What the base draws of every picture's anchor from the picture's seed, (C, h, w); float32, on the CPU.
-
-    Pictures that were read have no seed: they share `forget.count` counterparts of an anchor.
-    """
-    first, count = _first_seed(recipe, "forget"), recipe.forget.count
-    wanted = [
-        (s.anchors[0], first + row % count, size) for row, (s, size) in enumerate(zip(samples, sizes, strict=True))
-    ]
-    distinct = list(dict.fromkeys(wanted))
-    latents: dict[tuple[str, int, tuple[int, int]], Tensor] = {}
-    for size, rows in _alike([size for *_, size in distinct], recipe, "counterparts"):
-        chosen = [distinct[row] for row in rows]
-        anchors, seeds = [anchor for anchor, _, _ in chosen], [seed for _, seed, _ in chosen]
-        drawn = denoiser.draw(anchors, seeds, recipe.sampling, output="latent", size=size)
-        latents |= zip(chosen, drawn.float().cpu(), strict=True)
-    return [latents[one] for one in wanted]
 
 
 def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> str:
