@@ -19,7 +19,7 @@ def test_a_bench_can_be_started(name) -> None:
     assert callable(importlib.import_module(name).main)
 
 
-def test_the_front_is_drawn_from_published_numbers(tmp_path, monkeypatch) -> None:
+def test_the_front_is_drawn_from_published_numbers(tmp_path, monkeypatch, capsys) -> None:
     """Means of all runs of a method; the robust preset at its first restart and, ringed, at its best."""
     front = importlib.import_module("plot_front")
 
@@ -35,9 +35,11 @@ def test_the_front_is_drawn_from_published_numbers(tmp_path, monkeypatch) -> Non
     points = front.robust_front(robust)
     assert points == [("cat", 1.025, 0.025, 0.05), ("car", 1.1, 0.025, 0.05)]
     assert front.mean_over(points, {"cat"}) == (1.025, 0.025), "the methods erased no car"
+    methods["runs"].append(run("full", 60.0, 0.0))
     (tmp_path / "methods.json").write_text(json.dumps(methods))
     (tmp_path / "robust.json").write_text(json.dumps(robust))
     files = [str(tmp_path / name) for name in ("methods.json", "robust.json", "front.png")]
     monkeypatch.setattr(sys, "argv", ["plot_front.py", *files])
     front.main()
     assert Image.open(files[-1]).size[0] > 500
+    assert capsys.readouterr().out == "not shown: erasediff, full at 1.50 times the base's Fréchet distance\n"
