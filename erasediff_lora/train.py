@@ -8,50 +8,30 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
-from erasediff_lora import __version__, denoisers, objectives, processes, trainables
+from erasediff_lora import __version__, processes
 from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.adapter.provenance import Provenance
-from erasediff_lora.adversary import AdversarialSet
-from erasediff_lora.data import sets
-from erasediff_lora.data.batches import BatchSampler, held_to_base
+from erasediff_lora.data.batches import held_to_base
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.diagnosis import MOST_SKIPPED, culprit, is_finite, not_finite
-from erasediff_lora.disturbance import Disturbance
 from erasediff_lora.evaluation.pictures import draw_prompts, prompt_sheet
 from erasediff_lora.evaluation.selection import Selection
-from erasediff_lora.files import write_text
-from erasediff_lora.half_precision import loss_scale
-from erasediff_lora.objectives import Direction, Network, Objective
+from erasediff_lora.objectives import Direction
 from erasediff_lora.objectives.base import unflatten
-from erasediff_lora.optimizers import create_optimizer, create_schedule
-from erasediff_lora.preparation import Preparation, prepared
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.run_folder import (
-    LOG_FILE,
-    RECIPE_FILE,
-    SET_SHEETS,
-    JsonLog,
-    check_same_run,
-    newest_checkpoint,
-    save_checkpoint,
-)
-from erasediff_lora.sharding import shard
+from erasediff_lora.run import Run, set_up
+from erasediff_lora.run_folder import save_checkpoint
 from erasediff_lora.stop_signal import StopSignal
-from erasediff_lora.trainables import Trainable
 
 log = logging.getLogger(__name__)
-PREPARATION = 1_000_000
 
 
 class Interrupted(Exception):
@@ -63,27 +43,6 @@ class Interrupted(Exception):
             f"stopped by {signal.Signals(signum).name} after step {step}; a checkpoint is saved. "
             f"Run the same command with --resume to go on (output: {folder})."
         )
-
-
-@dataclass
-class Run:
-    """All that the loop needs."""
-
-    recipe: Recipe
-    accelerator: Accelerator
-    denoiser: Denoiser
-    trainable: Trainable
-    sampler: BatchSampler
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    log: JsonLog | None
-    start: int
-    preparation: Preparation
-    adversary: AdversarialSet | None = None
-    disturbance: Disturbance | None = None
-    skipped: int = 0
-    """Steps that were left out in a row."""
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -112,139 +71,6 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
             erase(run, stop)
         save(run)
     return folder
-
-
-def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
-    """Load the base, encode the sets, add the adapter, restore the checkpoint."""
-    if recipe.training.threads:
-        torch.set_num_threads(recipe.training.threads)
-    saved = None
-    if resume:
-        check_same_run(recipe)
-        saved = newest_checkpoint(recipe.output)
-        if saved is None:
-            log.info("no checkpoint in %s yet: starting from the beginning", recipe.output)
-    denoiser = denoisers.load(recipe.model)
-    if recipe.model.device == "auto":
-        denoiser.device = accelerator.device
-    with accelerator.main_process_first():
-        forget = sets.prepare(recipe, denoiser, "forget", sheet=recipe.output / SET_SHEETS["forget"])
-        retain = sets.prepare(recipe, denoiser, "retain", sheet=recipe.output / SET_SHEETS["retain"])
-    if not recipe.adversary.pool:
-        denoiser.release_encoders()
-
-    trainable = _adapt_here(recipe, denoiser, accelerator.num_processes)
-    optimizer = create_optimizer(recipe.training, trainable.parameters)
-    schedule = create_schedule(recipe.training, optimizer)
-
-    def mean(tensor: Tensor) -> Tensor:
-        return accelerator.reduce(tensor, reduction="mean")
-
-    objective = create_objective(recipe, denoiser, trainable, mean)
-    adversary = AdversarialSet(recipe, denoiser, forget, mean) if recipe.adversary.pool else None
-    disturbance = None
-    if recipe.retain.focus:
-        predict_base = objective.network.predict_base
-        disturbance = Disturbance(recipe.retain, denoiser, retain, predict_base, mean, recipe.training.seed)
-    sampler = BatchSampler.of(
-        recipe, forget, retain, denoiser, rank=accelerator.process_index, world=accelerator.num_processes
-    )
-    # On the fresh adapter, on D_f and D_r as they are, and on steps far from the loop's: a resumed run prepares alike.
-    plain = replace(sampler, contrast=0.0)
-    preparation = prepared(
-        recipe,
-        denoiser.fingerprint,
-        accelerator,
-        lambda: objective.prepare(lambda step: plain.draw(PREPARATION + step)),
-    )
-    objective.prepared = [tensor.to(denoiser.device) for tensor in preparation.tensors]
-    start = 0
-    if saved is not None:
-        weights, trainer = saved
-        trainable.load_state(weights)
-        optimizer.load_state_dict(trainer["optimizer"])
-        schedule.load_state_dict(trainer["schedule"])
-        start = trainer["step"]
-        if adversary is not None:
-            adversary.load_state(trainer["adversary"])
-        if disturbance is not None:
-            disturbance.scores = trainer["disturbance"]
-    for note in objective.notes:
-        log.info(note)
-    log.info(trainable.summary)
-    if accelerator.num_processes > 1:
-        log.info("%d processes share every batch", accelerator.num_processes)
-    if accelerator.is_main_process:
-        write_text(recipe.output / RECIPE_FILE, recipe.to_yaml())
-    json_log = JsonLog(recipe.output / LOG_FILE, start) if accelerator.is_main_process else None
-    accelerator.init_trackers("erasediff-lora", config={"recipe": recipe.to_yaml()})
-    return Run(
-        recipe,
-        accelerator,
-        denoiser,
-        trainable,
-        sampler,
-        objective,
-        optimizer,
-        schedule,
-        json_log,
-        start,
-        preparation,
-        adversary,
-        disturbance,
-    )
-
-
-def adapt(recipe: Recipe, denoiser: Denoiser) -> Trainable:
-    """Give the frozen network what is trained, and make it ready for training."""
-    trainable = trainables.create(recipe.adapter, denoiser, recipe.training.seed)
-    network = denoiser.network
-    network.train()  # for gradient checkpointing and LoRA dropout; diffusion UNets have no dropout of their own
-    if recipe.training.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
-    return trainable
-
-
-def _adapt_here(recipe: Recipe, denoiser: Denoiser, world: int) -> Trainable:
-    """Adapt the network, and lay it out, compile and split it as the recipe says."""
-    training, device = recipe.training, denoiser.device
-    split = training.shard and world > 1
-    if split:
-        denoiser.device = torch.device("cpu")
-    trainable = adapt(recipe, denoiser)
-    network = denoiser.network
-    if training.channels_last:
-        network.to(memory_format=torch.channels_last)
-    if training.compile:
-        getattr(network, "compile_repeated_blocks" if network._repeated_blocks else "compile")()
-    if split:
-        shard(network, trainable.parameters, world, device)
-        denoiser.device = device
-    return trainable
-
-
-def create_objective(
-    recipe: Recipe, denoiser: Denoiser, trainable: Trainable, mean: Callable[[Tensor], Tensor]
-) -> Objective:
-    """The recipe's objective on the network; `mean` averages over processes."""
-
-    def predict_base(noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
-        with trainable.disabled():
-            return denoiser.predict(noisy, timesteps, prompts)
-
-    return objectives.create(
-        recipe.objective,
-        Network(
-            trainable.parameters,
-            denoiser.predict,
-            predict_base,
-            mean=mean,
-            loss_scale=loss_scale(denoiser.dtype),
-            base_weights=trainable.base_weights,
-            weight_changes=trainable.weight_changes,
-            train_timesteps=denoiser.noise_scheduler.config.num_train_timesteps,
-        ),
-    )
 
 
 def erase(run: Run, stop: StopSignal) -> None:

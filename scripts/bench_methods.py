@@ -44,6 +44,7 @@ from erasediff_lora.evaluation.pictures import draw, forget_prompts, painter
 from erasediff_lora.files import write_text
 from erasediff_lora.plain_yaml import overlay, read_yaml
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.run import Run, set_up
 from erasediff_lora.run_folder import claim
 
 CONFIGURATIONS = Path(__file__).with_suffix(".yaml")
@@ -123,7 +124,7 @@ def erase(recipe: Recipe, equal_seconds: float | None) -> dict[str, Any]:
     watch, first = Stopwatch(), None
     points = {OWN} if equal_seconds is None else {OWN, EQUAL}
     with claim(recipe.output, resume=False, overwrite=True):
-        run = train.set_up(recipe, Accelerator(cpu=True), resume=False)
+        run = set_up(recipe, Accelerator(cpu=True), resume=False)
         watch.wall, watch.processor = run.preparation.seconds, run.preparation.processor_seconds
         result: dict[str, Any] = {"preparation": watch.read()}
         step = 0
@@ -149,7 +150,7 @@ def erase(recipe: Recipe, equal_seconds: float | None) -> dict[str, Any]:
     }
 
 
-def unlearning_accuracy(run: train.Run) -> float:
+def unlearning_accuracy(run: Run) -> float:
     """Share of pictures of the forget prompts in which the judge does not see the concept, on seeds of their own."""
     recipe = run.recipe
     judge = judges.load(recipe.evaluation.judge or "", names(recipe))

@@ -31,6 +31,7 @@ from erasediff_lora.data.batches import denoising_target
 from erasediff_lora.objectives.base import loss_and_gradient
 from erasediff_lora.plain_yaml import overlay, read_yaml
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.run import Run, set_up
 
 DEMO = Path(__file__).parent.parent / "recipes/demo_concept.yaml"
 OBJECTIVES = {
@@ -52,7 +53,7 @@ def recipe_of(name: str, work: Path, overrides: dict[str, Any]) -> Recipe:
     return Recipe.parse(overlay(values, {"output": tempfile.mkdtemp(dir=work)} | overrides))
 
 
-def bare_passes(run: train.Run, forget: list, retain: list) -> None:
+def bare_passes(run: Run, forget: list, retain: list) -> None:
     """The forward and backward passes of one step, and nothing else."""
     settings = run.recipe.objective
     network = run.objective.network  # type: ignore[attr-defined]
@@ -75,7 +76,7 @@ def bare_passes(run: train.Run, forget: list, retain: list) -> None:
                 network.predict(batch.noisy, batch.timesteps, batch.prompts)
 
 
-def diffusers_step(run: train.Run, retain: list) -> None:
+def diffusers_step(run: Run, retain: list) -> None:
     """As examples/text_to_image/train_text_to_image_lora.py steps, from latents and embeddings on."""
     scheduler = run.denoiser.noise_scheduler
     parameters = run.trainable.parameters
@@ -106,7 +107,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def measure(recipe: Recipe, rounds: int, warm_up: int) -> dict[str, float]:
     """Median seconds of everything that is compared, in turns; the first `warm_up` rounds do not count."""
-    run = train.set_up(recipe, Accelerator(cpu=recipe.model.device == "cpu"), resume=False)
+    run = set_up(recipe, Accelerator(cpu=recipe.model.device == "cpu"), resume=False)
     times: dict[str, list[float]] = {"bare": [], "step": [], "retain": [], "diffusers": []}
     for step in range(rounds + warm_up):
         forget, retain = run.sampler.draw(step)

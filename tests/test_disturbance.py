@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from erasediff_lora import denoisers, train
+from erasediff_lora import denoisers
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler, held_to_base
 from erasediff_lora.disturbance import MEMORY, Disturbance
 from erasediff_lora.objectives import OBJECTIVES
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.run import adapt, create_objective
 
 STEP = 6
 
@@ -37,8 +38,8 @@ def retain(recipe, denoiser):
 @pytest.fixture
 def disturbance(recipe, denoiser, retain):
     """Of an adapter that has changed."""
-    trainable = train.adapt(recipe, denoiser)
-    objective = train.create_objective(recipe, denoiser, trainable, mean=lambda tensor: tensor)
+    trainable = adapt(recipe, denoiser)
+    objective = create_objective(recipe, denoiser, trainable, mean=lambda tensor: tensor)
     generator = torch.Generator().manual_seed(0)
     for parameter in trainable.parameters:
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)

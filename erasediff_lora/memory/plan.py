@@ -20,6 +20,7 @@ from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import mean_squared_error
 from erasediff_lora.optimizers import create_schedule, state_bytes
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.run import adapt, create_objective
 from erasediff_lora.sharding import largest_group
 
 CUDA_CONTEXT = 450 * 2**20
@@ -136,12 +137,12 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         if recipe.training.shard and world > 1:
             frozen = min(frozen, frozen // world + GATHERED_BLOCKS * largest_group(network))
         kernels = _kernel_bytes(network)
-        trainable = train.adapt(recipe, denoiser)
+        trainable = adapt(recipe, denoiser)
         parameters = trainable.parameters
         trained = sum(parameter.nbytes for parameter in parameters)
         once = recipe.objective.model_copy(update=dict.fromkeys(recipe.objective.repeats, 1))
         recipe = recipe.model_copy(update={"objective": once})
-        objective = train.create_objective(recipe, denoiser, trainable, mean=lambda tensor: tensor)
+        objective = create_objective(recipe, denoiser, trainable, mean=lambda tensor: tensor)
         # Without state or arithmetic of its own, so that what bitsandbytes would hold is added by formula.
         optimizer = torch.optim.SGD(parameters, lr=1.0)
         rows = -(-recipe.training.batch_size // (recipe.training.gradient_accumulation * world))
