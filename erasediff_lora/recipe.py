@@ -237,6 +237,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
     "robust": {
         "adapter.rank": 8,
+        "objective.eta": 0.2,
         "objective.retain_target": "base",
         "objective.picture_guidance": 0.85,
         "adversary.pool": 64,
@@ -342,7 +343,8 @@ def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
             kind = table.get(selector, next(iter(variants))) if isinstance(table, dict) else None
             model = variants.get(str(kind), model)
         if isinstance(table, dict) and name in model.model_fields:
-            filled[section] = {name: value} | table
+            chosen = getattr(model, "presets", {}).get(str(table.get("preset")), {})  # the method's own
+            filled[section] = {name: chosen.get(name, value)} | table
     return filled
 
 

@@ -137,6 +137,9 @@ def test_a_preset_fills_what_the_recipe_leaves_open(recipe_file, tmp_path) -> No
     file = tmp_path / "saved.yaml"
     file.write_text(own.to_yaml())
     assert Recipe.load(file) == own, "saved in full, it reads back as it was"
+    paper = Recipe.load(recipe_file(objective={"preset": "paper"}), {"preset": "robust"}).objective
+    assert paper.eta == 1.0, "what the method's own preset says, which was asked for by name, comes first"
+    assert paper.retain_target == "base"
     other = Recipe.load(recipe_file(objective={"name": "esd"}), {"preset": "robust"})
     assert other.adversary.pool == robust.adversary.pool, "a method without such a field takes the rest of the preset"
 
