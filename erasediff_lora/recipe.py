@@ -221,6 +221,10 @@ class Training(Section):
     evaluate_every: int | None = Field(
         None, ge=1, description="steps between evaluations, of which the best adapter is kept; omit for the last one"
     )
+    average: int = Field(
+        1, ge=1, description="adapters whose mean is written: the last step's and earlier ones; not with evaluate_every"
+    )
+    average_every: int = Field(100, ge=1, description="steps between them")
     log_with: list[Literal["tensorboard", "wandb"]] = Field(
         default_factory=list, description="trackers beside the JSONL log"
     )
@@ -237,12 +241,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
     "robust": {
         "adapter.rank": 8,
-        "objective.eta": 0.2,
         "objective.retain_target": "base",
         "objective.picture_guidance": 0.85,
         "adversary.pool": 64,
         "retain.focus": 0.5,
         "retain.contrast": 0.25,
+        "training.average": 2,
     },
 }
 """Preset -> values of the fields that a recipe leaves open and its tables have."""

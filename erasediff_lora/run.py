@@ -13,6 +13,7 @@ from torch import Tensor
 
 from erasediff_lora import denoisers, objectives, trainables
 from erasediff_lora.adversary import AdversarialSet
+from erasediff_lora.averaging import Average
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.denoisers import Denoiser
@@ -46,6 +47,7 @@ class Run:
     log: JsonLog | None
     start: int
     preparation: Preparation
+    average: Average
     adversary: AdversarialSet | None = None
     disturbance: Disturbance | None = None
     skipped: int = 0
@@ -109,6 +111,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         JsonLog(recipe.output / LOG_FILE, start) if accelerator.is_main_process else None,
         start,
         preparation,
+        Average(recipe.training),
         adversary,
         disturbance,
     )
@@ -182,6 +185,8 @@ def _restore(run: Run, weights: dict[str, Tensor], trainer: dict[str, Any]) -> N
     run.trainable.load_state(weights)
     run.optimizer.load_state_dict(trainer["optimizer"])
     run.schedule.load_state_dict(trainer["schedule"])
+    run.average.load_state(trainer["average"])
+    run.average.consider(run.start, run.trainable)
     if run.adversary is not None:
         run.adversary.load_state(trainer["adversary"])
     if run.disturbance is not None:

@@ -88,6 +88,7 @@ def erase(run: Run, stop: StopSignal) -> None:
         direction = take_step(run, step)
         _report(run, bar, step + 1, direction, time.perf_counter() - began)
         done = step + 1
+        run.average.consider(done, run.trainable)
         if (signum := processes.agreed(run.accelerator, stop)) is not None:
             _checkpoint(run, done)
             raise Interrupted(signum, run.recipe.output, done)
@@ -129,10 +130,11 @@ def take_step(run: Run, step: int) -> Direction:
 
 
 def save(run: Run) -> None:
-    """Write the best adapter in every format, and the last checkpoint."""
+    """Write the best or mean adapter in every format, and the last checkpoint."""
     _checkpoint(run, run.recipe.training.steps)
     if run.accelerator.is_main_process:
-        if run.recipe.training.evaluate_every and (best := _selection(run).best()) is not None:
+        best = _selection(run).best() if run.recipe.training.evaluate_every else run.average.mean()
+        if best is not None:
             run.trainable.load_state(best)
         run.trainable.save(run.recipe.output, provenance(run.recipe, run.denoiser))
     if run.log is not None:
@@ -196,7 +198,11 @@ def _peak_memory() -> int:
 def _checkpoint(run: Run, step: int) -> Path | None:
     if not run.accelerator.is_main_process:
         return None
-    trainer: dict[str, Any] = {"optimizer": run.optimizer.state_dict(), "schedule": run.schedule.state_dict()}
+    trainer: dict[str, Any] = {
+        "optimizer": run.optimizer.state_dict(),
+        "schedule": run.schedule.state_dict(),
+        "average": run.average.adapters,
+    }
     if run.adversary is not None:
         trainer["adversary"] = run.adversary.state()
     if run.disturbance is not None:

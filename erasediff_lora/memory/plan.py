@@ -92,6 +92,8 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train")) -> MemoryPla
     denoiser.device = torch.device("meta")
     if device == "cpu":  # where what waits takes memory too
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"offload": False})})
+    else:
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"average": 1})})
     return MemoryPlan(
         device, [Phase(name, {"runtime": runtime} | PHASES[name](recipe, copy.copy(denoiser))) for name in phases]
     )
@@ -168,7 +170,8 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     gradients = min(trained, at_work)
     return {
         "weights": frozen + encoders,
-        "trained": trained,  # an adapter, or the copy that is kept of the base's own weights
+        # An adapter, or the copy that is kept of the base's own weights; and those that the mean is taken of.
+        "trained": recipe.training.average * trained,
         "gradients": gradients,
         "optimizer": state_bytes(recipe.training, parameters),
         "activations": int((at_work - gradients) * (1 + SLACK)),

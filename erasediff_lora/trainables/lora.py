@@ -78,7 +78,7 @@ class LowRank:
 
     def state(self) -> dict[str, Tensor]:
         return {
-            name: tensor.detach().cpu().contiguous()
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in get_peft_model_state_dict(self.network, adapter_name=NAME).items()
         }
 
