@@ -23,22 +23,21 @@ class Average:
     """
 
     def __init__(self, training: Training) -> None:
-        ago = range(0, training.average * training.average_every, training.average_every)
-        self.steps = {training.steps - steps for steps in ago}
+        self.earlier = {training.steps - ago * training.average_every for ago in range(1, training.average)}
         self.adapters: dict[int, dict[str, Tensor]] = {}
 
     def consider(self, step: int, trainable: Trainable) -> None:
-        """Remember the adapter as it is, if this step is one of those that count."""
-        if len(self.steps) > 1 and step in self.steps:
+        """Remember the adapter as it is, if this step is one of the earlier ones that count."""
+        if step in self.earlier:
             self.adapters[step] = trainable.state()
 
-    def mean(self) -> dict[str, Tensor] | None:
-        """Of the adapters that were remembered; None if there are none."""
-        adapters = list(self.adapters.values())
-        if not adapters:
+    def mean(self, last: Trainable) -> dict[str, Tensor] | None:
+        """Of the adapters that were remembered and the last one; None if it is alone."""
+        if not self.adapters:
             return None
+        adapters = [*self.adapters.values(), last.state()]
         return {name: torch.stack([adapter[name] for adapter in adapters]).mean(0) for name in adapters[0]}
 
     def load_state(self, adapters: Mapping[int, dict[str, Tensor]]) -> None:
         """Put the adapters of a checkpoint back: of a run that was to be shorter, some may not count any more."""
-        self.adapters = {step: adapter for step, adapter in adapters.items() if step in self.steps}
+        self.adapters = {step: adapter for step, adapter in adapters.items() if step in self.earlier}

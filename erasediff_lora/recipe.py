@@ -346,9 +346,11 @@ def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
             table = {selector: table} if isinstance(table, str) else table  # `objective: erasediff`
             kind = table.get(selector, next(iter(variants))) if isinstance(table, dict) else None
             model = variants.get(str(kind), model)
-        if isinstance(table, dict) and name in model.model_fields:
-            chosen = getattr(model, "presets", {}).get(str(table.get("preset")), {})  # the method's own
-            filled[section] = {name: chosen.get(name, value)} | table
+        if not isinstance(table, dict):
+            continue
+        chosen = getattr(model, "presets", {}).get(str(table.get("preset")), {})  # the method's own: it fills these
+        if name in model.model_fields and name not in chosen:
+            filled[section] = {name: value} | table
     return filled
 
 

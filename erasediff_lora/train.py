@@ -133,7 +133,7 @@ def save(run: Run) -> None:
     """Write the best or mean adapter in every format, and the last checkpoint."""
     _checkpoint(run, run.recipe.training.steps)
     if run.accelerator.is_main_process:
-        best = _selection(run).best() if run.recipe.training.evaluate_every else run.average.mean()
+        best = _selection(run).best() if run.recipe.training.evaluate_every else run.average.mean(run.trainable)
         if best is not None:
             run.trainable.load_state(best)
         run.trainable.save(run.recipe.output, provenance(run.recipe, run.denoiser))
