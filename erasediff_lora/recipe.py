@@ -36,7 +36,8 @@ class Model(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
         "auto",
-        description="of the frozen weights; auto: bfloat16 on a GPU, float32 on a CPU; float64: to compare arithmetic",
+        description="of the base's weights; auto: bfloat16 on a GPU, float32 on a CPU and where they are trained; "
+        "float64: to compare arithmetic",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     quantize: Literal["nf4", "int8"] | None = Field(
@@ -306,6 +307,8 @@ class Recipe(Section):
         problems += cross_check(sections)
         if problems:
             raise UserError(*problems)
+        if sections["adapter"].kind == "none" and sections["model"].dtype == "auto":
+            sections["model"] = sections["model"].model_copy(update={"dtype": "float32"})
         return cls.model_construct(**sections)
 
     @classmethod

@@ -6,9 +6,9 @@
 
 The first command tries every configuration of bench_methods.yaml on one concept and keeps the best of each method, the
 second trains and evaluates those. Each training is a folder under --runs: finished ones are read, not
-repeated. Several shells can share the work by --methods or --seeds. Times are the method's own: what it computes
-beforehand, and its steps; drawing the sets and looking at pictures is not counted. Prints a Markdown table, and writes
-it, a plot of the front and a JSON file into --runs.
+repeated. Several shells can share the work by --methods or --seeds. Times are the method's own, on a CPU: what it
+computes beforehand, and its steps; drawing the sets and looking at pictures is not counted. Prints a Markdown table,
+and writes it, a plot of the front and a JSON file into --runs.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["adapter", "full"], choices=["adapter", "full"])
     arguments, rest = parser.parse_known_args()
     torch.set_num_threads(1)
-    values = overlay(read_yaml(arguments.recipe), overrides_from(rest))
+    values = overlay(read_yaml(arguments.recipe), overrides_from(rest) | {"model.device": "cpu"})
     for entry, folder in entries(arguments):
         if finished(folder, entry):
             continue

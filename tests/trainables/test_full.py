@@ -107,6 +107,7 @@ def test_the_evaluation_draws_with_the_trained_weights(full, tiny_base, cli, tmp
     assert cli("train", file).status == 0
     found = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert found["adapter"]["file"] == "diffusion_pytorch_model.safetensors"
+    assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["model"]["dtype"] == "float32"
     assert (tmp_path / "run/pictures/forget-1-base.png").read_bytes() != (
         tmp_path / "run/pictures/forget-1-erased.png"
     ).read_bytes()
