@@ -129,6 +129,13 @@ class RetainSet(Section):
         description="share of the batch that shows forget pictures under retain prompts and under none, held to the"
         " base's prediction",
     )
+    high_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the batch that is noised to the last 40% of the schedule, where it is decided what a"
+        " picture becomes",
+    )
     focus: float = Field(
         0.0, ge=0, le=1, description="share of the batch that is drawn from what the erasure disturbs most"
     )

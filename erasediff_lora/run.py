@@ -90,7 +90,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         recipe, forget, retain, denoiser, rank=accelerator.process_index, world=accelerator.num_processes
     )
     # On the fresh adapter, on D_f and D_r as they are, and on steps far from the loop's: a resumed run prepares alike.
-    plain = replace(sampler, contrast=0.0)
+    plain = replace(sampler, contrast=0.0, high_noise=0.0)
     preparation = prepared(
         recipe,
         denoiser.fingerprint,

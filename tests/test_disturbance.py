@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -121,14 +123,34 @@ def test_contrasted_samples_show_forget_pictures_held_to_the_base(recipe, denois
     assert without.contrasted is None, "none in the forget batch"
 
 
+def test_a_share_of_the_retain_batch_has_high_noise(recipe, denoiser, retain) -> None:
+    forget = sets.prepare(recipe, denoiser, "forget")
+    recipe = recipe.model_copy(update={"retain": recipe.retain.model_copy(update={"high_noise": 0.5})})
+    before, after = (replace(BatchSampler.of(recipe, forget, retain, denoiser), high_noise=h) for h in (0.0, 0.5))
+    assert BatchSampler.of(recipe, forget, retain, denoiser).high_noise == 0.5
+    moved, late = [], []
+    for step in range(100):
+        (forgotten,), (was,) = before.draw(step)
+        (same,), (now,) = after.draw(step)
+        assert torch.equal(forgotten.noisy, same.noisy), "the forget batch stays"
+        changed = now.timesteps != was.timesteps
+        assert torch.equal(now.noisy[~changed], was.noisy[~changed])
+        assert bool((now.timesteps[changed] >= 600).all()) and int(now.timesteps.max()) < 1000
+        moved.append(changed.float().mean())
+        late.append((now.timesteps >= 600).float().mean())
+    assert float(torch.stack(moved).mean()) == pytest.approx(0.5, abs=0.06)
+    assert float(torch.stack(late).mean()) == pytest.approx(0.5 + 0.5 * 0.4, abs=0.06)
+
+
 def test_what_an_objective_prepares_comes_from_the_retain_set_alone(recipe_file, cli, monkeypatch) -> None:
     seen = []
 
     def prepare(self, draw):
-        seen.extend(batch.contrasted for step in range(3) for batch in draw(step)[1])
+        seen.extend(batch for step in range(3) for batch in draw(step)[1])
         return ()
 
     monkeypatch.setattr(OBJECTIVES["finetune"], "prepare", prepare)
-    file = recipe_file(objective={"name": "finetune"}, retain={"contrast": 0.5})
+    file = recipe_file(objective={"name": "finetune"}, retain={"contrast": 0.5, "high_noise": 1.0})
     assert cli("train", file).status == 0
-    assert seen == [None] * 3
+    assert [batch.contrasted for batch in seen] == [None] * 3
+    assert min(int(batch.timesteps.min()) for batch in seen) < 600

@@ -17,6 +17,8 @@ from erasediff_lora.objectives.base import Predict
 from erasediff_lora.recipe import Recipe
 
 FORGET, RETAIN = 0, 1
+HIGH_NOISE = 0.6
+"""Share of the schedule beyond which a timestep has high noise."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class BatchSampler:
     surrogate: Literal["noise", "anchor"] | None = None
     focus: float = 0.0
     contrast: float = 0.0
+    high_noise: float = 0.0
     stand_ins: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
     rank: int = 0
     world: int = 1
@@ -74,6 +77,7 @@ class BatchSampler:
             surrogate=recipe.objective.surrogate,
             focus=recipe.retain.focus,
             contrast=recipe.retain.contrast,
+            high_noise=recipe.retain.high_noise,
             stand_ins=_stand_ins(forget, retain) if recipe.objective.surrogate == "anchor" else {},
             rank=rank,
             world=world,
@@ -98,7 +102,11 @@ class BatchSampler:
             chosen[:focused] = torch.multinomial(odds, focused, replacement=True, generator=further)
         latents = cut(data.latents[chosen], shape)
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (count,), generator=generator)
+        total = self.noise_scheduler.config.num_train_timesteps
+        timesteps = torch.randint(0, total, (count,), generator=generator)
+        if kind == RETAIN and self.high_noise:
+            raised = torch.rand(count, generator=further) < self.high_noise
+            timesteps = torch.where(raised, (total * HIGH_NOISE + timesteps * (1 - HIGH_NOISE)).long(), timesteps)
         captions = data.captions[chosen]
         is_empty = torch.rand(count, generator=generator) < self.empty_prompt_share
         anchor_draw = torch.rand(count, generator=generator)
