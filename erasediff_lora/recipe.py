@@ -17,7 +17,7 @@ from erasediff_lora.files import sha256
 from erasediff_lora.objectives import OBJECTIVES, EraseDiffSettings, ObjectiveSettings
 from erasediff_lora.plain_yaml import overlay, parse_yaml, read_yaml
 from erasediff_lora.recipe_checks import cross_check
-from erasediff_lora.schema import Section
+from erasediff_lora.schema import Section, restated, section_types
 
 RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "adversary", "training"}
 FREE_FIELDS = {
@@ -308,7 +308,7 @@ class Recipe(Section):
                 try:
                     sections[name] = TypeAdapter(annotation).validate_python(given)
                 except ValidationError as error:
-                    problems += [_problem(name, table, e) for e in error.errors()]
+                    problems += [restated(name, table, e) for e in error.errors()]
             else:
                 sections[name] = field.get_default(call_default_factory=True)
         problems += cross_check(sections)
@@ -364,15 +364,6 @@ def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def section_types(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield the fields of a recipe model that are tables themselves, with their types."""
-    for name, field in model.model_fields.items():
-        options = getattr(field.annotation, "__args__", (field.annotation,))
-        for option in options:
-            if isinstance(option, type) and issubclass(option, BaseModel):
-                yield name, option
-
-
 def flags(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
     """Yield (dotted name, description, default) of every field of the schema; those of all variants, once each."""
     tables = dict(section_types(model))
@@ -385,33 +376,3 @@ def flags(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[s
         else:
             default = "required" if field.is_required() else field.get_default(call_default_factory=True)
             yield prefix + name, field.description or "", default
-
-
-def _problem(section: str, annotation: Any, error: Any) -> Problem:
-    """Restate one pydantic error in our words."""
-    location = [section, *(str(part) for part in error["loc"])]
-    field, value, context = ".".join(location), error["input"], error.get("ctx", {})
-    match error["type"]:
-        case "extra_forbidden":
-            known = _fields_at(annotation, error["loc"][:-1])
-            return Problem(field, value, "is unknown.", nearest(str(error["loc"][-1]), known))
-        case "missing":
-            return Problem(field, None, "is required.", "Add it to the recipe.")
-        case "literal_error":
-            choices = re.findall(r"'([^']*)'", context["expected"])
-            return Problem(field, value, f"must be {context['expected']}.", nearest(str(value), choices))
-        case "value_error":
-            return Problem(field, value, str(context["error"]))
-        case _:
-            return Problem(field, value, error["msg"].replace("Input should", "must") + ".", "Correct the value.")
-
-
-def _fields_at(annotation: Any, location: tuple[Any, ...]) -> list[str]:
-    """The field names of the table that an error's location points into."""
-    model: Any = annotation
-    for part in location:
-        if isinstance(part, int):
-            continue
-        tables = dict(section_types(model)) if hasattr(model, "model_fields") else {}
-        model = tables.get(part, Concept if part == "concepts" else model)
-    return list(getattr(model, "model_fields", {}))

@@ -30,9 +30,8 @@ from typing import Any
 import methods_table
 import torch
 import yaml
-from accelerate import Accelerator
 
-from erasediff_lora import __version__, train
+from erasediff_lora import __version__, processes, train
 from erasediff_lora.cli.recipe_flags import overrides_from
 from erasediff_lora.data.prompts import balanced
 from erasediff_lora.errors import UserError
@@ -124,7 +123,7 @@ def erase(recipe: Recipe, equal_seconds: float | None) -> dict[str, Any]:
     watch, first = Stopwatch(), None
     points = {OWN} if equal_seconds is None else {OWN, EQUAL}
     with claim(recipe.output, resume=False, overwrite=True):
-        run = set_up(recipe, Accelerator(cpu=True), resume=False)
+        run = set_up(recipe, processes.start(recipe), resume=False)
         watch.wall, watch.processor = run.preparation.seconds, run.preparation.processor_seconds
         result: dict[str, Any] = {"preparation": watch.read()}
         step = 0

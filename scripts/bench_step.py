@@ -24,9 +24,8 @@ from typing import Any
 
 import bench_memory
 import torch
-from accelerate import Accelerator
 
-from erasediff_lora import __version__, train
+from erasediff_lora import __version__, processes, train
 from erasediff_lora.data.batches import denoising_target
 from erasediff_lora.objectives.base import loss_and_gradient
 from erasediff_lora.plain_yaml import overlay, read_yaml
@@ -107,7 +106,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def measure(recipe: Recipe, rounds: int, warm_up: int) -> dict[str, float]:
     """Median seconds of everything that is compared, in turns; the first `warm_up` rounds do not count."""
-    run = set_up(recipe, Accelerator(cpu=recipe.model.device == "cpu"), resume=False)
+    run = set_up(recipe, processes.start(recipe), resume=False)
     times: dict[str, list[float]] = {"bare": [], "step": [], "retain": [], "diffusers": []}
     for step in range(rounds + warm_up):
         forget, retain = run.sampler.draw(step)
