@@ -89,10 +89,10 @@ class Evidence:
         return self.retain_seed + len(self.retain_prompts)
 
     def forget(self, candidate: Candidate) -> list[Drawn]:
-        """The candidate's pictures of the forget prompts; fewer for the base."""
+        """The candidate's pictures of the forget prompts; fewer for the base, but what latent_start starts from."""
         prompts = self.forget_prompts
         if candidate is self.candidates.base:
-            prompts = prompts[:BASE_FORGET_SAMPLES]
+            prompts = prompts[: max(BASE_FORGET_SAMPLES, self.recipe.evaluation.latent_start.samples)]
         return self._draw(candidate, "forget", prompts, self.forget_seed)
 
     def retain(self, candidate: Candidate) -> list[Drawn]:

@@ -42,7 +42,7 @@ class LatentStart(Section):
     """Image to image: a forget picture, noised part of the way, drawn on under the concept's prompt (SDEdit)."""
 
     strengths: list[float] = Field([0.4, 0.6, 0.8], min_length=1, description="share of the noise schedule added")
-    samples: int = Field(30, ge=1, description="pictures drawn for a strength")
+    samples: int = Field(30, ge=1, description="pictures drawn for a strength; no more than `forget_samples`")
 
 
 class Relearning(Section):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import tiny_classifier, tiny_pipeline
 
+from erasediff_lora.evaluation import evidence
 from erasediff_lora.evaluation.attacks.adversarial_prompt import onto_simplex
 from erasediff_lora.evaluation.verdict import excess, interval, verdict
 
@@ -70,6 +71,16 @@ def test_every_attack_runs_on_every_model_and_repeats_itself(recipe_file, tiny_b
     cached = cli("evaluate", run)
     assert cached.status == 0 and numbers(run) == first, "from the cache"
     assert "inversion: from the cache" in cached.err
+
+
+def test_latent_start_has_as_many_pictures_as_were_asked_for(recipe_file, judge, cli, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(evidence, "BASE_FORGET_SAMPLES", 1)
+    latent_start = {"strengths": [0.5], "samples": 5}
+    asked = evaluation(judge, attacks=["latent_start"], forget_samples=6, latent_start=latent_start)
+    assert cli("train", recipe_file(evaluation=asked)).status == 0
+    found = numbers(tmp_path / "run")
+    assert found["attacks"]["latent_start"]["models"]["erased"]["pictures"] == 5
+    assert found["forget_samples_base"] == 5
 
 
 def test_relearning_leaves_no_trace_in_the_models(recipe_file, judge, cli, tmp_path) -> None:
