@@ -254,6 +254,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adversary.pool": 64,
         "retain.focus": 0.5,
         "retain.contrast": 0.25,
+        "retain.high_noise": 0.5,
         "training.average": 2,
     },
 }

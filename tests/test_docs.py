@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from erasediff_lora.recipe import PRESETS
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -33,3 +35,9 @@ def test_commands_name_files_that_exist() -> None:
     for document in DOCUMENTS:
         for path in re.findall(r"(?<![\w/])(?:recipes|scripts)/[\w./-]+\.(?:py|yaml|sh)", document.read_text()):
             assert (ROOT / path).is_file(), f"{document.name}: {path}"
+
+
+@pytest.mark.parametrize(("field", "value"), PRESETS["robust"].items())
+def test_the_readme_gives_the_values_of_the_preset(field: str, value: object) -> None:
+    row = re.search(rf"^\| `{re.escape(field)}` \| `?([^\s`]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert row is not None and row[1] == str(value)
