@@ -89,7 +89,7 @@ class Evidence:
         return self.retain_seed + len(self.retain_prompts)
 
     def forget(self, candidate: Candidate) -> list[Drawn]:
-        """The candidate's pictures of the forget prompts; fewer for the base, but what latent_start starts from."""
+        """The candidate's pictures of the forget prompts; fewer for the base, yet enough for latent_start."""
         prompts = self.forget_prompts
         if candidate is self.candidates.base:
             prompts = prompts[: max(BASE_FORGET_SAMPLES, self.recipe.evaluation.latent_start.samples)]
