@@ -72,19 +72,22 @@ def unet_of(model: str) -> UNet2DConditionModel:
         return UNet2DConditionModel(**MODELS[model][0])
 
 
+def single_file_name(model: str, name: str) -> str:
+    """What a tensor of the UNet is called in a single file."""
+    path, _, leaf = name.rpartition(".")
+    return f"{ldm.UNET}{MODELS[model][1].to_ldm(path)}.{leaf}"
+
+
 def architecture(model: str) -> dict[str, torch.Size]:
     """Tensor name in a single file -> shape."""
-    _, numbering, encoders = MODELS[model]
+    encoders = MODELS[model][2]
     with torch.device("meta"):
         vae = AutoencoderKL(**SD_VAE)
         texts = [
             CLIPTextModel(CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers))
             for width, layers, _ in encoders
         ]
-    shapes = {}
-    for key, tensor in unet_of(model).state_dict().items():
-        path, _, leaf = key.rpartition(".")
-        shapes[f"{ldm.UNET}{numbering.to_ldm(path)}.{leaf}"] = tensor.shape
+    shapes = {single_file_name(model, key): tensor.shape for key, tensor in unet_of(model).state_dict().items()}
     shapes |= {f"first_stage_model.{key}": tensor.shape for key, tensor in vae.state_dict().items()}
     for text, (_, _, prefix) in zip(texts, encoders, strict=True):
         shapes |= {prefix + key: tensor.shape for key, tensor in text.state_dict().items()}

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from bench_merge import MODELS, adapter, build, unet_of
+from bench_merge import MODELS, adapter, build, single_file_name, unet_of
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,10 +26,8 @@ MODULES = "attention_feed_forward_convolutions"
 RANK = 4
 
 
-def comfyui(base: Path, file: Path, model: str, source: Path | None) -> tuple[int, dict[str, Tensor]]:
+def comfyui(base: Path, file: Path, model: str) -> tuple[int, dict[str, Tensor]]:
     """Number of layers that it takes, and the UNet's tensors by their names in a single file."""
-    if source is not None:
-        sys.path.insert(0, str(source))
     sys.argv = ["comfyui", "--cpu", "--fp16-unet"]
     import comfy.options
 
@@ -45,21 +43,16 @@ def comfyui(base: Path, file: Path, model: str, source: Path | None) -> tuple[in
     return len(patched.patches), {ldm.UNET + name: tensor for name, tensor in state.items()}
 
 
-def invokeai(base: Path, file: Path, model: str, source: Path | None) -> tuple[int, dict[str, Tensor]]:
+def invokeai(base: Path, file: Path, model: str) -> tuple[int, dict[str, Tensor]]:
     """Number of layers that it takes, and the UNet's tensors by their names in a single file."""
     import invokeai.backend.model_manager.load.model_loaders.lora as loader
     from invokeai.backend.model_manager.load.model_cache.torch_module_autocast import torch_module_autocast
     from invokeai.backend.patches.layer_patcher import LayerPatcher
 
-    numbering = MODELS[model][1]
-
-    def single_file(name: str) -> str:
-        path, _, leaf = name.rpartition(".")
-        return f"{ldm.UNET}{numbering.to_ldm(path)}.{leaf}"
-
     unet = unet_of(model)
+    names = {name: single_file_name(model, name) for name in unet.state_dict()}
     with safe_open(base, "pt") as stored:
-        unet.load_state_dict({n: stored.get_tensor(single_file(n)) for n in unet.state_dict()}, assign=True)
+        unet.load_state_dict({name: stored.get_tensor(theirs) for name, theirs in names.items()}, assign=True)
     torch_module_autocast.apply_custom_layers_to_model(unet)
     tensors = load_file(file)
     if model == "sdxl":
@@ -69,20 +62,20 @@ def invokeai(base: Path, file: Path, model: str, source: Path | None) -> tuple[i
     with LayerPatcher.apply_smart_model_patches(
         unet, [(patch, 1.0)], "lora_unet_", torch.float16, force_direct_patching=True
     ):
-        return len(taken), {single_file(name): tensor.clone() for name, tensor in unet.state_dict().items()}
+        return len(taken), {names[name]: tensor.clone() for name, tensor in unet.state_dict().items()}
 
 
 PROGRAMS = {"comfyui": comfyui, "invokeai": invokeai}
 
 
-def check(program: str, model: str, folder: Path, source: Path | None) -> bool:
+def check(program: str, model: str, folder: Path) -> bool:
     """Write, load, compare, print; whether every layer was taken."""
     base, file, merged = (folder / f"{model}{end}.safetensors" for end in ("", "_lora", "_merged"))
     build(base, model, torch.float16)
     ours = adapter(model, MODULES, RANK)
     write(ours, file, "kohya")
     merge(base, [Weighted.read(file)], merged)
-    taken, tensors = PROGRAMS[program](base, file, model, source)
+    taken, tensors = PROGRAMS[program](base, file, model)
     changed = differing = 0
     worst = 0.0
     with safe_open(base, "pt") as before, safe_open(merged, "pt") as after:
@@ -103,8 +96,10 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="folder of the program, if it is not installed")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     arguments = parser.parse_args()
+    if arguments.source is not None:
+        sys.path.insert(0, str(arguments.source))
     with tempfile.TemporaryDirectory() as folder:
-        whole = [check(arguments.program, model, Path(folder), arguments.source) for model in arguments.models]
+        whole = [check(arguments.program, model, Path(folder)) for model in arguments.models]
     sys.exit(not all(whole))
 
 
