@@ -8,11 +8,11 @@ cd "$(dirname "$0")/.."
 work=${1:-build/gpu}
 python=${PYTHON:-python}
 
-$python scripts/bench_memory.py --work "$work" --only \
+$python scripts/benchmarks/bench_memory.py --work "$work" --only \
   sd15-512 sd15-512-checkpointing sd15-512-checkpointing-8bit sd15-512-nf4-checkpointing-8bit \
   sdxl-1024-checkpointing sdxl-1024-checkpointing-8bit sdxl-1024-nf4-checkpointing-8bit
 step() {
-  $python scripts/bench_step.py --work "$work" --objectives "grad_norm, detached" "$@"
+  $python scripts/benchmarks/bench_step.py --work "$work" --objectives "grad_norm, detached" "$@"
   mv "$work/step.json" "$work/step-$2.json"
 }
 step --only sd15-512 --rounds 10 --variants plain channels_last compile

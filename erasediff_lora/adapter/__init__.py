@@ -1,4 +1,4 @@
-"""The adapter as a thing that people pass around: files, stacking, merging, publishing.
+"""The adapter as a thing that people pass around: files, stacking, merging.
 
 >>> from erasediff_lora import adapter
 >>> erase = adapter.Weighted.read("runs/erase-cat", strength=0.8)
@@ -11,7 +11,6 @@ from erasediff_lora.adapter.formats import FORMATS, read, write
 from erasediff_lora.adapter.loading import load
 from erasediff_lora.adapter.merging import max_difference, merge
 from erasediff_lora.adapter.provenance import Provenance
-from erasediff_lora.adapter.publishing import publish
 from erasediff_lora.adapter.stacking import compress, interference, stack
 from erasediff_lora.adapter.weighted import Weighted
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
@@ -30,7 +29,6 @@ __all__ = [
     "load",
     "max_difference",
     "merge",
-    "publish",
     "read",
     "stack",
     "write",

@@ -20,7 +20,7 @@ from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.adapter.weighted import Weighted
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import PICKLE_SUFFIXES, atomic, atomic_folder
+from erasediff_lora.storage.files import PICKLE_SUFFIXES, atomic, atomic_folder
 
 log = logging.getLogger(__name__)
 UNERASED = {*PICKLE_SUFFIXES, ".safetensors", ".msgpack", ".onnx", ".onnx_data", ".h5", ".gguf"}

@@ -19,7 +19,7 @@ from torch import Tensor
 from erasediff_lora.adapter import ldm
 from erasediff_lora.adapter.ldm import Slot
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import open_safetensors
+from erasediff_lora.storage.files import open_safetensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MEGABYTE = 2**20

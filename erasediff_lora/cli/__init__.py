@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:
-        from erasediff_lora.train import Interrupted
+        from erasediff_lora.training.loop import Interrupted
 
         if isinstance(error, Interrupted):
             print(error, file=sys.stderr)

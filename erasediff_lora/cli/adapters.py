@@ -74,7 +74,7 @@ def _stack_arguments(parser: argparse.ArgumentParser) -> None:
 def _stack(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.adapter import formats, stacking
-    from erasediff_lora.files import write_text
+    from erasediff_lora.storage.files import write_text
 
     if parsed.rank is not None and parsed.rank < 1:
         raise UserError(Problem("--rank", parsed.rank, "must be at least 1.", "Omit it for an exact stack."))
@@ -211,7 +211,7 @@ def _publish_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _publish(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
-    from erasediff_lora.adapter import publish
+    from erasediff_lora.publishing import publish
 
     folder = publish(
         parsed.run,

@@ -9,7 +9,7 @@ from erasediff_lora.cli.recipe_flags import EPILOG, load_recipe
 from erasediff_lora.cli.verb import Verb, require_none
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, REPORT_FILE, WEIGHTS_FILE
+from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, REPORT_FILE, WEIGHTS_FILE
 
 ANSWERS = {True: "yes", False: "NO", None: "?"}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.plain_yaml import parse_yaml
 from erasediff_lora.recipe import Recipe, flags
-from erasediff_lora.run_folder import RECIPE_FILE
+from erasediff_lora.recipe.yaml_io import parse_yaml
+from erasediff_lora.storage.run_folder import RECIPE_FILE
 
 
 def load_recipe(path: Path, rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Recipe:

@@ -15,7 +15,7 @@ from erasediff_lora.cli.recipe_flags import EPILOG, load_recipe
 from erasediff_lora.cli.verb import Verb
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.run_folder import SET_SHEETS
+from erasediff_lora.storage.run_folder import SET_SHEETS
 
 DEMO_RECIPE = Path(demo.__file__).parent / "recipe.yaml"
 
@@ -86,7 +86,7 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
     from accelerate import PartialState
 
     from erasediff_lora.memory.room import require_room
-    from erasediff_lora.train import train
+    from erasediff_lora.training.loop import train
 
     recipe = _recipe(parsed, rest)
     require_room(recipe)

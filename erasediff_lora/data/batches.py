@@ -43,7 +43,7 @@ class BatchSampler:
     focus: float = 0.0
     contrast: float = 0.0
     high_noise: float = 0.0
-    stand_ins: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    surrogate_rows: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
     rank: int = 0
     world: int = 1
 
@@ -78,28 +78,28 @@ class BatchSampler:
             focus=recipe.retain.focus,
             contrast=recipe.retain.contrast,
             high_noise=recipe.retain.high_noise,
-            stand_ins=_stand_ins(forget, retain) if recipe.objective.surrogate == "anchor" else {},
+            surrogate_rows=_surrogate_rows(forget, retain) if recipe.objective.surrogate == "anchor" else {},
             rank=rank,
             world=world,
         )
 
-    def draw(self, step: int, odds: Tensor | None = None) -> tuple[list[Batch], list[Batch]]:
+    def draw(self, step: int, drift_weights: Tensor | None = None) -> tuple[list[Batch], list[Batch]]:
         """The forget and the retain micro-batches of a step.
 
         Args:
             step: Its number.
-            odds: How often each retain picture is drawn in the share that has a focus, (N,).
+            drift_weights: How often each retain picture is drawn in the share that has a focus, (N,).
         """
-        return self._draw(self.forget, step, FORGET), self._draw(self.retain, step, RETAIN, odds)
+        return self._draw(self.forget, step, FORGET), self._draw(self.retain, step, RETAIN, drift_weights)
 
-    def _draw(self, data: EncodedSet, step: int, kind: int, odds: Tensor | None = None) -> list[Batch]:
+    def _draw(self, data: EncodedSet, step: int, kind: int, drift_weights: Tensor | None = None) -> list[Batch]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + kind)
         count = self.batch_size
         chosen, shape = choose_alike(data.shapes, count, generator)
         further = torch.Generator().manual_seed(self.seed * 1_000_003 + step)  # leaves the other draws as they are
-        if odds is not None and (focused := round(self.focus * count)):
-            odds = odds * of_shape(data.shapes, shape)
-            chosen[:focused] = torch.multinomial(odds, focused, replacement=True, generator=further)
+        if drift_weights is not None and (focused := round(self.focus * count)):
+            drift_weights = drift_weights * of_shape(data.shapes, shape)
+            chosen[:focused] = torch.multinomial(drift_weights, focused, replacement=True, generator=further)
         latents = cut(data.latents[chosen], shape)
         noise = torch.randn(latents.shape, generator=generator)
         total = self.noise_scheduler.config.num_train_timesteps
@@ -130,18 +130,18 @@ class BatchSampler:
             anchors = data.anchors[chosen, columns]
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
         target = denoising_target(self.noise_scheduler, latents, noise, timesteps)
-        stand_in: tuple[Tensor, Tensor] | None = None
+        surrogate: tuple[Tensor, Tensor] | None = None
         if kind == FORGET and self.surrogate is not None:
             pictures = self._surrogates(anchors, uniform, shape, generator)
-            stand_in = (
+            surrogate = (
                 self.noise_scheduler.add_noise(pictures, noise, timesteps),
                 denoising_target(self.noise_scheduler, pictures, noise, timesteps),
             )
-        away: Tensor | None = None
+        shift: Tensor | None = None
         if data.counterparts is not None:
             counterparts = cut(data.counterparts[chosen], shape)
-            away = led_away(self.noise_scheduler, latents, counterparts, timesteps)
-        lots = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+            shift = counterpart_shift(self.noise_scheduler, latents, counterparts, timesteps)
+        condition_draw = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
         weights = self._min_snr_weights(timesteps) if kind == RETAIN and self.min_snr_gamma else None
 
         def batch(rows: Tensor) -> Batch:
@@ -157,11 +157,11 @@ class BatchSampler:
                 empty=embed(torch.zeros_like(captions[rows])) if kind == FORGET else None,
                 uniform=uniform[rows].to(self.device) if kind == FORGET else None,
                 weights=None if weights is None else weights[rows].to(self.device),
-                surrogate_noisy=None if stand_in is None else stand_in[0][rows].to(self.device, self.dtype),
-                surrogate_target=None if stand_in is None else stand_in[1][rows].to(self.device),
-                away=None if away is None else away[rows].to(self.device),
+                surrogate_noisy=None if surrogate is None else surrogate[0][rows].to(self.device, self.dtype),
+                surrogate_target=None if surrogate is None else surrogate[1][rows].to(self.device),
+                shift=None if shift is None else shift[rows].to(self.device),
                 rows=chosen[rows],
-                lots=lots[rows],
+                condition_draw=condition_draw[rows],
                 contrasted=None if contrasted is None else contrasted[rows],
             )
 
@@ -175,7 +175,7 @@ class BatchSampler:
         height, width = shape.tolist()
         rows = []
         for anchor in anchors.tolist():
-            found = self.stand_ins[anchor, height, width]
+            found = self.surrogate_rows[anchor, height, width]
             rows.append(int(found[torch.randint(len(found), (1,), generator=generator)]))
         return cut(self.retain.latents[rows], shape)
 
@@ -193,7 +193,7 @@ class BatchSampler:
                 return clipped
 
 
-def _stand_ins(forget: EncodedSet, retain: EncodedSet) -> dict[tuple[int, int, int], Tensor]:
+def _surrogate_rows(forget: EncodedSet, retain: EncodedSet) -> dict[tuple[int, int, int], Tensor]:
     """Rows of the retain pictures that show an anchor, by the anchor's row in the forget set, height and width."""
     wanted = {
         (anchor, *shape)
@@ -222,7 +222,7 @@ def _stand_ins(forget: EncodedSet, retain: EncodedSet) -> dict[tuple[int, int, i
 
 
 @torch.no_grad()
-def held_to_base(batch: Batch, predict_base: Predict) -> Batch:
+def use_base_targets(batch: Batch, predict_base: Predict) -> Batch:
     """The batch, the contrasted samples aimed at the base's prediction, since their noise belongs to the concept."""
     if batch.contrasted is None:
         return batch
@@ -256,7 +256,7 @@ def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, times
             raise ValueError(f"unsupported prediction type {other!r}")
 
 
-def led_away(noise_scheduler: Any, latents: Tensor, counterparts: Tensor, timesteps: Tensor) -> Tensor:
+def counterpart_shift(noise_scheduler: Any, latents: Tensor, counterparts: Tensor, timesteps: Tensor) -> Tensor:
     """What the denoising target changes by as the picture under x_t goes to its counterpart; (B, C, h, w).
 
     x_t = √ᾱ x_0 + √(1 − ᾱ) ε stays as it is, so picture and noise change together: to x_0 + (1 − ᾱ)² Δ and

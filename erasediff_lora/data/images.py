@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from erasediff_lora.data import labelled
+from erasediff_lora.data.imaging import SUFFIXES, open_picture
 from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.imaging import SUFFIXES, open_picture
 from erasediff_lora.recipe import Images
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasediff_lora.data.buckets import bucket, by_shape
+from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.data.samples import Kind, Sample
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.imaging import to_unit_tensor
 from erasediff_lora.recipe import Images, Recipe
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def picture_latents(
             encoded = denoiser.encode_images(pixels)
         else:
             captions, seeds = [sample.caption for sample in drawn], [_first_seed(recipe, kind) + row for row in rows]
-            encoded = denoiser.draw(captions, seeds, recipe.sampling, output="latent")
+            encoded = denoiser.generate(captions, seeds, recipe.sampling, output="latent")
         latents |= zip(rows, encoded.float().cpu(), strict=True)
     return [latents[row] for row in range(len(samples))]
 
@@ -76,6 +76,6 @@ def counterpart_latents(
     for size, rows in _alike([size for *_, size in distinct], recipe, "counterparts"):
         chosen = [distinct[row] for row in rows]
         anchors, seeds = [anchor for anchor, _, _ in chosen], [seed for _, seed, _ in chosen]
-        drawn = denoiser.draw(anchors, seeds, recipe.sampling, output="latent", size=size)
+        drawn = denoiser.generate(anchors, seeds, recipe.sampling, output="latent", size=size)
         latents |= zip(chosen, drawn.float().cpu(), strict=True)
     return [latents[one] for one in wanted]

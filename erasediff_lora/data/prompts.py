@@ -9,7 +9,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from erasediff_lora.recipe import Placeholders
+from erasediff_lora.recipe.tables import Placeholders
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasediff_lora import sealed
 from erasediff_lora.data.buckets import by_shape, cut, padded
+from erasediff_lora.data.imaging import contact_sheet
 from erasediff_lora.data.latents import counterpart_latents, picture_latents, picture_sizes
 from erasediff_lora.data.samples import Kind, Sample, list_samples
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import atomic, sha256
-from erasediff_lora.imaging import contact_sheet
-from erasediff_lora.locks import making
 from erasediff_lora.recipe import ForgetSet, Recipe, RetainSet
+from erasediff_lora.storage import checksummed
+from erasediff_lora.storage.files import atomic, sha256
+from erasediff_lora.storage.locks import making
 
 log = logging.getLogger(__name__)
 FORMAT = 3
@@ -149,7 +149,7 @@ def _key(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sampl
 
 def _read(file: Path, kind: Kind) -> EncodedSet | None:
     """The cached set, or None if there is none or it does not match its own hash."""
-    if (found := sealed.cached(file)) is None:
+    if (found := checksummed.cached(file)) is None:
         return None
     tensors, header = found
     log.info("%s set: %d pictures from the cache %s", kind, len(tensors["latents"]), file)
@@ -158,7 +158,7 @@ def _read(file: Path, kind: Kind) -> EncodedSet | None:
 
 def _write(file: Path, encoded: EncodedSet) -> None:
     tensors = {name: value for name, value in vars(encoded).items() if isinstance(value, Tensor)}
-    sealed.write(tensors, file, {"prompts": json.dumps(encoded.prompts)})
+    checksummed.write(tensors, file, {"prompts": json.dumps(encoded.prompts)})
 
 
 def _check_disk(file: Path, samples: int, prompts: int) -> None:

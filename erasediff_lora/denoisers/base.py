@@ -87,7 +87,7 @@ class Denoiser(Protocol):
         """Embeddings of a word's tokens, (W, E)."""
         ...
 
-    def spell(self, tokens: Sequence[int]) -> str:
+    def decode_tokens(self, tokens: Sequence[int]) -> str:
         """Rows of `token_embeddings` as the tokenizer writes them, bytes that are no text included."""
         ...
 
@@ -99,7 +99,7 @@ class Denoiser(Protocol):
         """Pictures of scaled latents."""
         ...
 
-    def draw(
+    def generate(
         self,
         prompts: Sequence[str] | Tensor,
         seeds: Sequence[int],
@@ -114,7 +114,7 @@ class Denoiser(Protocol):
         """
         ...
 
-    def draw_from(
+    def generate_from(
         self,
         images: Sequence[Image.Image],
         strength: float,

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erasediff_lora.denoisers import placement, weightless
+from erasediff_lora.data.imaging import to_unit_tensor
+from erasediff_lora.denoisers import loading, on_meta
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.files import fingerprint
-from erasediff_lora.imaging import to_unit_tensor
 from erasediff_lora.recipe import Model, Sampling
+from erasediff_lora.storage.files import fingerprint
 
 _ATTENTION = r".*\battentions\.\d+\.(to_q|to_k|to_v|to_out\.0)"
 _CONVOLUTIONS = r".*\b(resnets\.\d+\.(conv1|conv2|conv_shortcut)|(down|up)samplers\.0\.conv)"
@@ -141,8 +141,8 @@ class ClassConditional:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.device = placement.device(model)
-        self.dtype = placement.dtype(model, self.device)
+        self.device = loading.device(model)
+        self.dtype = loading.dtype(model, self.device)
         self.source = Path(model.base).expanduser()
         if not (self.source / "model_index.json").is_file():
             raise UserError(
@@ -150,14 +150,14 @@ class ClassConditional:
                     "model.base",
                     model.base,
                     "is no folder of a class-conditional pipeline.",
-                    "Train one with scripts/train_ddpm_base.py, and give the folder that it wrote.",
+                    "Train one with scripts/base_models/train_ddpm_base.py, and give the folder that it wrote.",
                 )
             )
 
     @cached_property
     def pipeline(self) -> Any:
         """The pipeline, frozen."""
-        with placement.readable(self.model):
+        with loading.readable(self.model):
             pipeline = ClassConditionalPipeline.from_pretrained(self.source, dtype=self.dtype, use_safetensors=True)
         pipeline.unet.requires_grad_(False)
         return pipeline.to(self.device)
@@ -169,7 +169,7 @@ class ClassConditional:
 
     @cached_property
     def noise_scheduler(self) -> DDPMScheduler:
-        with placement.readable(self.model):
+        with loading.readable(self.model):
             return DDPMScheduler.from_pretrained(self.source, subfolder="scheduler")
 
     @property
@@ -222,7 +222,7 @@ class ClassConditional:
     def embed_word(self, word: str) -> Tensor:
         return self.network.class_embedding.weight[[self.pipeline.classes.index(word)]]
 
-    def spell(self, tokens: Sequence[int]) -> str:
+    def decode_tokens(self, tokens: Sequence[int]) -> str:
         return " ".join(self.pipeline.classes[token] for token in tokens)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class ClassConditional:
         array = ((latents.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().permute(0, 2, 3, 1).numpy()
         return [Image.fromarray(np.repeat(picture, 3 // picture.shape[2], axis=2)) for picture in array]
 
-    def draw(
+    def generate(
         self,
         prompts: Sequence[str] | Tensor,
         seeds: Sequence[int],
@@ -246,7 +246,7 @@ class ClassConditional:
         pixels = self._draw(prompts, seeds, sampling)
         return pixels if output == "latent" else self.decode(pixels)
 
-    def draw_from(
+    def generate_from(
         self,
         images: Sequence[Image.Image],
         strength: float,
@@ -269,13 +269,13 @@ class ClassConditional:
             conditions[:, 0],
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
-            generator=placement.generators(seeds),
+            generator=loading.generators(seeds),
             start=start,
         )
 
     def without_weights(self) -> dict[str, Any]:
-        with placement.readable(self.model):
-            networks = weightless.networks(self.source, self.dtype)
+        with loading.readable(self.model):
+            networks = on_meta.networks(self.source, self.dtype)
         soften(networks["unet"])
         self.__dict__["network"] = networks["unet"]
         return networks

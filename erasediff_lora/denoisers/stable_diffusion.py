@@ -24,11 +24,11 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from erasediff_lora import demo
-from erasediff_lora.denoisers import placement, weightless
+from erasediff_lora.denoisers import loading, on_meta
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import PICKLE_SUFFIXES, fingerprint
 from erasediff_lora.recipe import Model, Sampling
+from erasediff_lora.storage.files import PICKLE_SUFFIXES, fingerprint
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -74,10 +74,10 @@ class StableDiffusion:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.device = placement.device(model)
-        self.dtype = placement.dtype(model, self.device)
+        self.device = loading.device(model)
+        self.dtype = loading.dtype(model, self.device)
         self.source = _locate(model, self.pipeline_class)
-        self._quantization = placement.quantization(model, self.device, self.dtype, is_file=self.source.is_file())
+        self._quantization = loading.quantization(model, self.device, self.dtype, is_file=self.source.is_file())
 
     @cached_property
     def pipeline(self) -> Any:
@@ -87,7 +87,7 @@ class StableDiffusion:
             options[self.component] = self.network
         if self.source.is_dir():
             options |= {name: None for name in self.optional if not (self.source / name).is_dir()}
-        with placement.readable(self.model):
+        with loading.readable(self.model):
             if self.source.is_file():
                 pipeline = self.pipeline_class.from_single_file(
                     str(self.source),
@@ -117,7 +117,7 @@ class StableDiffusion:
         """The network that predicts. Loaded alone where the weights lie in a folder and the encoders are not in use."""
         if self.source.is_file() or "pipeline" in self.__dict__:
             return getattr(self.pipeline, self.component)
-        with placement.readable(self.model):
+        with loading.readable(self.model):
             network = self.network_class.from_pretrained(
                 self.source,
                 subfolder=self.component,
@@ -140,7 +140,7 @@ class StableDiffusion:
     def noise_scheduler(self) -> Any:
         if self.source.is_file():
             return DDPMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
-        with placement.readable(self.model):
+        with loading.readable(self.model):
             return DDPMScheduler.from_pretrained(self.source, subfolder="scheduler", clip_sample=False)
 
     @property
@@ -155,7 +155,7 @@ class StableDiffusion:
     def resolution(self) -> int:
         """Pixels of the base's own pictures: latent side times the VAE's factor, which halves once a block but one."""
         if self.source.is_dir() and "pipeline" not in self.__dict__:
-            with placement.readable(self.model):
+            with loading.readable(self.model):
                 vae = AutoencoderKL.load_config(self.source, subfolder="vae")
         else:
             vae = self.pipeline.vae.config
@@ -226,7 +226,7 @@ class StableDiffusion:
     def embed_word(self, word: str) -> Tensor:
         return self._table[self.pipeline.tokenizer(word, add_special_tokens=False).input_ids]
 
-    def spell(self, tokens: Sequence[int]) -> str:
+    def decode_tokens(self, tokens: Sequence[int]) -> str:
         tokenizer = self.pipeline.tokenizer
         ordinary = [index for index in range(len(tokenizer)) if index not in set(tokenizer.all_special_ids)]
         return " ".join(tokenizer.convert_ids_to_tokens([ordinary[token] for token in tokens]))
@@ -244,7 +244,7 @@ class StableDiffusion:
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self,
         prompts: Sequence[str] | Tensor,
         seeds: Sequence[int],
@@ -261,7 +261,7 @@ class StableDiffusion:
             width=width,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
-            generator=placement.generators(seeds),
+            generator=loading.generators(seeds),
             output_type=output,
         ).images
 
@@ -270,7 +270,7 @@ class StableDiffusion:
         return {"prompt_embeds": prompts} if isinstance(prompts, Tensor) else {"prompt": list(prompts)}
 
     @torch.no_grad()
-    def draw_from(
+    def generate_from(
         self,
         images: Sequence[Image.Image],
         strength: float,
@@ -287,7 +287,7 @@ class StableDiffusion:
             strength=strength,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
-            generator=placement.generators(seeds),
+            generator=loading.generators(seeds),
         ).images
 
     def without_weights(self) -> dict[str, Any]:
@@ -301,8 +301,8 @@ class StableDiffusion:
                     "Give the diffusers folder that describes it.",
                 )
             )
-        with placement.readable(self.model):
-            networks = weightless.networks(folder, self.dtype)
+        with loading.readable(self.model):
+            networks = on_meta.networks(folder, self.dtype)
         self.__dict__["network"] = networks[self.component]
         self._cut_up(networks[self.component], networks["vae"])
         return networks

@@ -16,7 +16,7 @@ from diffusers import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from erasediff_lora.denoisers import placement
+from erasediff_lora.denoisers import loading
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.denoisers.flow_matching import FlowMatching
 from erasediff_lora.denoisers.pooled import PooledStableDiffusion, packed
@@ -49,7 +49,7 @@ class StableDiffusion3(PooledStableDiffusion):
     def noise_scheduler(self) -> FlowMatching:
         if self.source.is_file():
             return FlowMatching(self.pipeline.scheduler.config.num_train_timesteps)
-        with placement.readable(self.model):
+        with loading.readable(self.model):
             config = FlowMatchEulerDiscreteScheduler.load_config(self.source, subfolder="scheduler")
         return FlowMatching(config["num_train_timesteps"])
 

@@ -14,7 +14,7 @@ from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.erasures import Erasure, load_erasure
 from erasediff_lora.evaluation.picture_store import PictureStore
-from erasediff_lora.evaluation.pictures import Drawn, Paint, draw, painter
+from erasediff_lora.evaluation.pictures import Drawn, Paint, generate, painter
 from erasediff_lora.recipe import Recipe
 
 
@@ -45,7 +45,7 @@ class Candidate:
             self.erasure.set_strength(self.strength)
         yield self.denoiser
 
-    def draw(
+    def generate(
         self,
         prompts: Sequence[Prompt],
         seed: int,
@@ -66,7 +66,7 @@ class Candidate:
         store = self.store if variant is None else replace(self.store, depends=self.store.depends | variant)
         with self.active() as denoiser:
             paint = paint or painter(denoiser, self.recipe)
-            return draw(paint, self.recipe, prompts, seed, f"{label}, {self.name}", store)
+            return generate(paint, self.recipe, prompts, seed, f"{label}, {self.name}", store)
 
 
 @dataclass(frozen=True)

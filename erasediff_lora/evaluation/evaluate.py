@@ -16,7 +16,6 @@ import torch
 
 from erasediff_lora import __version__, denoisers
 from erasediff_lora.adapter.checkpoint import fingerprint_of
-from erasediff_lora.adapter.publishing import public_recipe
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.attacks import ATTACKS, Outcome
 from erasediff_lora.evaluation.candidates import load_candidates
@@ -26,9 +25,10 @@ from erasediff_lora.evaluation.metrics import METRICS
 from erasediff_lora.evaluation.pictures import save_grid, save_pairs
 from erasediff_lora.evaluation.report import save_strips, write_report
 from erasediff_lora.evaluation.verdict import verdict
-from erasediff_lora.files import sha256, write_text
+from erasediff_lora.publishing.hub import public_recipe
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
+from erasediff_lora.storage.files import sha256, write_text
+from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
 
 log = logging.getLogger(__name__)
 PAIRS = 4

@@ -114,7 +114,7 @@ class Evidence:
     def _draw(self, candidate: Candidate, kind: str, prompts: list[Prompt], seed: int) -> list[Drawn]:
         key = (candidate.name, kind)
         if key not in self._drawn:
-            self._drawn[key] = candidate.draw(prompts, seed, kind)
+            self._drawn[key] = candidate.generate(prompts, seed, kind)
         return self._drawn[key]
 
 

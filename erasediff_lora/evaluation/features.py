@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasediff_lora import demo
+from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.evaluation.clip_model import Clip
 from erasediff_lora.evaluation.judges.base import loading
 from erasediff_lora.evaluation.judges.classifier import Classifier
-from erasediff_lora.imaging import to_unit_tensor
 
 BATCH = 32
 Features = Callable[[Sequence[Image.Image]], Tensor]

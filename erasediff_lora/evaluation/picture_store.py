@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.files import atomic_folder, sha256, write_text
-from erasediff_lora.locks import making
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.storage.files import atomic_folder, sha256, write_text
+from erasediff_lora.storage.locks import making
 
 log = logging.getLogger(__name__)
 FORMAT = 1

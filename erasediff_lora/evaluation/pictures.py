@@ -13,12 +13,12 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from erasediff_lora.data.imaging import contact_sheet
 from erasediff_lora.data.prompts import Prompt, balanced, expand
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.evaluation.picture_store import PictureStore
-from erasediff_lora.files import atomic
-from erasediff_lora.imaging import contact_sheet
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.storage.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,10 @@ Paint = Callable[[list[str], list[int], int], list[Image.Image]]
 
 def painter(denoiser: Denoiser, recipe: Recipe) -> Paint:
     """Draws the texts as they are."""
-    return lambda texts, seeds, start: denoiser.draw(texts, seeds, recipe.sampling, output="pil")
+    return lambda texts, seeds, start: denoiser.generate(texts, seeds, recipe.sampling, output="pil")
 
 
-def draw(
+def generate(
     paint: Paint,
     recipe: Recipe,
     prompts: Sequence[Prompt],
@@ -77,13 +77,13 @@ def draw(
     return drawn
 
 
-def draw_prompts(denoiser: Denoiser, recipe: Recipe, count: int = 24) -> list[Drawn]:
+def generate_prompts(denoiser: Denoiser, recipe: Recipe, count: int = 24) -> list[Drawn]:
     """A few pictures of some forget and some retain prompts, for a look while training."""
     chosen = [
         *balanced(forget_prompts(recipe), count // 3, 0),
         *balanced(retain_prompts(recipe), count - count // 3, 0),
     ]
-    return draw(painter(denoiser, recipe), recipe, chosen, recipe.evaluation.seed, "samples")
+    return generate(painter(denoiser, recipe), recipe, chosen, recipe.evaluation.seed, "samples")
 
 
 def save_pairs(

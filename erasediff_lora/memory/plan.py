@@ -13,15 +13,16 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from erasediff_lora import denoisers, train
+from erasediff_lora import denoisers
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.memory.tracker import weightless
+from erasediff_lora.memory.tracker import on_meta
 from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import mean_squared_error
-from erasediff_lora.optimizers import create_schedule, state_bytes
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.run import adapt, create_objective
-from erasediff_lora.sharding import largest_group
+from erasediff_lora.training import loop
+from erasediff_lora.training.fsdp import largest_group
+from erasediff_lora.training.optimizers import create_schedule, state_bytes
+from erasediff_lora.training.setup import adapt, create_objective
 
 CUDA_CONTEXT = 450 * 2**20
 """Bytes that a process takes of a GPU before its first tensor."""
@@ -101,7 +102,7 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train")) -> MemoryPla
 
 def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """The pipeline, whole or the largest part, and the larger of a guided step and the autoencoder on its pictures."""
-    with weightless() as memory, torch.no_grad():
+    with on_meta() as memory, torch.no_grad():
         networks = denoiser.without_weights()
         sizes = [_weight_bytes(network) for network in networks.values() if network is not denoiser.network]
         sizes.append(_frozen_bytes(recipe, denoiser.network))
@@ -128,7 +129,7 @@ def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
 
 def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """A step of the loop, with what the objective prepares before it."""
-    with weightless() as memory:
+    with on_meta() as memory:
         networks = denoiser.without_weights()
         network = denoiser.network
         encoders = 0
@@ -155,15 +156,15 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         objective.prepared = objective.prepare(lambda step: (batches, batches))
         run: Any = SimpleNamespace(
             recipe=recipe,
-            sampler=SimpleNamespace(draw=lambda step, odds: (batches, batches)),
+            sampler=SimpleNamespace(draw=lambda step, drift_weights: (batches, batches)),
             objective=objective,
             trainable=trainable,
             adversary=None,
-            disturbance=None,
+            drift_sampler=None,
             optimizer=optimizer,
             schedule=create_schedule(recipe.training, optimizer),
         )
-        train.take_step(run, 0)
+        loop.take_step(run, 0)
         if recipe.adversary.pool:
             _search(denoiser, _batch(recipe, denoiser, recipe.adversary.batch_size))
         at_work = memory.peak - before
@@ -217,7 +218,7 @@ def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
         uniform=full,
         surrogate_noisy=latents,
         surrogate_target=full,
-        away=full,
+        shift=full,
     )
 
 

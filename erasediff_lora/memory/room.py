@@ -14,8 +14,8 @@ import torch
 from erasediff_lora import denoisers
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.memory.plan import MemoryPlan, plan, processes
-from erasediff_lora.plain_yaml import overlay
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.yaml_io import overlay
 
 log = logging.getLogger(__name__)
 SMALL_BASE = 256 * 2**20

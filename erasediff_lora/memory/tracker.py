@@ -75,7 +75,7 @@ def _fused(
 
 
 @contextmanager
-def weightless() -> Iterator[MemoryTracker]:
+def on_meta() -> Iterator[MemoryTracker]:
     """Tensors made inside have shapes and no values; what they would hold is counted."""
     attention = mock.patch.object(F, "scaled_dot_product_attention", _fused)
     values = mock.patch.object(Tensor, "tolist", lambda tensor: [1.0] * tensor.numel())  # as _VALUE_OPS, of vectors

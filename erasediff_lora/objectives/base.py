@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from erasediff_lora.half_precision import unscaled_gradients
-from erasediff_lora.schema import Section
+from erasediff_lora.objectives.loss_scaling import unscaled_gradients
+from erasediff_lora.recipe.schema import Section
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,), prompt embeddings (B, L, D)) -> prediction (B, C, H, W)."""
@@ -66,11 +66,11 @@ class Batch:
         weights: Per-sample loss weights, (B,).
         surrogate_noisy: x_t of what stands in for the pictures (forget set, on request), (B, C, H, W).
         surrogate_target: Its true denoising target, (B, C, H, W).
-        away: What the true target changes by as the picture becomes its counterpart (forget set, on request),
+        shift: What the true target changes by as the picture becomes its counterpart (forget set, on request),
             (B, C, H, W).
         rows: Which samples of the set they are, (B,) int64; to name them.
-        lots: What decides who is trained under an adversarial condition, (B,) in [0, 1), spread evenly over the
-            joint batch of all processes.
+        condition_draw: What decides who is trained under an adversarial condition, (B,) in [0, 1), spread evenly
+            over the joint batch of all processes.
         contrasted: Which samples show forget pictures (retain set only), (B,) bool.
     """
 
@@ -84,9 +84,9 @@ class Batch:
     weights: Tensor | None = None
     surrogate_noisy: Tensor | None = None
     surrogate_target: Tensor | None = None
-    away: Tensor | None = None
+    shift: Tensor | None = None
     rows: Tensor | None = None
-    lots: Tensor | None = None
+    condition_draw: Tensor | None = None
     contrasted: Tensor | None = None
 
     def __len__(self) -> int:

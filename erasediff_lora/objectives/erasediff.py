@@ -149,7 +149,7 @@ class EraseDiff:
 
         On a noised picture of the concept, what the base makes of the anchor is in part the concept: the picture
         shows it. With picture guidance r the target is moved by r of the way to the picture's counterpart: see
-        `data.batches.led_away`.
+        `data.batches.counterpart_shift`.
         """
         if self.settings.target == "uniform":
             return required(batch.uniform)
@@ -158,7 +158,7 @@ class EraseDiff:
         with torch.no_grad():
             target = predict(batch.noisy, batch.timesteps, required(condition)).detach()
         if self.settings.counterparts:
-            target = target + self.settings.picture_guidance * required(batch.away).to(target)
+            target = target + self.settings.picture_guidance * required(batch.shift).to(target)
         return target
 
     @torch.no_grad()

@@ -76,7 +76,9 @@ def test_every_batch_is_of_one_shape_and_all_are_drawn(recipe_file, tmp_path) ->
     sampler = BatchSampler.of(recipe, data["forget"], data["retain"], denoiser)
     seen: dict[str, set] = {"forget": set(), "retain": set()}
     for step in range(40):
-        drawn = zip(("forget", "retain"), sampler.draw(step, odds=torch.tensor([1.0, 2.0, 3.0, 4.0])), strict=True)
+        drawn = zip(
+            ("forget", "retain"), sampler.draw(step, drift_weights=torch.tensor([1.0, 2.0, 3.0, 4.0])), strict=True
+        )
         for kind, (batch,) in drawn:
             shape = tuple(batch.noisy.shape[2:])
             assert {tuple(data[kind].shapes[row].tolist()) for row in batch.rows} == {shape}

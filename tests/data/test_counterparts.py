@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erasediff_lora import denoisers
 from erasediff_lora.data import sets
-from erasediff_lora.data.batches import BatchSampler, denoising_target, led_away
+from erasediff_lora.data.batches import BatchSampler, counterpart_shift, denoising_target
 from erasediff_lora.denoisers.flow_matching import FlowMatching
 from erasediff_lora.recipe import Recipe
 
@@ -50,9 +50,9 @@ def test_the_target_leads_from_the_picture_to_its_counterpart(prediction_type) -
     latents, counterparts, noise = torch.randn(3, 5, 4, 3, 3, generator=generator, dtype=torch.float64)
     noisy = noise_scheduler.add_noise(latents, noise, timesteps)
     target = denoising_target(noise_scheduler, latents, noise, timesteps)
-    away = led_away(noise_scheduler, latents, counterparts, timesteps)
+    shift = counterpart_shift(noise_scheduler, latents, counterparts, timesteps)
     before, _ = picture_in(target, noisy, timesteps, noise_scheduler)
-    after, share = picture_in(target + away, noisy, timesteps, noise_scheduler)
+    after, share = picture_in(target + shift, noisy, timesteps, noise_scheduler)
     torch.testing.assert_close(before, latents, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(after - before, share**2 * (counterparts - latents), rtol=1e-4, atol=1e-4)
     assert float(share[0]) < 0.02 and float(share[-1]) > 0.99
@@ -69,7 +69,7 @@ def test_counterparts_are_drawn_from_the_same_seeds(recipe_file) -> None:
     texts = [made.prompts[row] for row in made.captions.tolist()]
     anchors = [text.replace("cat", "dog").replace("rose", "tulip") for text in texts]
     for prompts, latents in ((texts, made.latents), (anchors, made.counterparts)):
-        torch.testing.assert_close(denoiser.draw(prompts, range(6), recipe.sampling, output="latent"), latents)
+        torch.testing.assert_close(denoiser.generate(prompts, range(6), recipe.sampling, output="latent"), latents)
 
 
 def test_without_a_named_anchor_every_picture_has_one_of_the_retained(recipe_file) -> None:
@@ -84,7 +84,7 @@ def test_without_a_named_anchor_every_picture_has_one_of_the_retained(recipe_fil
     assert data.counterparts is not None and data.anchors.shape == (5, 1)
     texts = [data.prompts[row] for row in data.anchors.flatten().tolist()]
     assert texts == [f"a photo of a {name}" for name in ("dog", "tulip", "tree", "dog", "tulip")]
-    drawn = denoiser.draw(texts, range(5), recipe.sampling, output="latent")
+    drawn = denoiser.generate(texts, range(5), recipe.sampling, output="latent")
     torch.testing.assert_close(drawn, data.counterparts)
 
 
@@ -100,14 +100,14 @@ def test_counterparts_of_pictures_have_their_shapes(recipe_file, tmp_path) -> No
     counterparts = data["forget"].counterparts
     assert counterparts is not None and counterparts.shape == data["forget"].latents.shape
     for row, (height, width) in enumerate(data["forget"].shapes.tolist()):
-        drawn = denoiser.draw(["a photo of a dog"], [row], recipe.sampling, output="latent", size=sizes[row])
+        drawn = denoiser.generate(["a photo of a dog"], [row], recipe.sampling, output="latent", size=sizes[row])
         assert sizes[row] == (8 * width, 8 * height)
         torch.testing.assert_close(drawn[0], counterparts[row, :, :height, :width])
     sampler = BatchSampler.of(recipe, data["forget"], data["retain"], denoiser)
     for step in range(3):
         ((batch,), (retained,)) = sampler.draw(step)
-        assert batch.away is not None and batch.away.shape == batch.noisy.shape
-        assert retained.away is None
+        assert batch.shift is not None and batch.shift.shape == batch.noisy.shape
+        assert retained.shift is None
 
 
 def test_pictures_that_were_read_share_as_many_as_the_recipe_says(recipe_file, tmp_path) -> None:

@@ -93,7 +93,7 @@ def test_prediction_and_drawing_are_those_of_the_plain_network(base) -> None:
         ours = denoiser.predict(noisy, timesteps, denoiser.encode_prompts(prompts))
         torch.testing.assert_close(ours, plain(noisy, timesteps, labels).sample)
 
-        drawn = denoiser.draw(["bag", "boot"], [5, 6], Sampling(steps=4, guidance=3.0), output="latent")
+        drawn = denoiser.generate(["bag", "boot"], [5, 6], Sampling(steps=4, guidance=3.0), output="latent")
         scheduler = DDIMScheduler()
         scheduler.set_timesteps(4)
         sample = torch.cat([torch.randn(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in (5, 6)])
@@ -124,7 +124,7 @@ def test_ddpm_and_ddim_samplers(base, tmp_path) -> None:
     for scheduler in (DDIMScheduler(), DDPMScheduler()):
         ClassConditionalPipeline(pipeline.unet, scheduler, CLASSES).save_pretrained(tmp_path / "model")
         denoiser = denoisers.load(Model(base=str(tmp_path / "model"), family="class_conditional"))
-        twice = [denoiser.draw(["bag"], [1], Sampling(steps=3, guidance=1.0), output="latent") for _ in range(2)]
+        twice = [denoiser.generate(["bag"], [1], Sampling(steps=3, guidance=1.0), output="latent") for _ in range(2)]
         assert torch.equal(*twice)
         pictures[type(scheduler).__name__] = twice[0]
     assert not torch.equal(*pictures.values())
@@ -136,7 +136,7 @@ def test_a_picture_is_its_own_latent(base) -> None:
     images = denoiser.decode(pixels)
     back = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]) / 127.5 - 1
     torch.testing.assert_close(denoiser.encode_images(back.float()), pixels)
-    close = denoiser.draw_from(images, 0.0, ["bag", "bag"], [1, 2], Sampling(steps=3, guidance=1.0))
+    close = denoiser.generate_from(images, 0.0, ["bag", "bag"], [1, 2], Sampling(steps=3, guidance=1.0))
     assert all(np.array_equal(np.array(a), np.array(b)) for a, b in zip(close, images, strict=True))
 
 
@@ -205,8 +205,10 @@ def test_the_adapter_merges_into_the_base(base, recipe, cli, tmp_path) -> None:
     )
     sampling = Sampling(steps=2, guidance=2.0)
     with candidates.erased.active() as erased:
-        expected = erased.draw(["bag"], [1], sampling, output="latent")
-    torch.testing.assert_close(denoiser.draw(["bag"], [1], sampling, output="latent"), expected, atol=1e-5, rtol=1e-5)
+        expected = erased.generate(["bag"], [1], sampling, output="latent")
+    torch.testing.assert_close(
+        denoiser.generate(["bag"], [1], sampling, output="latent"), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_only_the_classes_that_are_asked_for(base) -> None:
@@ -241,7 +243,7 @@ def test_the_base_of_a_data_set_is_trained_by_one_script(base, tmp_path, monkeyp
     assert "of the test pictures" in capsys.readouterr().out
     assert 0 <= json.loads((work / "judge.json").read_text())["test_accuracy"] <= 1
     denoiser = denoisers.load(Model(base=str(work / "model"), family="class_conditional"))
-    drawn = denoiser.draw(["bag", ""], [1, 2], Sampling(steps=2, guidance=2.0))
+    drawn = denoiser.generate(["bag", ""], [1, 2], Sampling(steps=2, guidance=2.0))
     assert [picture.size for picture in drawn] == [(SIDE, SIDE)] * 2
     assert len(Classifier.load(work / "judge.safetensors").classify(drawn)) == 2
     monkeypatch.setattr("sys.argv", ["x", "--data", str(tmp_path / "nowhere")])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 from erasediff_lora import denoisers
-from erasediff_lora.denoisers import placement
+from erasediff_lora.denoisers import loading
 from erasediff_lora.memory.plan import plan
 from erasediff_lora.memory.room import remedy
 from erasediff_lora.recipe import Model, Recipe, Sampling
@@ -48,7 +48,7 @@ def test_every_use_of_a_network_calls_it_to_the_device(model, monkeypatch) -> No
         called.clear()
         return [use(plain), use(offloading)]
 
-    latents = both(lambda one: one.draw(["a cat"], [0], Sampling(steps=2), output="latent"))
+    latents = both(lambda one: one.generate(["a cat"], [0], Sampling(steps=2), output="latent"))
     torch.testing.assert_close(*latents)  # a copy may lie at another alignment, which kernels round by
     assert set(called) >= {*encoders, network}
     torch.testing.assert_close(*both(lambda one: one.encode_images(torch.zeros(1, 3, 16, 16))))
@@ -79,7 +79,7 @@ def test_the_plan_counts_the_largest_and_proposes_it(recipe_file, monkeypatch) -
     file = recipe_file(sampling={"batch_size": 1}, training=small, adapter={"rank": 1})
     on_cpu = [plan(Recipe.load(file, {"model.offload": value}))["draw"].peak for value in (False, True)]
     assert on_cpu[1] == pytest.approx(on_cpu[0], rel=0.01)
-    monkeypatch.setattr(placement, "device", lambda model: torch.device("cuda"))
+    monkeypatch.setattr(loading, "device", lambda model: torch.device("cuda"))
     whole, parted = (plan(Recipe.load(file, {"model.offload": value})) for value in (False, True))
     assert parted["draw"].parts["weights"] < whole["draw"].parts["weights"]
     assert parted["train"].parts == whole["train"].parts

@@ -6,7 +6,7 @@ import pytest
 import torch
 from refusals import refused
 
-from erasediff_lora.denoisers import placement
+from erasediff_lora.denoisers import loading
 from erasediff_lora.recipe import Model
 
 
@@ -17,9 +17,7 @@ def test_a_cpu_is_refused_before_anything_is_loaded(recipe_file, tiny_base, cli)
 
 @pytest.mark.parametrize(("kind", "bits"), [("nf4", "load_in_4bit"), ("int8", "load_in_8bit")])
 def test_diffusers_own_configuration_is_used(kind, bits) -> None:
-    given = placement.quantization(
-        Model(base="demo", quantize=kind), torch.device("cuda"), torch.bfloat16, is_file=False
-    )
+    given = loading.quantization(Model(base="demo", quantize=kind), torch.device("cuda"), torch.bfloat16, is_file=False)
     config = given["quantization_config"].to_dict()
     assert config[bits] is True
     if kind == "nf4":

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from erasediff_lora import denoisers
+from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.denoisers import SLOT
-from erasediff_lora.imaging import to_unit_tensor
 from erasediff_lora.recipe import Model, Sampling
 
 
@@ -61,25 +61,25 @@ def test_every_prompt_can_have_vectors_of_its_own(denoiser) -> None:
 def test_tokens_are_spelled(denoiser) -> None:
     table = denoiser.token_embeddings
     row = int((table == denoiser.embed_word("x")[0]).all(dim=1).nonzero()[0])
-    assert denoiser.spell([row, row]) == "x</w> x</w>"
+    assert denoiser.decode_tokens([row, row]) == "x</w> x</w>"
     assert len(table) == len(denoiser.pipeline.tokenizer) - 2, "without the special ones"
 
 
 def test_drawing_from_embeddings_is_drawing_from_their_prompt(denoiser) -> None:
     sampling = Sampling(steps=2, guidance=2.0)
     texts = ["a photo of a cat", "a photo of a dog"]
-    plain = denoiser.draw(texts, [1, 2], sampling)
-    given = denoiser.draw(denoiser.encode_prompts(texts), [1, 2], sampling)
+    plain = denoiser.generate(texts, [1, 2], sampling)
+    given = denoiser.generate(denoiser.encode_prompts(texts), [1, 2], sampling)
     assert [image.tobytes() for image in plain] == [image.tobytes() for image in given]
 
 
 def test_drawing_from_a_picture_keeps_more_of_it_with_less_noise(denoiser) -> None:
     sampling = Sampling(steps=20, guidance=1.0)
-    sources = denoiser.draw(["a photo of a cat"] * 3, [1, 2, 3], sampling)
+    sources = denoiser.generate(["a photo of a cat"] * 3, [1, 2, 3], sampling)
     kept = denoiser.decode(denoiser.encode_images(torch.stack([to_unit_tensor(image, 32) for image in sources])))
 
     def distance(strength: float) -> float:
-        drawn = denoiser.draw_from(sources, strength, ["a photo of a cat"] * 3, [4, 5, 6], sampling)
+        drawn = denoiser.generate_from(sources, strength, ["a photo of a cat"] * 3, [4, 5, 6], sampling)
         pairs = zip(drawn, kept, strict=True)
         return float(np.mean([np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() for a, b in pairs]))
 

@@ -45,8 +45,8 @@ def test_noise_lies_on_the_line_and_the_target_is_its_direction(denoiser) -> Non
 
 def test_drawing_from_embeddings_is_drawing_from_prompts(denoiser) -> None:
     sampling = Sampling(steps=2, guidance=3.0)
-    by_text = denoiser.draw(PROMPTS, [1, 2], sampling, output="latent")
-    by_embedding = denoiser.draw(denoiser.encode_prompts(PROMPTS), [1, 2], sampling, output="latent")
+    by_text = denoiser.generate(PROMPTS, [1, 2], sampling, output="latent")
+    by_embedding = denoiser.generate(denoiser.encode_prompts(PROMPTS), [1, 2], sampling, output="latent")
     torch.testing.assert_close(by_embedding, by_text)
 
 

@@ -45,8 +45,8 @@ def test_the_network_is_given_what_the_pipeline_gives_it(denoiser, width) -> Non
 
 def test_drawing_from_embeddings_is_drawing_from_prompts(denoiser) -> None:
     sampling = Sampling(steps=2, guidance=3.0)
-    by_text = denoiser.draw(PROMPTS, [1, 2], sampling, output="latent")
-    by_embedding = denoiser.draw(denoiser.encode_prompts(PROMPTS), [1, 2], sampling, output="latent")
+    by_text = denoiser.generate(PROMPTS, [1, 2], sampling, output="latent")
+    by_embedding = denoiser.generate(denoiser.encode_prompts(PROMPTS), [1, 2], sampling, output="latent")
     torch.testing.assert_close(by_embedding, by_text)
 
 

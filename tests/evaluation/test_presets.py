@@ -10,7 +10,7 @@ from tiny import tiny_classifier
 
 from erasediff_lora.evaluation.attacks import ATTACKS
 from erasediff_lora.evaluation.metrics import METRICS
-from erasediff_lora.evaluation.settings import AttackName, Evaluation, MetricName
+from erasediff_lora.recipe.evaluation import AttackName, Evaluation, MetricName
 
 
 def test_a_recipe_can_name_every_metric_and_attack() -> None:

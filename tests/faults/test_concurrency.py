@@ -14,14 +14,14 @@ import torch
 from refusals import refused
 from safetensors.torch import load_file
 
-from erasediff_lora import sealed
-from erasediff_lora.locks import lock
+from erasediff_lora.storage import checksummed
+from erasediff_lora.storage.locks import lock
 
 ROOT = Path(__file__).parent.parent.parent
 HOLD = """
 import sys
 from pathlib import Path
-from erasediff_lora.locks import lock
+from erasediff_lora.storage.locks import lock
 
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
@@ -81,7 +81,7 @@ def test_a_waiting_process_takes_what_the_other_made(recipe_file, cli, tmp_path)
     entries = sorted((tmp_path / "cache").iterdir())
     assert [entry.suffix for entry in entries] == [".safetensors"] * 2
     for entry in entries:
-        sealed.read(entry)
+        checksummed.read(entry)
 
 
 def test_evaluations_that_meet_draw_the_base_once(recipe_file, cli, tmp_path) -> None:

@@ -11,9 +11,9 @@ from refusals import refused
 from safetensors.torch import load_file
 from toy import Toy, batch, network
 
-from erasediff_lora import sealed
 from erasediff_lora.denoisers import stable_diffusion
 from erasediff_lora.objectives.base import loss_and_gradient, mean_squared_error
+from erasediff_lora.storage import checksummed
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 
@@ -21,9 +21,9 @@ ADAPTER = "pytorch_lora_weights.safetensors"
 def poison(cache, kind: str, field: str, row: int, value: float = float("nan")) -> None:
     """Put a value into a sample of a cached set, under a valid seal."""
     (entry,) = cache.glob(f"{kind}-*.safetensors")
-    tensors, notes = sealed.read(entry)
+    tensors, notes = checksummed.read(entry)
     tensors[field][row].view(-1)[0] = value
-    sealed.write(tensors, entry, notes)
+    checksummed.write(tensors, entry, notes)
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ def test_ten_in_a_row_are_enough(recipe_file, cli, tmp_path) -> None:
 
 def test_no_nan_reaches_the_cache(recipe_file, cli, tmp_path, monkeypatch) -> None:
     """As of an autoencoder that overflows in half precision."""
-    encode = stable_diffusion.StableDiffusion.draw
+    encode = stable_diffusion.StableDiffusion.generate
 
     def overflow(self, prompts, *arguments, **options):
         latents = encode(self, prompts, *arguments, **options)
         latents[2] = torch.inf
         return latents
 
-    monkeypatch.setattr(stable_diffusion.StableDiffusion, "draw", overflow)
+    monkeypatch.setattr(stable_diffusion.StableDiffusion, "generate", overflow)
     refused(
         cli("prepare", recipe_file()),
         "forget = 'a photo of a cat': picture 2 is encoded as NaN or Inf in torch.float32",

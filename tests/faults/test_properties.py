@@ -19,8 +19,8 @@ from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraLayer
 from erasediff_lora.data.prompts import balanced, expand, substitute
 from erasediff_lora.errors import UserError
-from erasediff_lora.plain_yaml import parse_yaml
 from erasediff_lora.recipe import Recipe, flags
+from erasediff_lora.recipe.yaml_io import parse_yaml
 
 FIELDS = [name for name, _, _ in flags()]
 SCALARS = (
@@ -123,7 +123,7 @@ def test_conversions_lose_nothing(format, data, shapes, tmp_path_factory) -> Non
 @RELAXED
 @given(data=st.binary(max_size=400))
 def test_parsers_of_foreign_files(target, data) -> None:
-    """The fuzzer's targets, on a few inputs: scripts/fuzz.py tries a million."""
+    """The fuzzer's targets, on a few inputs: scripts/fuzzing/fuzz.py tries a million."""
     fuzz.once(target, data)
 
 

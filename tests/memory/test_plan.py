@@ -12,12 +12,13 @@ from tiny import tiny_base_recipe, tiny_class_pipeline, tiny_pipeline, tiny_sd3_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erasediff_lora import denoisers, train
+from erasediff_lora import denoisers
 from erasediff_lora.memory import room
 from erasediff_lora.memory.plan import plan
-from erasediff_lora.memory.tracker import weightless
-from erasediff_lora.optimizers import create_optimizer, state_bytes
+from erasediff_lora.memory.tracker import on_meta
 from erasediff_lora.recipe import Model, Recipe, Training
+from erasediff_lora.training import loop
+from erasediff_lora.training.optimizers import create_optimizer, state_bytes
 
 FAMILIES = {
     "stable_diffusion": tiny_pipeline,
@@ -37,7 +38,7 @@ def of(file, **overrides) -> dict[str, int]:
 
 def test_the_tracker_counts_what_is_alive() -> None:
     """By hand: 1000 floats are 4,000 bytes."""
-    with weightless() as memory:
+    with on_meta() as memory:
         a = torch.ones(1000)
         view = a[:10]
         b = a + 1
@@ -56,7 +57,7 @@ def test_the_tracker_counts_what_is_alive() -> None:
 @pytest.mark.parametrize("length", [16, 64])
 def test_attention_is_fused(length) -> None:
     """No (L, L) matrix is kept: the bytes are linear in the length."""
-    with weightless() as memory:
+    with on_meta() as memory:
         query = torch.ones(1, 2, length, 8, requires_grad=True)
         before = memory.live
         out = F.scaled_dot_product_attention(query, query, query)
@@ -92,7 +93,7 @@ def test_activations_are_those_that_torch_saves(tiny_base, saved) -> None:
     kept = forward(real, "cpu")
     own = {p.untyped_storage().data_ptr() for p in real.network.parameters()}
     by_hooks = sum(size for address, size in saved.items() if address not in own) + kept.nbytes
-    with weightless() as memory:
+    with on_meta() as memory:
         hollow = denoisers.load(model)
         hollow.device = torch.device("meta")
         hollow.without_weights()
@@ -203,15 +204,15 @@ def test_a_checkpoint_alone_does_not_describe_itself(recipe_file, cli, tmp_path)
 
 
 def test_the_planned_step_is_the_one_that_trains(recipe_file, monkeypatch) -> None:
-    """The plan runs `train.take_step` itself: a step that holds more is planned to."""
+    """The plan runs `loop.take_step` itself: a step that holds more is planned to."""
     file, plain = recipe_file(), of(recipe_file())["activations"]
-    step = train.take_step
+    step = loop.take_step
 
     def wasteful(run, number):
         held = torch.ones(10_000_000)
         return step(run, number), held
 
-    monkeypatch.setattr(train, "take_step", wasteful)
+    monkeypatch.setattr(loop, "take_step", wasteful)
     assert of(file)["activations"] == pytest.approx(plain + 1.05 * 40_000_000, rel=0.01)
 
 

@@ -173,15 +173,15 @@ def test_forget_targets() -> None:
 
 def test_picture_guidance_adds_the_way_to_the_counterpart() -> None:
     toy, data = Toy(), batch(1)
-    data = replace(data, away=data.target + 1)
+    data = replace(data, shift=data.target + 1)
 
     def target(**options: object) -> Tensor:
         return EraseDiff(EraseDiffSettings(picture_guidance=0.6, **options), network(toy)).forget_target(data)
 
     anchor = toy.forward_base(data.noisy, data.timesteps, data.anchors)
-    torch.testing.assert_close(target(target="anchor"), anchor + 0.6 * data.away)
+    torch.testing.assert_close(target(target="anchor"), anchor + 0.6 * data.shift)
     current = toy(data.noisy, data.timesteps, data.anchors).detach()
-    torch.testing.assert_close(target(target="anchor", target_from="current"), current + 0.6 * data.away)
+    torch.testing.assert_close(target(target="anchor", target_from="current"), current + 0.6 * data.shift)
     assert not target(target="anchor").requires_grad
     assert torch.equal(target(target="uncond"), toy.forward_base(data.noisy, data.timesteps, data.empty))
     assert torch.equal(target(target="uniform"), data.uniform)

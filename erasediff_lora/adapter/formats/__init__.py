@@ -8,7 +8,7 @@ from erasediff_lora.adapter.formats import diffusers, kohya, peft
 from erasediff_lora.adapter.formats.base import COMPONENTS, Format, refuse_unknown, require_shapes
 from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.files import open_safetensors
+from erasediff_lora.storage.files import open_safetensors
 
 FORMATS: dict[str, Format] = {"diffusers": diffusers, "kohya": kohya, "peft": peft}
 

@@ -23,7 +23,7 @@ from erasediff_lora.adapter.formats.base import (
 )
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, checked, unusable
-from erasediff_lora.files import save_safetensors
+from erasediff_lora.storage.files import save_safetensors
 
 FILE = "pytorch_lora_weights.safetensors"
 CONFIG = "lora_adapter_metadata"

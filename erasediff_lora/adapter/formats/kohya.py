@@ -22,7 +22,7 @@ from erasediff_lora.adapter.formats.base import as_file, other_header, partner, 
 from erasediff_lora.adapter.ldm import SDXL
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, checked
-from erasediff_lora.files import save_safetensors
+from erasediff_lora.storage.files import save_safetensors
 
 log = logging.getLogger(__name__)
 DOWN, UP, ALPHA, MAGNITUDE = ".lora_down.weight", ".lora_up.weight", ".alpha", ".dora_scale"

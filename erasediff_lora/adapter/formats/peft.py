@@ -13,7 +13,7 @@ from erasediff_lora.adapter.formats.base import NETWORKS, other_header, peft_con
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraAdapter, checked
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.files import save_safetensors, write_text
+from erasediff_lora.storage.files import save_safetensors, write_text
 
 FILE = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasediff_lora.denoisers import SLOT
+from erasediff_lora.denoisers.textual_inversion import slot_loss
 from erasediff_lora.evaluation.attacks.base import (
     Found,
     Outcome,
@@ -21,10 +22,9 @@ from erasediff_lora.evaluation.attacks.base import (
     by_restarts,
     forget_pictures,
 )
-from erasediff_lora.evaluation.attacks.search import slot_loss
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.half_precision import loss_scale, unscaled_gradients
+from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
 
 TITLE = "Adversarial prompt: tokens put before it, found through the denoising loss"
 CHECK_EVERY = 10
@@ -89,7 +89,7 @@ def find_tokens(evidence: Evidence, candidate: Candidate, concept: str, restart:
                     with torch.no_grad():
                         loss = float(slot_loss(denoiser, fixed, table[tokens], wording))
                     lowest = min(lowest, (loss, tokens.tolist()))
-            return {"tokens": lowest[1], "text": denoiser.spell(lowest[1]), "loss": lowest[0]}
+            return {"tokens": lowest[1], "text": denoiser.decode_tokens(lowest[1]), "loss": lowest[0]}
 
     settings = options.model_dump(exclude={"samples", "restarts"}) | {
         "concept": concept,

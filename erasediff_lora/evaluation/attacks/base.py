@@ -12,14 +12,14 @@ from torch import Tensor
 from erasediff_lora.data import sets
 from erasediff_lora.data.buckets import by_shape, cut, padded
 from erasediff_lora.data.captioned import CaptionedPictures, showing
+from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.data.prompts import Prompt, balanced, substitute
 from erasediff_lora.denoisers import SLOT, Denoiser
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics.accuracy import share, success
 from erasediff_lora.evaluation.pictures import Drawn, forget_prompts
-from erasediff_lora.evaluation.settings import Search
-from erasediff_lora.imaging import to_unit_tensor
+from erasediff_lora.recipe.evaluation import Search
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _draw_slots(
     def paint(texts: list[str], seeds: list[int], start: int) -> Any:
         with torch.no_grad():
             prompts = candidate.denoiser.encode_slots([found.wording(text) for text in texts], found.vectors)
-        return candidate.denoiser.draw(prompts, seeds, evidence.recipe.sampling, output="pil")
+        return candidate.denoiser.generate(prompts, seeds, evidence.recipe.sampling, output="pil")
 
     variant = {"wordings": [found.wording(prompt.text) for prompt in prompts], "slot": found.vectors.tolist()}
-    return candidate.draw(prompts, evidence.spare_seed, label, paint=paint, variant=variant)
+    return candidate.generate(prompts, evidence.spare_seed, label, paint=paint, variant=variant)

@@ -12,8 +12,8 @@ import torch
 
 from erasediff_lora.data.prompts import substitute
 from erasediff_lora.denoisers import SLOT
+from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
 from erasediff_lora.evaluation.attacks.base import Found, Outcome, best, by_restarts, forget_pictures
-from erasediff_lora.evaluation.attacks.search import invert, starting_vectors
 from erasediff_lora.evaluation.candidates import Candidate
 from erasediff_lora.evaluation.evidence import Evidence
 

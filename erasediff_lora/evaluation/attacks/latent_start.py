@@ -43,9 +43,9 @@ def run(evidence: Evidence, candidate: Candidate) -> Outcome:
 
         def paint(texts: list[str], seeds: list[int], start: int, strength: float = strength) -> Any:
             images = [item.image for item in sources[start : start + len(texts)]]
-            return candidate.denoiser.draw_from(images, strength, texts, seeds, evidence.recipe.sampling)
+            return candidate.denoiser.generate_from(images, strength, texts, seeds, evidence.recipe.sampling)
 
-        drawn = candidate.draw(
+        drawn = candidate.generate(
             [item.prompt for item in sources],
             evidence.spare_seed,
             f"latent start at {strength:g}",

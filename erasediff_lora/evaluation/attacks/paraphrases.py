@@ -42,7 +42,7 @@ def run(evidence: Evidence, candidate: Candidate) -> Outcome:
                 expand(data.templates, others, data.placeholders), options.paraphrase_samples, options.seed
             )
         ]
-        drawn = candidate.draw(prompts, evidence.spare_seed, f"paraphrases of {concept}")
+        drawn = candidate.generate(prompts, evidence.spare_seed, f"paraphrases of {concept}")
         shown += drawn
         hits += success(judge, drawn)
     by_name: dict[str, list[bool]] = {}

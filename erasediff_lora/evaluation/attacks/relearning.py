@@ -22,9 +22,9 @@ from erasediff_lora.evaluation.erasures import ADAPTER
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.metrics.accuracy import share, success
 from erasediff_lora.evaluation.pictures import Drawn
-from erasediff_lora.evaluation.settings import Relearning
-from erasediff_lora.half_precision import loss_scale, unscaled_gradients
-from erasediff_lora.trainables.lora import lora_layers
+from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
+from erasediff_lora.recipe.evaluation import Relearning
+from erasediff_lora.training.parameters.lora import lora_layers
 
 TITLE = "Relearning: fine-tuning on a few pictures of the concept"
 NAME = "relearned"
@@ -55,7 +55,7 @@ def run(evidence: Evidence, candidate: Candidate) -> Outcome:
         attacker = Attacker(candidate, options, pictures, evidence.recipe.evaluation.seed, modules(evidence))
         with attacker.adapter():
             for step in sorted({0, *options.steps}):
-                drawn = attacker.draw(prompts, evidence.spare_seed, step)
+                drawn = attacker.generate(prompts, evidence.spare_seed, step)
                 hits.setdefault(step, []).extend(success(judge, drawn))
         shown += drawn
     tries = {step: share(found) or 0.0 for step, found in hits.items()}
@@ -118,13 +118,13 @@ class Attacker:
                 del denoiser.network.peft_config[NAME]
                 denoiser.network.requires_grad_(False)
 
-    def draw(self, prompts: list[Any], seed: int, step: int) -> list[Drawn]:
+    def generate(self, prompts: list[Any], seed: int, step: int) -> list[Drawn]:
         """Pictures after that many steps."""
         denoiser, recipe = self.candidate.denoiser, self.candidate.recipe
 
         def paint(texts: list[str], seeds: list[int], start: int) -> Any:
             self._advance(denoiser, step)
-            return denoiser.draw(texts, seeds, recipe.sampling, output="pil")
+            return denoiser.generate(texts, seeds, recipe.sampling, output="pil")
 
         variant = {
             "relearning": self.options.model_dump(include={"images", "rank", "batch_size", "learning_rate"}),
@@ -133,7 +133,7 @@ class Attacker:
             "seed": self.seed,
             "step": step,
         }
-        return self.candidate.draw(prompts, seed, f"relearning, step {step}", paint=paint, variant=variant)
+        return self.candidate.generate(prompts, seed, f"relearning, step {step}", paint=paint, variant=variant)
 
     def _advance(self, denoiser: Denoiser, step: int) -> None:
         wanted = {NAME, ADAPTER} if self.candidate.strength else {NAME}

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.evaluation.judges.base import loading
-from erasediff_lora.files import save_safetensors
-from erasediff_lora.imaging import to_unit_tensor
+from erasediff_lora.storage.files import save_safetensors
 
 
 class Classifier(nn.Module):

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.clip_model import Clip
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.pictures import Drawn
-from erasediff_lora.imaging import to_unit_tensor
 
 SMALLEST = 128
 

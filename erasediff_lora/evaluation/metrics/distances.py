@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from erasediff_lora.data.imaging import SUFFIXES, open_picture
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.imaging import SUFFIXES, open_picture
 
 SUBSETS = 50
 NEIGHBOURS = 3

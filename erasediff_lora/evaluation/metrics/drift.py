@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.pictures import Drawn
-from erasediff_lora.imaging import to_unit_tensor
 
 TIMESTEPS = 8
 PICTURES = 32

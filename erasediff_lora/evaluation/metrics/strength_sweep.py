@@ -24,8 +24,8 @@ def measure(evidence: Evidence) -> dict[str, Any]:
     rows = []
     for strength in sorted({0.0, 1.0, *options.strengths}):
         candidate = evidence.candidates.at(strength)
-        forgotten = candidate.draw(forget, evidence.forget_seed, "forget")
-        retained = candidate.draw(retain, evidence.retain_seed, "retain")
+        forgotten = candidate.generate(forget, evidence.forget_seed, "forget")
+        retained = candidate.generate(retain, evidence.retain_seed, "retain")
         rows.append(
             {
                 "strength": strength,

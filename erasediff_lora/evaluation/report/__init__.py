@@ -16,8 +16,8 @@ from erasediff_lora.evaluation.attacks import ATTACKS, Outcome
 from erasediff_lora.evaluation.pictures import Drawn, by_concept
 from erasediff_lora.evaluation.report import charts
 from erasediff_lora.evaluation.verdict import interval
-from erasediff_lora.files import atomic, write_text
-from erasediff_lora.run_folder import LOG_FILE, REPORT_FILE, SELECTION_FILE, read_evaluation
+from erasediff_lora.storage.files import atomic, write_text
+from erasediff_lora.storage.run_folder import LOG_FILE, REPORT_FILE, SELECTION_FILE, read_evaluation
 
 COLUMNS = 8
 CELL = 128

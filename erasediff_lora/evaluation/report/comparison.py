@@ -9,8 +9,8 @@ from typing import Any
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.report import charts, embedded_strips, environment, percent
 from erasediff_lora.evaluation.verdict import excess, strongest_attack
-from erasediff_lora.files import write_text
-from erasediff_lora.run_folder import read_evaluation
+from erasediff_lora.storage.files import write_text
+from erasediff_lora.storage.run_folder import read_evaluation
 
 Row = tuple[str, Callable[[Mapping[str, Any]], str | None]]
 

@@ -1,0 +1,80 @@
+"""Searching for a condition that brings a concept back, through the denoising loss of its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from erasediff_lora.data.captioned import NoisedBatch
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
+
+
+def slot_loss(
+    denoiser: Denoiser,
+    batch: NoisedBatch,
+    vectors: Tensor,
+    wording: Callable[[str], str] = lambda caption: caption,
+) -> Tensor:
+    """The denoising loss of a batch, with `vectors` (V, E) in the place of SLOT.
+
+    Args:
+        denoiser: The attacked model.
+        batch: Captions with SLOT.
+        vectors: Token embeddings.
+        wording: Turns a caption into the prompt, which has a SLOT.
+    """
+    noisy, timesteps, target, captions = batch
+    texts = list(dict.fromkeys(captions))
+    encoded = denoiser.encode_slots([wording(text) for text in texts], vectors)
+    prompts = encoded[[texts.index(caption) for caption in captions]].to(denoiser.dtype)
+    return F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
+
+
+def starting_vectors(denoiser: Denoiser, words: list[str], count: int, restart: int, seed: int) -> Tensor:
+    """Where a restart begins: at noise of the table's spread, every third one at a retained concept's name; (V, E)."""
+    table = denoiser.token_embeddings.detach().float()
+    if restart % 3 == 2 and words:
+        word = denoiser.embed_word(words[restart // 3 % len(words)]).detach().float()
+        return word.mean(dim=0, keepdim=True).repeat(count, 1)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, table.shape[1], generator=generator)
+    return table.mean(dim=0) + noise.to(table.device) * table.std(dim=0)
+
+
+def invert(
+    denoiser: Denoiser,
+    stream: Iterator[NoisedBatch],
+    start: Tensor,
+    *,
+    steps: int,
+    learning_rate: float,
+    label: str | None = None,
+) -> tuple[Tensor, list[float]]:
+    """Optimise token embeddings on the denoising loss; the model stays as it is.
+
+    Args:
+        denoiser: The attacked model.
+        stream: Batches whose captions have SLOT.
+        start: (V, E).
+        steps: Of AdamW.
+        learning_rate: In units of the embeddings' spread.
+        label: Of the progress bar; None: none is shown.
+
+    Returns:
+        The embeddings (V, E), and the loss of every step.
+    """
+    unit = float(denoiser.token_embeddings.detach().float().std())
+    vectors = (start / unit).requires_grad_()
+    optimizer = torch.optim.AdamW([vectors], lr=learning_rate, weight_decay=0.0)
+    losses = []
+    for _, batch in zip(tqdm(range(steps), desc=label, leave=False, disable=label is None), stream, strict=False):
+        loss = slot_loss(denoiser, batch, vectors * unit)
+        (vectors.grad,) = unscaled_gradients(loss, [vectors], loss_scale(denoiser.dtype))
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return vectors.detach() * unit, losses

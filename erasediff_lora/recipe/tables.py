@@ -1,0 +1,222 @@
+"""The recipe's tables: one class each, whose fields are the YAML keys and the command-line flags."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from erasediff_lora.recipe.schema import Section
+
+
+class Model(Section):
+    """The base model, which stays frozen."""
+
+    base: str = Field("demo", description="'demo', a diffusers folder, a hub id, or a single-file checkpoint")
+    family: Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "class_conditional"] = Field(
+        "stable_diffusion", description="model family"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
+        "auto",
+        description="of the base's weights; auto: bfloat16 on a GPU, float32 on a CPU and where they are trained; "
+        "float64: to compare arithmetic",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    quantize: Literal["nf4", "int8"] | None = Field(
+        None, description="hold the frozen network in 4 or 8 bits (bitsandbytes, on a GPU)"
+    )
+    offload: bool = Field(
+        False, description="to draw, each network waits in main memory for its turn on the GPU: slower, smaller cards"
+    )
+    vae_tiling: bool = Field(False, description="encode and decode pictures in tiles: less memory, slightly different")
+    config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
+    revision: str | None = Field(None, description="hub revision")
+    variant: str | None = Field(None, description="hub weight variant, such as fp16")
+    allow_pickle: bool = Field(False, description="open pickled weights; they can run code: only if you trust them")
+
+    @property
+    def is_hub_id(self) -> bool:
+        """Whether `base` names a model on the hub rather than a local path."""
+        return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.base) is not None and not Path(self.base).exists()
+
+    @property
+    def public_name(self) -> str:
+        """The base's name without this machine's folders."""
+        return self.base if self.is_hub_id or self.base == "demo" else Path(self.base).name
+
+
+class Images(Section):
+    """Pictures from disk. Exactly one of `folder` and `dataset`."""
+
+    folder: Path | None = Field(
+        None,
+        description="imagefolder (pictures with metadata.jsonl, or one folder a concept, or one caption for all), or"
+        " a labelled set: Fashion-MNIST's idx.gz files, CIFAR-10's binary version",
+    )
+    dataset: str | None = Field(None, description="`datasets` name or folder written by save_to_disk")
+    split: str = Field("train", description="split of the dataset or the labelled set")
+    per_concept: int | None = Field(None, ge=1, description="pictures a class of a labelled set; omit for all")
+    image_column: str = Field("image", description="dataset column with the pictures")
+    caption_column: str = Field("text", description="dataset column or metadata.jsonl key with the captions")
+    concept_column: str = Field("concept", description="column or key that names the concept of a picture")
+    caption: str | None = Field(None, description="one prompt for every picture; may contain {concept}")
+    aspect_buckets: bool = Field(
+        False, description="train on pictures of their own aspect ratio, a batch of one ratio; false: crop to squares"
+    )
+    on_error: Literal["fail", "skip"] = Field("fail", description="what an unreadable picture does")
+
+
+class Concept(Section):
+    """A concept to forget, and what to draw instead."""
+
+    name: str = Field(min_length=1, description="the concept, as prompts name it")
+    anchor: str | None = Field(None, description="anchor concept that takes its place (objective.target: anchor)")
+
+
+def _as_concept(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Placeholders = dict[str, list[str]]
+Templates = Annotated[list[str], Field(min_length=1, description="prompts; {concept} is filled in")]
+
+
+class ForgetSet(Section):
+    """D_f: what the model must no longer draw."""
+
+    concepts: list[Annotated[Concept, BeforeValidator(_as_concept)]] = Field(
+        min_length=1, description="names, or {name, anchor}"
+    )
+    templates: Templates
+    placeholders: Placeholders = Field(default_factory=dict, description="values of further {names} in templates")
+    images: Images | None = Field(None, description="pictures from disk; omit to let the base draw them")
+    count: int = Field(64, ge=1, description="pictures that the base draws; where pictures are given, of their anchors")
+
+
+class RetainSet(Section):
+    """D_r: what the model must go on drawing."""
+
+    concepts: list[str] = Field(default_factory=list, description="concepts that fill the templates")
+    templates: Templates
+    placeholders: Placeholders = Field(default_factory=dict, description="values of further {names} in templates")
+    images: Images | None = Field(None, description="pictures from disk; omit to let the base draw them")
+    count: int = Field(160, ge=1, description="pictures that the base draws")
+    empty_prompt_share: float = Field(
+        0.1, ge=0, lt=1, description="share trained under the empty prompt, as the base was for guidance"
+    )
+    contrast: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the batch that shows forget pictures under retain prompts and under none, held to the"
+        " base's prediction",
+    )
+    high_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the batch that is noised to the last 40% of the schedule, where it is decided what a"
+        " picture becomes",
+    )
+    focus: float = Field(
+        0.0, ge=0, le=1, description="share of the batch that is drawn from what the erasure disturbs most"
+    )
+    focus_every: int = Field(10, ge=1, description="outer steps between measurements of the disturbance")
+    focus_samples: int = Field(32, ge=1, description="retain pictures that a measurement looks at")
+
+
+class Sampling(Section):
+    """How the base draws pictures, for the data sets and the evaluation alike."""
+
+    resolution: int | None = Field(None, ge=8, multiple_of=8, description="pixels; omit for the model's own")
+    steps: int = Field(20, ge=1, description="denoising steps")
+    guidance: float = Field(4.0, ge=0, description="classifier-free guidance scale")
+    batch_size: int = Field(32, ge=1, description="pictures drawn at once")
+    seed: int = Field(0, ge=0, description="seed of the first picture")
+
+
+class Adversary(Section):
+    """Conditions that bring the concept back, searched for as training goes on and trained against."""
+
+    pool: int = Field(0, ge=0, description="conditions kept for a concept, the newest ones; 0: none")
+    share: float = Field(0.5, gt=0, le=1, description="share of the forget batch that is trained under them")
+    refresh_every: int = Field(5, ge=1, description="outer steps between searches for a new one")
+    steps: int = Field(20, ge=1, description="optimisation steps of a search")
+    batch_size: int = Field(8, ge=1, description="forget pictures a step of the search")
+    continued: float = Field(
+        0.0, ge=0, le=1, description="share of the searches that go on from a condition of the pool; others start anew"
+    )
+    vectors: int = Field(1, ge=1, description="token embeddings of a condition")
+    learning_rate: float = Field(0.15, gt=0, description="of AdamW, in units of the embeddings' spread")
+
+
+class AdapterSettings(Section):
+    """What is trained; each kind has a class of its own."""
+
+    kind: str = Field("lora", description="lora, or none to train the base's own weights")
+    targets: str | list[str] = Field("attention", description="preset of the model family, or regexes of module paths")
+
+
+class Lora(AdapterSettings):
+    """A LoRA adapter: the only thing that is trained."""
+
+    kind: Literal["lora"] = Field("lora", description="lora, or none to train the base's own weights")
+    rank: int = Field(4, ge=1, description="rank r")
+    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; omit for alpha = rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
+    dora: bool = Field(False, description="weight-decomposed LoRA")
+
+
+class NoAdapter(AdapterSettings):
+    """The base's own weights, as the papers train them: all, or those of some modules."""
+
+    kind: Literal["none"] = Field("none", description="lora, or none to train the base's own weights")
+    targets: str | list[str] = Field(
+        "all", description="all, no_cross_attention, preset of the model family, or regexes of module paths"
+    )
+
+
+ADAPTERS: dict[str, type[AdapterSettings]] = {"lora": Lora, "none": NoAdapter}
+
+
+class Training(Section):
+    """The outer optimisation."""
+
+    steps: int = Field(300, ge=1, description="outer steps")
+    batch_size: int = Field(16, ge=1, description="samples of each set a step, over all processes")
+    gradient_accumulation: int = Field(1, ge=1, description="micro-batches that a batch is cut into")
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "lion8bit"] = Field(
+        "adamw", description="torch AdamW, or bitsandbytes 8-bit"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up steps")
+    max_grad_norm: float = Field(1.0, gt=0, description="clip of the direction, as one vector")
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="what NaN or Inf in a step does: end the run, or leave the step out, up to ten in a row"
+    )
+    min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting of the retain loss")
+    gradient_checkpointing: bool = Field(False, description="trade time for activation memory")
+    shard: bool = Field(False, description="split the frozen weights among the processes (FSDP2)")
+    compile: bool = Field(False, description="compile the network's blocks with torch.compile")
+    channels_last: bool = Field(False, description="lay pictures out as convolutions on a GPU like them")
+    seed: int = Field(0, ge=0, description="seed of the adapter, the batches, the noise")
+    threads: int | None = Field(None, ge=1, description="CPU threads; small models are fastest with 1")
+    check_memory: bool = Field(True, description="refuse in advance what `plan` says does not fit")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+    sample_every: int | None = Field(None, ge=1, description="steps between sample pictures")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="steps between evaluations, of which the best adapter is kept; omit for the last one"
+    )
+    average: int = Field(
+        1, ge=1, description="adapters whose mean is written: the last step's and earlier ones; not with evaluate_every"
+    )
+    average_every: int = Field(100, ge=1, description="steps between them")
+    log_with: list[Literal["tensorboard", "wandb"]] = Field(
+        default_factory=list, description="trackers beside the JSONL log"
+    )

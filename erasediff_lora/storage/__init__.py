@@ -1,0 +1,1 @@
+"""Files that survive: atomic and checksummed writes, locks, the folder of a run."""

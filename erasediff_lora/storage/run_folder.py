@@ -1,0 +1,129 @@
+"""The folder of a run: its lock, its log, its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.storage.files import sweep, writable, write_text
+from erasediff_lora.storage.locks import Held, lock
+
+RECIPE_FILE = "recipe.yaml"
+EVALUATION_FILE = "evaluation.json"
+REPORT_FILE = "report.html"
+GRID_FILE = "before_after.png"
+PICTURES = "pictures"
+SET_SHEETS = {"forget": "forget_set.png", "retain": "retain_set.png"}
+LOG_FILE = "training_log.jsonl"
+CHECKPOINTS = "checkpoints"
+BEST_FILE = "checkpoints/best.safetensors"
+SELECTION_FILE = "selection.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+LOCK_FILE = ".lock"
+ADAPTER_FILE = "adapter.safetensors"
+TRAINER_FILE = "trainer.pt"
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def lock_run(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the output folder for this process.
+
+    Raises:
+        UserError: If another live process holds it, or it holds a run that is neither resumed nor overwritten.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            Problem("output", str(folder), f"cannot be made: {error.strerror or error}", "Choose another folder.")
+        ) from None
+    file = folder / LOCK_FILE
+    try:
+        with lock(file):
+            _make_place(folder, resume=resume, overwrite=overwrite)
+            yield
+    except Held as held:
+        raise UserError(
+            Problem(
+                "output",
+                str(folder),
+                f"is in use by {held.owner}.",
+                "Wait for it, or choose another --output.",
+            )
+        ) from None
+
+
+def _make_place(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    if (folder / RECIPE_FILE).exists() and not (resume or overwrite):
+        raise UserError(
+            Problem(
+                "output",
+                str(folder),
+                "holds a run already.",
+                "Continue it with --resume, replace it with --overwrite, or choose another --output.",
+            )
+        )
+    if overwrite and not resume:
+        for old in folder.iterdir():
+            if old.name != LOCK_FILE:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+    sweep(folder)
+    sweep(folder / CHECKPOINTS)
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """The evaluation.json in a folder.
+
+    Raises:
+        UserError: If there is none, or it is damaged or of an older version.
+    """
+    file = folder / EVALUATION_FILE
+    try:
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            Problem("run", str(folder), f"has no {EVALUATION_FILE}.", "Make it: erasediff-lora evaluate RUN.")
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            Problem("run", str(file), f"is damaged: {error}.", "Make it again: erasediff-lora evaluate RUN.")
+        ) from None
+    if not isinstance(result, dict) or not {"metrics", "attacks", "verdict", "recipe"} <= result.keys():
+        raise UserError(
+            Problem("run", str(file), "was written by an older version.", "Make it again: erasediff-lora evaluate RUN.")
+        )
+    return result
+
+
+class JsonLog:
+    """One JSON object a line. Resuming drops the lines from the step on that is done again."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        kept = []
+        if path.exists() and start > 0:
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= start]
+        write_text(path, "".join(line + "\n" for line in kept))
+        self._path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append a line and hand it to the system at once.
+
+        Raises:
+            UserError: If the disk is full.
+        """
+        with writable(self._path):
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,1 @@
+"""The loop that erases: set-up, steps, checkpoints, several processes."""

@@ -1,0 +1,128 @@
+"""The adversarial forget set: conditions that bring the concept back, found and trained against by turns.
+
+An erased name is not an erased concept: concept inversion learns another word for it on the erased model. Here the
+attack is part of the data. Every few steps it searches for such a word under the adapter as it is, and from then on a
+share of the forget pictures is trained under the words that it has found.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from erasediff_lora.data.captioned import CaptionedPictures, showing
+from erasediff_lora.data.prompts import substitute
+from erasediff_lora.data.sets import EncodedSet
+from erasediff_lora.denoisers import SLOT, Denoiser
+from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
+from erasediff_lora.objectives import Batch
+from erasediff_lora.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+class AdversarialSet:
+    """The conditions of every concept, and their part in the forget batch.
+
+    Args:
+        recipe: Its `adversary`, and the concepts.
+        denoiser: The network in training, with its encoders.
+        forget: D_f.
+        mean: Averages over processes, so that all of them go on with the same conditions.
+    """
+
+    def __init__(
+        self, recipe: Recipe, denoiser: Denoiser, forget: EncodedSet, mean: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.settings, self.seed = recipe.adversary, recipe.training.seed
+        self.denoiser, self.mean = denoiser, mean
+        texts = [forget.prompts[row] for row in forget.captions.tolist()]
+        names = [concept.name for concept in recipe.forget.concepts]
+        self.pictures: dict[str, CaptionedPictures] = {}
+        self.shown: list[tuple[str, str]] = [("", "")] * len(texts)
+        """Concept and caption of each picture, with SLOT in the place of the name."""
+        for name in names:
+            chosen = showing(texts, name, [other for other in names if other != name])
+            captions = [substitute(texts[row], name, SLOT) for row in chosen]
+            self.pictures[name] = CaptionedPictures(forget.latents[chosen], forget.shapes[chosen], captions)
+            for row, caption in zip(chosen, captions, strict=True):
+                self.shown[row] = name, caption
+        self.pools: dict[str, Tensor] = {}
+        """Concept -> token embeddings, (P, V, E), the newest last."""
+        self.loss: float | None = None
+        """Denoising loss that the last search came down to: it rises as the concept gets harder to bring back."""
+
+    def refresh(self, step: int) -> None:
+        """Search for a condition of every concept, if it is time; the oldest one gives way.
+
+        A search that goes on from one of the pool replaces that one, and counts as new.
+        """
+        number, rest = divmod(step, self.settings.refresh_every)
+        if rest:
+            return
+        seed = self.seed * 1_000_003 + number
+        for name, pictures in self.pictures.items():
+            pool = list(self.pools.get(name, ()))
+            place = self._place(len(pool), seed)
+            if place is None:
+                start = starting_vectors(self.denoiser, [], self.settings.vectors, number, seed)
+            else:
+                start = pool.pop(place)
+            found = self.mean(self._search(pictures, start, seed))
+            if not bool(torch.isfinite(found).all()):
+                log.warning("the search for a condition of %s at step %d is not finite and left out", name, step + 1)
+                continue
+            self.pools[name] = torch.stack([*pool, found])[-self.settings.pool :]
+
+    def mixed(self, forget: Sequence[Batch]) -> list[Batch]:
+        """The forget batch, a share of it under adversarial conditions in the place of the concept's name."""
+        return [self._mix(batch) for batch in forget]
+
+    def state(self) -> dict[str, Tensor]:
+        """The conditions, on the CPU."""
+        return {name: pool.cpu() for name, pool in self.pools.items()}
+
+    def load_state(self, pools: Mapping[str, Tensor]) -> None:
+        """Put what `state` returned back."""
+        self.pools = {name: pool.to(self.denoiser.device) for name, pool in pools.items()}
+
+    def _place(self, known: int, seed: int) -> int | None:
+        """Where in the pool a search goes on; None: it starts anew."""
+        generator = torch.Generator().manual_seed(seed)
+        if not known or float(torch.rand(1, generator=generator)) >= self.settings.continued:
+            return None
+        return int(torch.randint(known, (1,), generator=generator))
+
+    def _search(self, pictures: CaptionedPictures, start: Tensor, seed: int) -> Tensor:
+        settings = self.settings
+        vectors, losses = invert(
+            self.denoiser,
+            pictures.noised(self.denoiser, settings.batch_size, seed),
+            start,
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+        )
+        last = losses[-max(1, len(losses) // 4) :]
+        self.loss = sum(last) / len(last)
+        return vectors
+
+    def _mix(self, batch: Batch) -> Batch:
+        assert batch.rows is not None and batch.condition_draw is not None
+        places, captions, conditions = [], [], []
+        for place, (row, drawn) in enumerate(zip(batch.rows.tolist(), batch.condition_draw.tolist(), strict=True)):
+            name, caption = self.shown[row]
+            if drawn < self.settings.share and name in self.pools:
+                pool = self.pools[name]
+                places.append(place)
+                captions.append(caption)
+                conditions.append(pool[int(drawn / self.settings.share * len(pool))])
+        if not places:
+            return batch
+        with torch.no_grad():
+            encoded = self.denoiser.encode_slots(captions, torch.stack(conditions)).to(batch.prompts)
+        rows = torch.tensor(places, device=encoded.device)
+        return replace(batch, prompts=batch.prompts.index_copy(0, rows, encoded))

@@ -1,0 +1,99 @@
+"""Checkpoints of a run: written whole or not at all, and only gone on from by the recipe that began it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.recipe import FREE_FIELDS, RESULT_SECTIONS, Recipe
+from erasediff_lora.storage import checksummed
+from erasediff_lora.storage.checksummed import Damaged
+from erasediff_lora.storage.files import atomic, atomic_folder, sha256
+from erasediff_lora.storage.run_folder import ADAPTER_FILE, CHECKPOINTS, RECIPE_FILE, TRAINER_FILE
+
+log = logging.getLogger(__name__)
+
+
+def check_same_run(recipe: Recipe) -> None:
+    """A run is resumed with the recipe that it was started with.
+
+    Raises:
+        UserError: Naming each field that differs and changes the result.
+    """
+    file = recipe.output / RECIPE_FILE
+    if not file.exists():
+        return
+    before = Recipe.load(file).model_dump(mode="json")
+    problems = []
+    for section, now in recipe.model_dump(mode="json", include=RESULT_SECTIONS).items():
+        for name, value in now.items():
+            is_free = section == "training" and name in FREE_FIELDS
+            if value != before[section].get(name) and not is_free:
+                problems.append(
+                    Problem(
+                        f"{section}.{name}",
+                        value,
+                        f"was {before[section].get(name)!r} when the run was started.",
+                        "Put it back, or start a new run in another --output.",
+                    )
+                )
+    if problems:
+        raise UserError(*problems)
+
+
+def save_checkpoint(folder: Path, step: int, adapter: dict[str, Tensor], trainer: dict[str, Any], keep: int) -> Path:
+    """Write checkpoints/step-N whole or not at all, then drop all but the `keep` newest.
+
+    Raises:
+        UserError: If the disk is full or forbids it; earlier checkpoints are still there.
+    """
+    final = folder / CHECKPOINTS / f"step-{step:06d}"
+    if not final.exists() or _checkpoint(final) is None:
+        with atomic_folder(final) as partial:
+            # Through a Python stream: torch's own writer does not say that a disk is full.
+            with atomic(partial / TRAINER_FILE) as temporary, temporary.open("wb") as stream:
+                torch.save(trainer | {"step": step}, stream)
+            mark = {TRAINER_FILE: sha256((partial / TRAINER_FILE).read_bytes())}
+            checksummed.write(adapter, partial / ADAPTER_FILE, mark, field="output")
+    older = sorted(folder for folder in final.parent.glob("step-*") if folder.name < final.name)
+    for old in older[: max(0, len(older) - keep + 1)]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The adapter and the trainer's state of the newest whole checkpoint; None if there is none yet.
+
+    Raises:
+        UserError: If there are some, and all of them are damaged.
+    """
+    checkpoints = sorted((folder / CHECKPOINTS).glob("step-*"), reverse=True)
+    for path in checkpoints:
+        if (found := _checkpoint(path)) is not None:
+            return found
+    if checkpoints:
+        raise UserError(
+            Problem("--resume", str(folder), "every checkpoint in it is damaged.", "Start anew with --overwrite.")
+        )
+    return None
+
+
+def _checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `save_checkpoint` wrote, if it is still that."""
+    try:
+        adapter, mark = checksummed.read(path / ADAPTER_FILE)
+        content = (path / TRAINER_FILE).read_bytes()
+    except (Damaged, OSError) as error:
+        log.warning("the checkpoint %s is damaged (%s)", path, error)
+        return None
+    if mark.get(TRAINER_FILE) != sha256(content):
+        log.warning("the checkpoint %s is damaged (%s does not match its hash)", path, TRAINER_FILE)
+        return None
+    return adapter, torch.load(io.BytesIO(content), weights_only=True)

@@ -1,0 +1,120 @@
+"""Several processes under accelerate: they start, stop and fail together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
+
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.storage.run_folder import lock_run
+from erasediff_lora.training.stop_signal import StopSignal
+
+LONGEST_WAIT = timedelta(hours=24)
+"""The first process may draw the sets for hours while the others wait; torch's own limit is 10 minutes."""
+LOST = ("connection closed", "connection reset", "broken pipe", "connectionerror", "timed out", "remote process")
+ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
+}
+"""What `accelerate launch` sets -> the distributed type that asked for it."""
+
+
+def start(recipe: Recipe) -> Accelerator:
+    """Join the other processes, if there are any.
+
+    Raises:
+        UserError: If a batch cannot be shared evenly, or the launcher asks for an engine that steps by itself.
+    """
+    if engines := [name for variable, name in ENGINES.items() if parse_flag_from_env(variable)]:
+        raise UserError(
+            Problem(
+                "distributed_type",
+                engines[0],
+                "takes the backward pass over, of which a step here has two, with gradients that are kept apart.",
+                "Use MULTI_GPU (recipes/accelerate/gpus.yaml); to split the frozen weights add --training.shard true.",
+            )
+        )
+    accelerator = Accelerator(
+        cpu=recipe.model.device == "cpu" or not torch.cuda.is_available(),
+        log_with=list(recipe.training.log_with) or None,
+        project_dir=str(recipe.output),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+    )
+    world, parts = accelerator.num_processes, recipe.training.gradient_accumulation
+    if recipe.training.batch_size % (world * parts):
+        raise UserError(
+            Problem(
+                "training.batch_size",
+                recipe.training.batch_size,
+                f"cannot be shared evenly by {world} processes"
+                + (f" with training.gradient_accumulation {parts}." if parts > 1 else "."),
+                f"Use a multiple of {world * parts}.",
+            )
+        )
+    return accelerator
+
+
+@contextmanager
+def lock_output_on_main(accelerator: Accelerator, folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the output folder in the main process; if that fails, it fails in all.
+
+    Raises:
+        UserError: As `lock_run` does.
+    """
+    with ExitStack() as held:
+        outcome: list[tuple[Problem, ...]] = [()]
+        if accelerator.is_main_process:
+            try:
+                held.enter_context(lock_run(folder, resume=resume, overwrite=overwrite))
+            except UserError as error:
+                outcome = [error.problems]
+        broadcast_object_list(outcome)
+        if outcome[0]:
+            raise UserError(*outcome[0])
+        yield
+
+
+@contextmanager
+def explain_lost_peer(accelerator: Accelerator, folder: Path) -> Iterator[None]:
+    """Say what it means that another process is gone.
+
+    Raises:
+        UserError: In place of the error of a broken connection.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or not any(sign in str(error).lower() for sign in LOST):
+            raise
+        raise UserError(
+            Problem(
+                "processes",
+                accelerator.num_processes,
+                f"process {accelerator.process_index} lost another one: {str(error).splitlines()[0]}",
+                f"The other one's message says why. To go on from the last checkpoint in {folder}, add --resume.",
+            )
+        ) from error
+
+
+def agreed(accelerator: Accelerator, stop: StopSignal) -> int | None:
+    """The signal that any process got: all must stop after the same step."""
+    if accelerator.num_processes == 1:
+        return stop.signum
+    seen = accelerator.gather(torch.tensor([stop.signum or 0], device=accelerator.device))
+    return int(seen.max()) or None
+
+
+def all_have(accelerator: Accelerator, thing: object | None) -> bool:
+    """Whether no process is without it."""
+    if accelerator.num_processes == 1:
+        return thing is not None
+    seen = accelerator.gather(torch.tensor([thing is not None], device=accelerator.device))
+    return bool(seen.all())

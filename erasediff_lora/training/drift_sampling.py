@@ -1,0 +1,71 @@
+"""Keeping what is near: which retain prompts the erasure disturbs most, by the drift of the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from erasediff_lora.data.captioned import CaptionedPictures
+from erasediff_lora.data.sets import EncodedSet
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.objectives.base import Predict
+from erasediff_lora.recipe import RetainSet
+
+MEMORY = 0.7
+"""Share of a prompt's earlier score that is left after a new measurement of it."""
+
+
+class DriftSampler:
+    """‖ε_θ − ε_0‖² of every retain prompt, measured on a few noised retain pictures from time to time.
+
+    Args:
+        settings: Its `focus`.
+        denoiser: The network in training.
+        retain: D_r.
+        predict_base: ε_0.
+        mean: Averages over processes, so that all of them draw the same batches.
+        seed: Of the pictures, timesteps and noise.
+    """
+
+    def __init__(
+        self,
+        settings: RetainSet,
+        denoiser: Denoiser,
+        retain: EncodedSet,
+        predict_base: Predict,
+        mean: Callable[[Tensor], Tensor],
+        seed: int,
+    ) -> None:
+        self.settings, self.denoiser, self.retain = settings, denoiser, retain
+        self.predict_base, self.mean, self.seed = predict_base, mean, seed
+        self.rows = {text: row for row, text in enumerate(retain.prompts)}
+        captions = [retain.prompts[row] for row in retain.captions.tolist()]
+        self.pictures = CaptionedPictures(retain.latents, retain.shapes, captions)
+        self.scores = torch.zeros(len(retain.prompts))
+        """By prompt; 0: not measured yet, or not disturbed at all."""
+
+    @torch.no_grad()
+    def measure(self, step: int) -> None:
+        """Look at some pictures, if it is time."""
+        if step == 0 or step % self.settings.focus_every:
+            return
+        settings, seed = self.settings, self.seed * 1_000_003 + step
+        noisy, timesteps, _, texts = next(self.pictures.noised(self.denoiser, settings.focus_samples, seed))
+        captions = torch.tensor([self.rows[text] for text in texts])
+        given = noisy, timesteps, self.retain.embeddings[captions].to(noisy)
+        drift = (self.denoiser.predict(*given) - self.predict_base(*given)).float().square().flatten(1).mean(dim=1)
+        drift = self.mean(drift).cpu()
+        for caption in captions.unique():
+            new, old = drift[captions == caption].mean(), self.scores[caption]
+            if torch.isfinite(new):
+                self.scores[caption] = new if old == 0 else MEMORY * old + (1 - MEMORY) * new
+
+    def drift_weights(self) -> Tensor | None:
+        """How often each retain picture should be drawn, (N,), relative to the others; None: all alike."""
+        known = self.scores > 0
+        if not bool(known.any()):
+            return None
+        scores = torch.where(known, self.scores, self.scores[known].mean())
+        return scores[self.retain.captions]

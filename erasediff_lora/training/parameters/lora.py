@@ -1,0 +1,102 @@
+"""A LoRA adapter in the network, through peft."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from erasediff_lora.adapter import formats, modules
+from erasediff_lora.adapter.formats.base import peft_layers
+from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.weights import LoraAdapter
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.recipe import Lora
+
+NAME = "default"
+
+
+def lora_layers(network: nn.Module) -> dict[str, Any]:
+    """Path -> peft's wrapper of every module that has been adapted."""
+    return {path: module for path, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+class LowRank:
+    """A fresh adapter of float32 at least: B = 0, so the network predicts as before. θ are the As and Bs.
+
+    Args:
+        settings: Rank, scale, and which modules are adapted.
+        denoiser: The base.
+        seed: Of the As.
+
+    Raises:
+        UserError: If the targets match nothing.
+    """
+
+    def __init__(self, settings: Lora, denoiser: Denoiser, seed: int) -> None:
+        self.network, self.component = denoiser.network, denoiser.component
+        self.modules = modules.resolve(settings.targets, denoiser.target_presets, modules.adaptable(self.network))
+        self.config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
+            target_modules=self.modules,
+            lora_dropout=settings.dropout,
+            use_rslora=settings.rslora,
+            use_dora=settings.dora,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            inject_adapter_in_model(self.config, self.network, NAME)
+        self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        for parameter in self.parameters:
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+    @property
+    def base_weights(self) -> list[Tensor]:
+        return [layer.get_base_layer().weight for layer in lora_layers(self.network).values()]
+
+    def weight_changes(self) -> list[Tensor]:
+        return [layer.get_delta_weight(NAME) for layer in lora_layers(self.network).values()]
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        layers = lora_layers(self.network).values()
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in get_peft_model_state_dict(self.network, adapter_name=NAME).items()
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        set_peft_model_state_dict(self.network, dict(tensors), adapter_name=NAME)
+
+    def save(self, folder: Path, provenance: Provenance) -> None:
+        """Write the adapter in every format that has names for its weights."""
+        adapter = self.collect(provenance)
+        for name in formats.suited(adapter):
+            formats.write(adapter, folder, name, overwrite=True)
+
+    def collect(self, provenance: Provenance) -> LoraAdapter:
+        """The adapter as it can be written to files."""
+        fields = {"lora_alpha": self.config.lora_alpha, "use_rslora": self.config.use_rslora}
+        layers = peft_layers(self.state(), fields, Path(self.component))
+        return LoraAdapter({f"{self.component}.{path}": layer for path, layer in layers.items()}, provenance)
+
+    @property
+    def summary(self) -> str:
+        size = sum(parameter.numel() for parameter in self.parameters)
+        return f"adapter: rank {self.config.r} on {len(self.modules)} modules, {size:,} parameters"

@@ -1,0 +1,88 @@
+"""What an objective computes before the first step: made once, cached, and its time remembered."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from erasediff_lora.recipe import FREE_FIELDS, RESULT_SECTIONS, Recipe
+from erasediff_lora.storage import checksummed
+from erasediff_lora.storage.files import sha256
+from erasediff_lora.storage.locks import making
+from erasediff_lora.training.distributed import all_have
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Tensors of an objective, and what they cost when they were made.
+
+    Attributes:
+        tensors: What `Objective.prepare` returned.
+        seconds: By the clock.
+        processor_seconds: Of the process.
+    """
+
+    tensors: list[Tensor]
+    seconds: float
+    processor_seconds: float
+
+
+def prepared(
+    recipe: Recipe, base_fingerprint: str, accelerator: Accelerator, make: Callable[[], Sequence[Tensor]]
+) -> Preparation:
+    """From the cache, or made by all processes together and cached.
+
+    Args:
+        recipe: All but where it is written determines the tensors.
+        base_fingerprint: Of the base's weights.
+        accelerator: The processes, which share a batch and so make the tensors together or not at all.
+        make: Computes the tensors on the fresh adapter.
+
+    Raises:
+        UserError: If the cache cannot be written.
+    """
+    values = recipe.model_dump(mode="json", include=RESULT_SECTIONS)
+    values["training"] = {name: value for name, value in values["training"].items() if name not in FREE_FIELDS}
+    key = sha256(json.dumps([values, base_fingerprint, accelerator.num_processes], sort_keys=True).encode())
+    file = recipe.cache.expanduser() / f"prepared-{key[:32]}.safetensors"
+    if (found := _read_by_all(file, accelerator)) is not None:
+        return found
+    writes = accelerator.is_local_main_process
+    with making(file, "what the objective prepares") if writes else nullcontext():
+        accelerator.wait_for_everyone()
+        if (found := _read_by_all(file, accelerator)) is not None:  # made by the run that was waited for
+            return found
+        began = time.perf_counter(), time.process_time()
+        tensors = [tensor.detach().cpu() for tensor in make()]
+        made = Preparation(tensors, time.perf_counter() - began[0], time.process_time() - began[1])
+        if tensors and writes:
+            costs = {"seconds": str(made.seconds), "processor_seconds": str(made.processor_seconds)}
+            checksummed.write({f"{index:06d}": t for index, t in enumerate(tensors)}, file, costs)
+    return made
+
+
+def _read_by_all(file: Path, accelerator: Accelerator) -> Preparation | None:
+    """The entry, if every process has it."""
+    found = _read(file)
+    if not all_have(accelerator, found):
+        return None
+    log.info("the objective's preparation is from the cache %s", file)
+    return found
+
+
+def _read(file: Path) -> Preparation | None:
+    if (found := checksummed.cached(file)) is None:
+        return None
+    tensors, costs = found
+    in_order = [tensors[name] for name in sorted(tensors)]
+    return Preparation(in_order, float(costs["seconds"]), float(costs["processor_seconds"]))

@@ -1,0 +1,110 @@
+"""Keeping the best adapter of a training run.
+
+The rule: of the adapters that keep enough of the base's retain accuracy (`evaluation.retain_floor`), the one with the
+highest unlearning accuracy; among equals the one that retains more, then the earliest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from erasediff_lora.data.prompts import balanced
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.evaluation import judges
+from erasediff_lora.evaluation.evidence import names
+from erasediff_lora.evaluation.metrics.accuracy import kept, share, success
+from erasediff_lora.evaluation.picture_store import PictureStore
+from erasediff_lora.evaluation.pictures import forget_prompts, generate, painter, retain_prompts
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.storage.files import save_safetensors, write_text
+from erasediff_lora.storage.run_folder import BEST_FILE, SELECTION_FILE
+
+log = logging.getLogger(__name__)
+SEED_OFFSET = 500_000
+"""The pictures that choose are not those that the final evaluation judges."""
+
+
+@dataclass
+class Selection:
+    """The adapters of a run that were evaluated while it went on.
+
+    Attributes:
+        recipe: Says how many pictures, of which prompts, and the floor.
+        denoiser: With the adapter in training.
+        disabled: Switches the adapter off, for the base's own retain accuracy.
+    """
+
+    recipe: Recipe
+    denoiser: Denoiser
+    disabled: Callable[[], AbstractContextManager[Any]]
+
+    def consider(self, step: int, adapter: Mapping[str, Tensor]) -> None:
+        """Evaluate the adapter as it is, and keep it if it is the best so far."""
+        rows = [row for row in self._read() if row["step"] < step]
+        rows.append({"step": step} | self._measure(step, rows))
+        if best_row(rows) is rows[-1]:
+            save_safetensors(dict(adapter), self.recipe.output / BEST_FILE, {"step": str(step)})
+        write_text(self.recipe.output / SELECTION_FILE, json.dumps(rows, indent=2) + "\n")
+        row = rows[-1]
+        log.info(
+            "step %d: unlearning accuracy %.1f%%, retain accuracy %.1f%% (required: %.1f%%)%s",
+            *(step, 100 * row["unlearning_accuracy"], 100 * row["retain_accuracy"], 100 * row["floor"]),
+            ", the best so far" if best_row(rows) is row else "",
+        )
+
+    def best(self) -> dict[str, Tensor] | None:
+        """The adapter to keep; None if none was evaluated or all fall below the floor."""
+        rows = self._read()
+        best = best_row(rows)
+        if best is None:
+            if rows:
+                log.warning(
+                    "no adapter kept %.1f%% of the retain pictures; the last one is saved", 100 * rows[-1]["floor"]
+                )
+            return None
+        with safe_open(self.recipe.output / BEST_FILE, framework="pt") as stored:
+            if stored.metadata()["step"] != str(best["step"]):  # of a run that got further, and was resumed from before
+                log.warning("the adapter of step %d, the best, is not there; the last one is saved", best["step"])
+                return None
+            log.info("the adapter of step %d is kept", best["step"])
+            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+
+    def _read(self) -> list[dict[str, Any]]:
+        file = self.recipe.output / SELECTION_FILE
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+    def _measure(self, step: int, rows: list[dict[str, Any]]) -> dict[str, float]:
+        options = self.recipe.evaluation
+        assert options.judge is not None  # the recipe's checks see to that
+        judge = judges.load(options.judge, names(self.recipe))
+        seed, paint = options.seed + SEED_OFFSET, painter(self.denoiser, self.recipe)
+        forget = balanced(forget_prompts(self.recipe), options.sweep_samples, seed)
+        retain = balanced(retain_prompts(self.recipe), options.sweep_samples, seed)
+        if rows:
+            floor = rows[-1]["floor"]
+        else:
+            store = PictureStore.of(self.recipe, self.denoiser, None)
+            with self.disabled():
+                before = generate(paint, self.recipe, retain, seed + len(forget), "retain, base", store)
+            floor = options.retain_floor * (share([row[0] for row in kept(judge, before)]) or 0.0)
+        forgotten = generate(paint, self.recipe, forget, seed, f"forget, step {step}")
+        retained = generate(paint, self.recipe, retain, seed + len(forget), f"retain, step {step}")
+        return {
+            "unlearning_accuracy": share([not seen for seen in success(judge, forgotten)]) or 0.0,
+            "retain_accuracy": share([row[0] for row in kept(judge, retained)]) or 0.0,
+            "floor": floor,
+        }
+
+
+def best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row that the rule chooses; None if none reaches the floor."""
+    able = [row for row in rows if row["retain_accuracy"] >= row["floor"]]
+    return max(able, key=lambda row: (row["unlearning_accuracy"], row["retain_accuracy"], -row["step"]), default=None)

@@ -1,0 +1,183 @@
+"""What a training step costs, beside the network passes that it must make and beside diffusers' own training step.
+
+    export OMP_NUM_THREADS=1
+    python scripts/benchmarks/bench_step.py [--only demo sd15-256 sdxl-512-checkpointing] [--variants compile]
+
+In turns, on one network: a whole step; its bare passes (the forget target without gradient, forward and backward of the
+retain and of the forget loss, the passes of the inner steps); the retain loss with its gradient; the step that
+diffusers' example script for LoRA takes on the same batch. With --full also a step of EraseDiff as published, on a
+copy of all weights. The embedded model, or configurations of bench_memory.py with random weights. Medians; prints a
+Markdown table and writes step.json under --work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bench_memory
+import torch
+
+from erasediff_lora import __version__
+from erasediff_lora.data.batches import denoising_target
+from erasediff_lora.objectives.base import loss_and_gradient
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.yaml_io import overlay, read_yaml
+from erasediff_lora.training import distributed, loop
+from erasediff_lora.training.setup import Run, set_up
+
+DEMO = Path(__file__).parent.parent.parent / "recipes/demo_concept.yaml"
+OBJECTIVES = {
+    "grad_norm, detached": {"objective.barrier": "grad_norm", "objective.gradient": "detached"},
+    "gap, detached": {"objective.barrier": "gap", "objective.gradient": "detached"},
+    "gap, first order": {"objective.barrier": "gap", "objective.gradient": "first_order"},
+}
+PUBLISHED = {"adapter": "none", "objective": {"name": "erasediff", "preset": "paper"}, "training.learning_rate": 1e-5}
+VARIANTS = {
+    "plain": {},
+    "channels_last": {"training.channels_last": True},
+    "compile": {"training.compile": True},
+}
+
+
+def recipe_of(name: str, work: Path, overrides: dict[str, Any]) -> Recipe:
+    """A configuration's recipe, written under a folder of its own."""
+    values = read_yaml(DEMO) if name == "demo" else bench_memory.recipe_values(name, work, steps=1)
+    return Recipe.parse(overlay(values, {"output": tempfile.mkdtemp(dir=work)} | overrides))
+
+
+def bare_passes(run: Run, forget: list, retain: list) -> None:
+    """The forward and backward passes of one step, and nothing else."""
+    settings = run.recipe.objective
+    network = run.objective.network  # type: ignore[attr-defined]
+
+    def forward_backward(batch, target) -> None:
+        prediction = network.predict(batch.noisy, batch.timesteps, batch.prompts)
+        loss = torch.nn.functional.mse_loss(prediction.float(), target.float())
+        torch.autograd.grad(loss, run.trainable.parameters, allow_unused=True)
+
+    targets = [run.objective.forget_target(batch) for batch in forget]  # type: ignore[attr-defined]
+    for batch in retain:
+        forward_backward(batch, batch.target)
+    inner = 0 if settings.inner_steps_are_inert else settings.inner_steps - 1  # the first reuses the outer gradient
+    for _ in range(1 + inner + (settings.gradient == "first_order")):
+        for batch, target in zip(forget, targets, strict=True):
+            forward_backward(batch, target)
+    if not settings.inner_steps_are_inert and settings.gradient == "detached":
+        with torch.no_grad():
+            for batch in forget:
+                network.predict(batch.noisy, batch.timesteps, batch.prompts)
+
+
+def diffusers_step(run: Run, retain: list) -> None:
+    """As examples/text_to_image/train_text_to_image_lora.py steps, from latents and embeddings on."""
+    scheduler = run.denoiser.noise_scheduler
+    parameters = run.trainable.parameters
+    for batch in retain:
+        latents = batch.target.to(batch.noisy.dtype)  # any tensor of that shape costs the same
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        target = denoising_target(scheduler, latents, noise, timesteps)
+        prediction = run.denoiser.predict(noisy, timesteps, batch.prompts)
+        loss = torch.nn.functional.mse_loss(prediction.float(), target.float(), reduction="mean")
+        run.accelerator.backward(loss / len(retain))
+    run.accelerator.clip_grad_norm_(parameters, 1.0)
+    run.optimizer.step()
+    run.schedule.step()
+    run.optimizer.zero_grad()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """By the clock, with the device's work done."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronize()
+    began = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - began
+
+
+def measure(recipe: Recipe, rounds: int, warm_up: int) -> dict[str, float]:
+    """Median seconds of everything that is compared, in turns; the first `warm_up` rounds do not count."""
+    run = set_up(recipe, distributed.start(recipe), resume=False)
+    times: dict[str, list[float]] = {"bare": [], "step": [], "retain": [], "diffusers": []}
+    for step in range(rounds + warm_up):
+        forget, retain = run.sampler.draw(step)
+        jobs: dict[str, Callable[[], object]] = {"step": partial(loop.take_step, run, step)}
+        if recipe.adapter.kind == "lora":
+            objective: Any = run.objective
+            jobs |= {
+                "bare": partial(bare_passes, run, forget, retain),
+                "retain": partial(loss_and_gradient, objective.network, retain, objective._loss),
+                "diffusers": partial(diffusers_step, run, retain),
+            }
+        for name, job in jobs.items():
+            times[name].append(seconds(job))
+    medians = {name: statistics.median(values[warm_up:]) for name, values in times.items() if values}
+    del run
+    gc.collect()
+    return medians
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of the results."""
+    lines = [
+        "| configuration | objective | step | bare passes | ratio | retain pass | diffusers' step | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [row["configuration"], row["objective"], f"{row['step']:.3f} s"]
+        if "bare" in row:
+            cells += [f"{row['bare']:.3f} s", f"{row['step'] / row['bare']:.3f}"]
+            cells += [f"{row['retain']:.3f} s", f"{row['diffusers']:.3f} s", f"{row['retain'] / row['diffusers']:.3f}"]
+        else:
+            cells += ["–"] * 5
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure what is asked for, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/memory"))
+    parser.add_argument("--only", nargs="+", default=["demo"], help="demo, or names of bench_memory.py's grid")
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
+    parser.add_argument("--variants", nargs="+", default=["plain"], choices=list(VARIANTS))
+    parser.add_argument("--full", action="store_true", help="also all weights, as published")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--warm_up", type=int, default=2, help="rounds before those that count")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for name in arguments.only:
+        chosen = {
+            f"{objective}{'' if variant == 'plain' else ', ' + variant}": OBJECTIVES[objective] | VARIANTS[variant]
+            for objective in arguments.objectives
+            for variant in arguments.variants
+        }
+        if arguments.full:
+            chosen["published, all weights"] = PUBLISHED
+        for objective, overrides in chosen.items():
+            row = measure(recipe_of(name, arguments.work, overrides), arguments.rounds, arguments.warm_up)
+            rows.append({"configuration": name, "objective": objective} | row)
+            print(table(rows), flush=True)
+    cuda = torch.cuda.is_available()
+    environment = {
+        "version": __version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} thread(s)",
+    }
+    (arguments.work / "step.json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

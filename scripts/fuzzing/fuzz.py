@@ -1,0 +1,129 @@
+"""Coverage-guided fuzzing of everything that reads foreign files; needs `pip install atheris`.
+
+    python scripts/fuzzing/fuzz.py recipe|adapter|labelled|captions [-runs=1000000] [libFuzzer options] [CORPUS]
+
+A target fails on anything but a result or a UserError, on a result that cannot be shown, and after 5 s.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+
+import hostile_files
+import torch
+
+from erasediff_lora.adapter import formats
+from erasediff_lora.data import images, labelled
+from erasediff_lora.errors import UserError
+from erasediff_lora.recipe import Images, Recipe
+
+MEMORY = Path("/dev/shm")
+WORK = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+FRAGMENTS = [
+    *("unet.", "lora_unet_", "base_model.model.", "text_encoder.", "transformer.", "down_blocks.0.attentions.0."),
+    *("down_blocks_0_attentions_0_", "transformer_blocks.0.", "transformer_blocks_0_", "attn1.to_q", "attn1_to_q"),
+    *("mid_block.resnets.0.conv1", ".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight"),
+    *(".alpha", ".lora_magnitude_vector", ".dora_scale", ".processor", "input_blocks_1_1_", "proj_in", ".", "_", ""),
+]
+METADATA = [
+    *("lora_adapter_metadata", "erasediff.concepts", "erasediff.resolution", "ss_network_alpha", "modelspec.title"),
+    *("erasediff.history", "erasediff.architecture", "format"),
+]
+
+
+def recipe(data: bytes) -> None:
+    """A recipe file."""
+    file = WORK / "recipe.yaml"
+    file.write_bytes(data)
+    Recipe.load(file).to_yaml()
+
+
+def adapter(data: bytes) -> None:
+    """An adapter file: any bytes, or a header put together from what adapters are made of."""
+    file = WORK / "adapter.safetensors"
+    file.write_bytes(data[1:] if data[:1] < b"\x40" else _assembled(data[1:]))
+    read = formats.read(file)
+    for layer in read.layers.values():
+        if layer.rank < 100 and max(layer.shape) < 100:
+            layer.delta()
+
+
+def _assembled(data: bytes) -> bytes:
+    """Reads bytes as choices: fragments of a name, a shape; the last ones are metadata."""
+    rest = list(data)
+    take = lambda limit: rest.pop(0) % limit if rest else 0  # noqa: E731
+    header, position = {}, 0
+    for _ in range(take(6)):
+        key = "".join(FRAGMENTS[take(len(FRAGMENTS))] for _ in range(1 + take(5)))
+        entry = hostile_files.tensor([take(5) for _ in range(take(5))], position)
+        header[key] = entry
+        position = entry["data_offsets"][1]
+    notes = {METADATA[take(len(METADATA))]: bytes(rest[: take(60)]).decode("utf-8", "replace") for _ in range(take(3))}
+    content = torch.full((position // 4,), float(take(3))).numpy().tobytes()
+    return hostile_files.safetensors(header | ({"__metadata__": notes} if notes else {}), content)
+
+
+def labelled_set(data: bytes) -> None:
+    """A labelled set in Fashion-MNIST's layout."""
+    cut = int.from_bytes(data[:2], "little") % (len(data) + 1)
+    for name, part in (("train-images-idx3-ubyte.gz", data[2:cut]), ("train-labels-idx1-ubyte.gz", data[cut:])):
+        packed = part if part[:1] < b"\x10" else gzip.compress(part, 0)
+        (WORK / name).write_bytes(packed)
+    labelled.read(WORK)
+
+
+def captions(data: bytes) -> None:
+    """metadata.jsonl beside a picture."""
+    folder = WORK / "pictures"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "a.png").exists():
+        from PIL import Image
+
+        Image.new("RGB", (1, 1)).save(folder / "a.png")
+    (folder / "metadata.jsonl").write_bytes(data)
+    for picture in images.read("forget", Images(folder=folder, caption="a {concept}"), ["cat", "dog"], ["{concept}"]):
+        assert isinstance(picture.caption, str)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "recipe": recipe,
+    "adapter": adapter,
+    "labelled": labelled_set,
+    "captions": captions,
+}
+
+
+def once(name: str, data: bytes) -> None:
+    """Run a target; what a user would be told is no failure."""
+    try:
+        TARGETS[name](data)
+    except UserError as error:
+        assert str(error).replace("\n", "").isprintable()
+
+
+def _functions(*packages: str) -> set[FunctionType]:
+    """Those of a package's modules and of their classes, as far as they are imported."""
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in packages]
+    places = [*modules, *(value for module in modules for value in vars(module).values() if isinstance(value, type))]
+    values = [value for place in places for value in vars(place).values() if isinstance(value, FunctionType)]
+    return {value for value in values if (value.__module__ or "").partition(".")[0] in packages}
+
+
+def main() -> None:
+    """Fuzz a target until libFuzzer stops."""
+    import atheris
+
+    name = sys.argv.pop(1)
+    for function in _functions("erasediff_lora", "yaml"):
+        atheris.instrument_func(function)
+    atheris.Setup([*sys.argv, "-timeout=5"], lambda data: once(name, data))
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""The adversarial forget set: conditions found by the loop itself, and their part in the batch."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from refusals import refused
+from safetensors.torch import load_file
+
+from erasediff_lora import denoisers
+from erasediff_lora.data import sets
+from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.memory.plan import plan
+from erasediff_lora.objectives import OBJECTIVES, loss_scaling
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.training.adversarial_conditions import AdversarialSet
+
+SMALL = 1e-4
+ADVERSARY = {"pool": 3, "refresh_every": 1, "steps": 2, "batch_size": 2}
+CONCEPTS = [{"name": "cat", "anchor": "dog"}, {"name": "car", "anchor": "dog"}]
+
+
+@pytest.fixture
+def file(recipe_file):
+    return recipe_file(
+        forget={"concepts": CONCEPTS, "templates": ["a photo of a {concept}", "one {concept}"], "count": 8},
+        retain={"concepts": ["dog"], "focus": 0.5, "focus_every": 1, "contrast": 0.5},
+        adversary=ADVERSARY,
+    )
+
+
+@pytest.fixture
+def made(file):
+    """The adversarial set of a recipe, its encoded forget set, and a sampler of batches of 8."""
+    recipe = Recipe.load(file, {"adversary.share": 0.5, "training.batch_size": 8})
+    denoiser = denoisers.load(recipe.model)
+    forget = sets.prepare(recipe, denoiser, "forget")
+    sampler = BatchSampler.of(recipe, forget, forget, denoiser)
+    return AdversarialSet(recipe, denoiser, forget, mean=lambda tensor: tensor), forget, sampler
+
+
+def adapter_of(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "pytorch_lora_weights.safetensors")
+
+
+def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(made) -> None:
+    adversary, forget, sampler = made
+    (batch,) = sampler.draw(0)[0]
+    assert adversary.mixed([batch])[0] is batch, "nothing has been found yet"
+    for step in range(3):
+        adversary.refresh(step)
+    denoiser = adversary.denoiser
+    changed, used = [], set()
+    for step in range(6):
+        (batch,) = sampler.draw(step)[0]
+        (mixed,) = adversary.mixed([batch])
+        texts = [forget.prompts[row] for row in forget.captions[batch.rows].tolist()]
+        changed.append(0)
+        for text, before, after in zip(texts, batch.prompts, mixed.prompts, strict=True):
+            concept = "cat" if "cat" in text else "car"
+            candidates = [
+                denoiser.encode_slots([text.replace(concept, "<*>")], vectors)[0]
+                for vectors in adversary.pools[concept]
+            ]
+            if not torch.equal(before, after):
+                fits = [torch.allclose(after, candidate, atol=1e-6) for candidate in candidates]
+                assert any(fits), f"{text} goes on under a condition of {concept}, in its own wording"
+                used.add((concept, fits.index(True)))
+                changed[-1] += 1
+        assert mixed.anchors is batch.anchors and torch.equal(mixed.noisy, batch.noisy)
+    assert changed == [4] * 6, "half of each batch"
+    assert len(used) >= 4, "of all conditions"
+
+
+def test_a_search_finds_what_the_network_denoises_better_by(made) -> None:
+    """Against a random start, on pictures and noise that the search did not see."""
+    from erasediff_lora.denoisers.textual_inversion import invert, slot_loss, starting_vectors
+
+    adversary, _, _ = made
+    denoiser, pictures = adversary.denoiser, adversary.pictures["cat"]
+    start = starting_vectors(denoiser, [], 1, 0, seed=3)
+    found, _ = invert(denoiser, pictures.noised(denoiser, 4, 3), start, steps=60, learning_rate=0.05, label="test")
+    batch = next(pictures.noised(denoiser, 64, 99))
+    with torch.no_grad():
+        assert slot_loss(denoiser, batch, found) < slot_loss(denoiser, batch, start)
+
+
+def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(recipe_file, monkeypatch) -> None:
+    """On a loss so small that its gradient vanishes in float16 where it is not scaled."""
+    from erasediff_lora.evaluation.attacks import search
+
+    plain = search.slot_loss
+    monkeypatch.setattr(search, "slot_loss", lambda *arguments: SMALL * plain(*arguments))
+    moved = {}
+    for dtype, scale in ((torch.float32, 1.0), (torch.float16, 1024.0), (torch.float16, 1.0)):
+        monkeypatch.setattr(loss_scaling, "LOSS_SCALE", scale)
+        recipe = Recipe.load(recipe_file(adversary=ADVERSARY))
+        denoiser = denoisers.load(recipe.model)
+        adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda one: one)
+        denoiser.network.to(dtype)
+        denoiser.dtype = dtype
+        start = search.starting_vectors(denoiser, [], 1, 0, seed=3)
+        stream = adversary.pictures["cat"].noised(denoiser, 4, 3)
+        found, _ = search.invert(denoiser, stream, start, steps=5, learning_rate=0.01)
+        moved[dtype, scale] = (found - start).flatten()
+    likeness = {
+        key: float(torch.cosine_similarity(way, moved[torch.float32, 1.0], dim=0)) for key, way in moved.items()
+    }
+    assert likeness[torch.float16, 1024.0] > 0.99
+    assert likeness[torch.float16, 1.0] < 0.5
+
+
+def test_the_newest_conditions_are_kept_and_come_back(made) -> None:
+    adversary, _, _ = made
+    seen = []
+    for step in range(5):
+        adversary.refresh(step)
+        seen.append(adversary.pools["cat"][-1].clone())
+    assert adversary.pools["cat"].shape == (3, 1, 32)
+    assert torch.equal(adversary.pools["cat"], torch.stack(seen[-3:]))
+    state = adversary.state()
+    adversary.refresh(5)
+    adversary.load_state(state)
+    assert torch.equal(adversary.pools["cat"], torch.stack(seen[-3:]))
+
+
+def test_a_search_that_is_not_finite_is_left_out(made, monkeypatch, caplog) -> None:
+    adversary, _, sampler = made
+    monkeypatch.setattr(adversary.denoiser, "predict", lambda noisy, t, prompts: noisy * prompts.mean() * float("nan"))
+    adversary.refresh(0)
+    assert adversary.pools == {}
+    assert "the search for a condition of cat at step 1 is not finite and left out" in caplog.text
+    (batch,) = sampler.draw(0)[0]
+    assert torch.equal(adversary.mixed([batch])[0].prompts, batch.prompts)
+
+
+def test_refreshing_keeps_to_its_period(recipe_file) -> None:
+    recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"refresh_every": 3}))
+    denoiser = denoisers.load(recipe.model)
+    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
+    sizes = []
+    for step in range(7):
+        adversary.refresh(step)
+        sizes.append(len(adversary.pools["cat"]))
+    assert sizes == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_searches_go_on_from_conditions_of_the_pool(recipe_file) -> None:
+    """The same as one long search, restated: each stretch starts where an earlier one ended."""
+    from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
+
+    recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"continued": 1.0, "steps": 3}))
+    denoiser = denoisers.load(recipe.model)
+    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
+    found = starting_vectors(denoiser, [], 1, 0, seed=0)
+    for step in range(3):
+        stream = adversary.pictures["cat"].noised(denoiser, 2, step)
+        found, _ = invert(denoiser, stream, found, steps=3, learning_rate=recipe.adversary.learning_rate)
+        adversary.refresh(step)
+        assert torch.equal(adversary.pools["cat"], found[None]), "in the place of the one that it went on from"
+
+
+def test_some_searches_go_on_and_some_start_anew(recipe_file) -> None:
+    recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"continued": 0.5, "pool": 50}))
+    denoiser = denoisers.load(recipe.model)
+    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
+    for step in range(24):
+        adversary.refresh(step)
+    assert 6 <= len(adversary.pools["cat"]) <= 18
+
+
+def test_a_resumed_run_ends_bit_equal(file, cli, tmp_path) -> None:
+    assert cli("train", file).status == 0
+    assert cli("train", file, "--output", tmp_path / "plain", "--adversary.pool", "0").status == 0
+    assert cli("train", file, "--output", tmp_path / "half", "--training.steps", "2").status == 0
+    assert cli("train", file, "--output", tmp_path / "half", "--resume").status == 0
+    whole = adapter_of(tmp_path / "run")
+    assert all(torch.equal(tensor, adapter_of(tmp_path / "half")[name]) for name, tensor in whole.items())
+    assert any(not torch.equal(tensor, adapter_of(tmp_path / "plain")[name]) for name, tensor in whole.items())
+    refused(
+        cli("train", file, "--output", tmp_path / "half", "--resume", "--adversary.steps", "3"),
+        "adversary.steps = 3: was 2 when the run was started.",
+    )
+
+
+def test_a_concept_without_pictures_is_refused(recipe_file, cli, tmp_path) -> None:
+    (tmp_path / "pictures/cat").mkdir(parents=True)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "pictures/cat/1.png")
+    images = {"folder": str(tmp_path / "pictures"), "caption": "a photo of a {concept}"}
+    retain = {"concepts": ["dog"]}
+    file = recipe_file(forget={"concepts": CONCEPTS, "images": images}, retain=retain, adversary=ADVERSARY)
+    refused(cli("train", file), "forget = 'car': no picture of the forget set shows it.")
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_every_objective_trains_against_it(name, file, cli, tmp_path) -> None:
+    """The first step's forget loss is another one, where the method has one."""
+    logs = {}
+    for pool in ("0", "3"):
+        flags = ("--objective", f"{{name: {name}}}", "--adversary.pool", pool, "--adversary.share", "1")
+        out = tmp_path / pool
+        assert cli("train", file, "--output", out, *flags, "--training.steps", "1").status == 0
+        logs[pool] = json.loads((out / "training_log.jsonl").read_text())
+    if logs["0"]["forget_loss"] is not None:
+        assert logs["0"]["forget_loss"] != logs["3"]["forget_loss"]
+
+
+def test_the_plan_counts_what_the_search_needs(file) -> None:
+    without = plan(Recipe.load(file, {"adversary.pool": 0}))["train"].parts
+    small = plan(Recipe.load(file))["train"].parts
+    large = plan(Recipe.load(file, {"adversary.batch_size": 64}))["train"].parts
+    denoiser = denoisers.load(Recipe.load(file).model)
+    stay = sum(p.nbytes for part in (denoiser.pipeline.vae, denoiser.pipeline.text_encoder) for p in part.parameters())
+    assert small["weights"] - without["weights"] == pytest.approx(stay, rel=0.01)
+    assert without["activations"] <= small["activations"] < large["activations"]
