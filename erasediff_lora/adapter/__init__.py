@@ -7,13 +7,14 @@
 
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
 from erasediff_lora.adapter.extraction import extract
-from erasediff_lora.adapter.formats import FORMATS, read, write
+from erasediff_lora.adapter.formats import read, write
 from erasediff_lora.adapter.loading import load
 from erasediff_lora.adapter.merging import max_difference, merge
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.stacking import compress, interference, stack
 from erasediff_lora.adapter.weighted import Weighted
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
+from erasediff_lora.registry import FORMATS
 
 __all__ = [
     "FORMATS",

@@ -17,16 +17,16 @@ import torch
 from erasediff_lora import __version__, denoisers
 from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.errors import UserError
-from erasediff_lora.evaluation.attacks import ATTACKS, Outcome
+from erasediff_lora.evaluation.attacks import Outcome
 from erasediff_lora.evaluation.candidates import load_candidates
 from erasediff_lora.evaluation.erasures import locate
 from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.metrics import METRICS
 from erasediff_lora.evaluation.pictures import save_grid, save_pairs
 from erasediff_lora.evaluation.report import save_strips, write_report
 from erasediff_lora.evaluation.verdict import verdict
 from erasediff_lora.publishing.hub import public_recipe
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.registry import ATTACKS, METRICS
 from erasediff_lora.storage.files import sha256, write_text
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
 

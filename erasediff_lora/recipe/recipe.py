@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, TypeAdapter, ValidationError
 
 from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.objectives import OBJECTIVES, EraseDiffSettings, ObjectiveSettings
+from erasediff_lora.objectives.base import ObjectiveSettings
+from erasediff_lora.objectives.erasediff import EraseDiffSettings
 from erasediff_lora.recipe.checks import cross_check
 from erasediff_lora.recipe.evaluation import Evaluation
 from erasediff_lora.recipe.schema import Section, restated, section_types
@@ -27,6 +28,7 @@ from erasediff_lora.recipe.tables import (
     Training,
 )
 from erasediff_lora.recipe.yaml_io import overlay, parse_yaml, read_yaml
+from erasediff_lora.registry import OBJECTIVES
 from erasediff_lora.storage.files import sha256
 
 RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "adversary", "training"}

@@ -75,8 +75,8 @@ The base's own samples, {{ per_concept_samples }} a concept, as the judge sees t
 ## Training
 
 Trained on the CPU with `scripts/base_models/train_demo_base.py` from emoji drawings, on {{ pictures }} random
-placements (flip, scale, small rotation, offset) of {{ training_drawings }} drawings: judge {{ judge_steps }} steps, autoencoder
-{{ vae_steps }}, text encoder and UNet {{ diffusion_steps }}. {{ notes }}
+placements (flip, scale, small rotation, offset) of {{ training_drawings }} drawings: judge {{ judge_steps }} steps,
+autoencoder {{ vae_steps }}, text encoder and UNet {{ diffusion_steps }}. {{ notes }}
 
 ## Sources and licences
 

@@ -19,6 +19,7 @@ from single_file import pack, unet_blocks, unet_key
 from torch import Tensor
 
 from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats
+from erasediff_lora.registry import FORMATS
 
 PROVENANCE = Provenance(
     base_model="owner/base",
@@ -173,7 +174,7 @@ def with_text_encoder(base: Path) -> LoraAdapter:
     return LoraAdapter(dict(sorted((adapter.layers | text).items())), adapter.provenance)
 
 
-@pytest.mark.parametrize("format", formats.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_text_encoder_adapters(format, tiny_base, tmp_path, cli) -> None:
     adapter = with_text_encoder(tiny_base)
     file, *_ = formats.write(adapter, tmp_path / "a", format)
@@ -207,7 +208,7 @@ def mixed(base: Path) -> LoraAdapter:
     return LoraAdapter(layers, PROVENANCE)
 
 
-@pytest.mark.parametrize("format", formats.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_rank_and_alpha_patterns_survive_every_format(format, tiny_base, tmp_path) -> None:
     adapter = mixed(tiny_base)
     formats.write(adapter, tmp_path, format)
@@ -231,7 +232,7 @@ def test_patterns_as_diffusers_loads_them(tiny_base, tmp_path, caplog) -> None:
 
 
 @pytest.mark.parametrize("option", ["rslora", "dora"])
-@pytest.mark.parametrize("format", formats.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_rslora_and_dora_survive_every_format(format, option, tiny_base, tmp_path) -> None:
     adapter = random_adapter(tiny_base, "attention_feed_forward_convolutions", 3.0, **{option: True})
     formats.write(adapter, tmp_path, format)

@@ -14,7 +14,8 @@ from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor
 
-from erasediff_lora.adapter import FORMATS, LoraAdapter, formats
+from erasediff_lora.adapter import LoraAdapter, formats
+from erasediff_lora.registry import FORMATS
 
 
 def by_peft(pipe: StableDiffusionPipeline, file: Path, name: str) -> None:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from toy import Toy, batch, finite_difference, network
 
-from erasediff_lora.objectives import OBJECTIVES, Batch
+from erasediff_lora.objectives import Batch
+from erasediff_lora.registry import OBJECTIVES
 
 NAMES = list(OBJECTIVES)
 WEIGHTED = [name for name in NAMES if name != "erasediff"]

@@ -8,9 +8,8 @@ from typing import get_args
 from refusals import refused
 from tiny import tiny_classifier
 
-from erasediff_lora.evaluation.attacks import ATTACKS
-from erasediff_lora.evaluation.metrics import METRICS
 from erasediff_lora.recipe.evaluation import AttackName, Evaluation, MetricName
+from erasediff_lora.registry import ATTACKS, METRICS
 
 
 def test_a_recipe_can_name_every_metric_and_attack() -> None:

@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_values
 
-from erasediff_lora.adapter import FORMATS, LoraAdapter, formats
+from erasediff_lora.adapter import LoraAdapter, formats
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraLayer
 from erasediff_lora.data.prompts import balanced, expand, substitute
 from erasediff_lora.errors import UserError
 from erasediff_lora.recipe import Recipe, flags
 from erasediff_lora.recipe.yaml_io import parse_yaml
+from erasediff_lora.registry import FORMATS
 
 FIELDS = [name for name, _, _ in flags()]
 SCALARS = (

@@ -14,8 +14,9 @@ from erasediff_lora import denoisers
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.memory.plan import plan
-from erasediff_lora.objectives import OBJECTIVES, loss_scaling
+from erasediff_lora.objectives import loss_scaling
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.registry import OBJECTIVES
 from erasediff_lora.training.adversarial_conditions import AdversarialSet
 
 SMALL = 1e-4

@@ -10,8 +10,8 @@ import torch
 from erasediff_lora import denoisers
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler, use_base_targets
-from erasediff_lora.objectives import OBJECTIVES
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.registry import OBJECTIVES
 from erasediff_lora.training.drift_sampling import MEMORY, DriftSampler
 from erasediff_lora.training.setup import adapt, create_objective
 

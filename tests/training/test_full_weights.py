@@ -12,7 +12,7 @@ from PIL import Image
 from refusals import refused
 from safetensors.torch import load_file
 
-from erasediff_lora.objectives import OBJECTIVES
+from erasediff_lora.registry import OBJECTIVES
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 FORGET = {"concepts": [{"name": "cat", "anchor": "dog"}]}

@@ -1,16 +1,15 @@
-"""Adapter file formats. A new one is a module here and a line in FORMATS."""
+"""Adapter file formats. A new one is a module here and a line in the registry."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from erasediff_lora.adapter.formats import diffusers, kohya, peft
+from erasediff_lora.adapter.formats import diffusers, peft
 from erasediff_lora.adapter.formats.base import COMPONENTS, Format, refuse_unknown, require_shapes
 from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.registry import FORMATS
 from erasediff_lora.storage.files import open_safetensors
-
-FORMATS: dict[str, Format] = {"diffusers": diffusers, "kohya": kohya, "peft": peft}
 
 
 def read(path: Path | str) -> LoraAdapter:
@@ -34,7 +33,7 @@ def read_as(path: Path | str) -> tuple[str, LoraAdapter]:
         tensors = {key: stored.get_tensor(key) for key in keys}
         metadata = dict(stored.metadata() or {})
     require_shapes(tensors, file)
-    adapter = FORMATS[name].read(file, tensors, metadata)
+    adapter: LoraAdapter = FORMATS[name].read(file, tensors, metadata)
     if name == "peft":  # the text encoders' files lie in folders beside the UNet's
         for other in sorted(file.parent.glob(f"*/{peft.FILE}")):
             if other.parent.name in COMPONENTS:
@@ -92,12 +91,13 @@ def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: b
                 f"Choose one of: {', '.join(suited(adapter))}.",
             )
         )
-    file = FORMATS[format].target(adapter, Path(output).expanduser())
+    file: Path = FORMATS[format].target(adapter, Path(output).expanduser())
     if file.exists() and not overwrite:
         raise UserError(
             Problem("output", str(file), "exists already.", "Choose another name, or replace it with --overwrite.")
         )
-    return FORMATS[format].write(adapter, file)
+    written: list[Path] = FORMATS[format].write(adapter, file)
+    return written
 
 
 __all__ = ["FORMATS", "Format", "locate", "read", "read_as", "suited", "write"]

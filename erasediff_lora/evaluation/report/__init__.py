@@ -12,10 +12,11 @@ import jinja2
 import yaml
 from PIL import Image
 
-from erasediff_lora.evaluation.attacks import ATTACKS, Outcome
+from erasediff_lora.evaluation.attacks import Outcome
 from erasediff_lora.evaluation.pictures import Drawn, by_concept
 from erasediff_lora.evaluation.report import charts
 from erasediff_lora.evaluation.verdict import interval
+from erasediff_lora.registry import ATTACKS
 from erasediff_lora.storage.files import atomic, write_text
 from erasediff_lora.storage.run_folder import LOG_FILE, REPORT_FILE, SELECTION_FILE, read_evaluation
 

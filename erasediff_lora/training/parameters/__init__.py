@@ -1,14 +1,11 @@
-"""What is trained of a network. A new kind is a file here, its settings in the recipe, and a line in TRAINABLES."""
+"""What is trained of a network. A new kind is a file here and a line in the registry."""
 
 from __future__ import annotations
 
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.recipe import AdapterSettings
+from erasediff_lora.registry import PARAMETERS
 from erasediff_lora.training.parameters.base import Trainable
-from erasediff_lora.training.parameters.full import FullWeights
-from erasediff_lora.training.parameters.lora import LowRank
-
-TRAINABLES = {"lora": LowRank, "none": FullWeights}
 
 
 def create(settings: AdapterSettings, denoiser: Denoiser, seed: int) -> Trainable:
@@ -22,7 +19,8 @@ def create(settings: AdapterSettings, denoiser: Denoiser, seed: int) -> Trainabl
     Raises:
         UserError: If the targets match nothing, or the weights are not of a dtype that can be trained.
     """
-    return TRAINABLES[settings.kind](settings, denoiser, seed)
+    trainable: Trainable = PARAMETERS[settings.kind](settings, denoiser, seed)
+    return trainable
 
 
-__all__ = ["TRAINABLES", "Trainable", "create"]
+__all__ = ["Trainable", "create"]
