@@ -212,6 +212,10 @@ class WeightedSum:
         """b; 0 leaves the retain loss out, with its cost."""
         return float(self.settings.retain_weight)
 
+    def retain_weight_for(self, retain: Sequence[Batch]) -> float:
+        """B for these batches, in units of a loss that is a mean over elements."""
+        return self.retain_weight
+
     def prepare(self, draw: Draw) -> Sequence[Tensor]:
         """Nothing is computed beforehand."""
         return ()
@@ -232,7 +236,7 @@ class WeightedSum:
             metrics["forget_loss"] = loss
         if self.retain_weight:
             loss, gradient = loss_and_gradient(self.network, retain, self.loss)
-            parts.append(self.retain_weight * gradient)
+            parts.append(self.retain_weight_for(retain) * gradient)
             metrics["retain_loss"] = loss
         vector, further = self.adjusted(torch.stack(parts).sum(dim=0), forget)
         return Direction(vector, floats(metrics | further | {"direction_norm": vector.norm()}))

@@ -1,6 +1,13 @@
 """EraseDiff: retain, subject to the parameters being a minimiser of the forget loss.
 
 Wu, Le, Hayat, Harandi: Erasing Undesirable Influence in Diffusion Models.
+
+Where the authors' public code (JingWu321/EraseDiff) and the paper differ, this is the paper. The code takes
+λ = max(0, η − cos(∇L_r, ∇ĝ)), or a fixed one, in the place of the formula, and takes the inner steps with the outer
+Adam, whose moments they change, on batches of their own, over whole epochs. Its DDPM part sums the retain loss over
+elements and averages the forget loss, pulls a whole batch to one class drawn at random, pairs the timesteps t and
+T − 1 − t, and keeps an exponential mean of the weights; here losses are means, and anchors and timesteps are drawn for
+every sample.
 """
 
 from __future__ import annotations

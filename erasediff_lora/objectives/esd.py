@@ -1,7 +1,7 @@
 """Erased Stable Diffusion: turn guidance towards the concept into guidance away from it.
 
 Gandikota et al.: Erasing Concepts from Diffusion Models (2023). The authors draw x_t with the erased model
-itself; here it is the noised pictures of the forget set.
+itself, at guidance 3; here it is the noised pictures of the forget set.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ class EsdSettings(ObjectiveSettings):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
-        # The authors' code since its rewrite for diffusers (rohitgandikota/erasing, esd_sd.py).
-        "esd_sd": {"guidance": 2.0},
+        # The authors' code since its rewrite for diffusers (rohitgandikota/erasing, esd_sd.py): ε_c − 2 (ε_c − ε_∅),
+        # which is ε_∅ − 1 (ε_c − ε_∅).
+        "esd_sd": {"guidance": 1.0},
     }
     name: Literal["esd"] = Field("esd", description="the method")
     preset: Literal["default", "esd_sd"] = Field("default", description="starting point of the fields below")

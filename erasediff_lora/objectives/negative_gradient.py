@@ -15,7 +15,8 @@ class NegativeGradientSettings(ObjectiveSettings):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
-        # `ga` in the DDPM code of SalUn (OPTML-Group/Unlearn-Saliency, DDPM/README.md).
+        # `ga` in the DDPM code of SalUn (OPTML-Group/Unlearn-Saliency): both losses are sums over a picture's elements,
+        # so that their ratio is that of means.
         "salun_ddpm": {"retain_weight": 1e-3},
     }
     name: Literal["negative_gradient"] = Field("negative_gradient", description="the method")

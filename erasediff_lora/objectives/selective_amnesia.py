@@ -30,8 +30,8 @@ class SelectiveAmnesiaSettings(ObjectiveSettings):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
-        "sa_ddpm": {"surrogate_pictures": "noise", "penalty": 10.0},
-        "sa_sd": {"surrogate_pictures": "anchor", "penalty": 50.0},
+        "sa_ddpm": {"surrogate_pictures": "noise", "penalty": 10.0, "reduction": "sum"},
+        "sa_sd": {"surrogate_pictures": "anchor", "penalty": 50.0, "reduction": "mean"},
     }
     repeats: ClassVar[tuple[str, ...]] = ("fisher_samples",)
 
@@ -42,6 +42,9 @@ class SelectiveAmnesiaSettings(ObjectiveSettings):
     )
     retain_weight: float = Field(1.0, ge=0, description="gamma, weight of the generative replay, the retain loss")
     penalty: float = Field(10.0, ge=0, description="lambda, weight of the Fisher penalty, in the authors' units")
+    reduction: Literal["mean", "sum"] = Field(
+        "sum", description="of the authors' losses over a picture's elements: what lambda weighs"
+    )
     fisher_samples: int = Field(128, ge=1, description="retain samples that the Fisher information is taken from")
 
     @property
@@ -56,9 +59,11 @@ class SelectiveAmnesiaSettings(ObjectiveSettings):
 class SelectiveAmnesia(WeightedSum):
     """∇L_noise(surrogate, c) + γ ∇L_r + λ ∇ Σ F ΔW², F the diagonal Fisher information of the base on retain data.
 
-    The authors sum losses over elements (D of them) and, for F, over all T timesteps of a sample; here losses are means
-    and F comes from single timesteps. At a minimum the gradients of different timesteps are independent with mean 0, so
-    the square of their sum is T times the mean square: λ counts T · D times in this loss.
+    For F the authors sum a sample's gradients over all T timesteps and square the sum; here F is the mean square of
+    single timesteps. At a minimum the gradients of different timesteps are independent with mean 0, so the square of
+    their sum is T times the mean square: λ counts T times. Their DDPM code also sums losses over the D elements of a
+    picture (`reduction: sum`), F's among them, where losses here are means: there λ counts T · D times. Their SD code
+    averages throughout (`reduction: mean`). Replay is from the recipe's retain set, drawn by the base or given.
     """
 
     Settings = SelectiveAmnesiaSettings
@@ -94,12 +99,13 @@ class SelectiveAmnesia(WeightedSum):
         return vector + gradient.to(vector), {"fisher_penalty": penalty}
 
     def fisher_penalty(self, elements: int) -> Tensor:
-        """λ T D Σ F ΔW², a scalar; D is `elements`."""
+        """λ T D Σ F ΔW², a scalar; D is `elements` where the authors' losses are sums, else 1."""
         changes = self.network.weight_changes()
         terms = [
             (fisher * change.float().square()).sum() for fisher, change in zip(self.prepared, changes, strict=True)
         ]
-        return self.settings.penalty * self.network.train_timesteps * elements * torch.stack(terms).sum()
+        times = self.network.train_timesteps * (elements if self.settings.reduction == "sum" else 1)
+        return self.settings.penalty * times * torch.stack(terms).sum()
 
 
 def _samples(draw: Draw) -> Iterator[Batch]:

@@ -125,13 +125,13 @@ FORMULAS: list[tuple[str, dict, Loss]] = [
     ("concept_ablation", {}, anchored(1.0, base=False)),
     ("concept_ablation", {"target_from": "base", "retain_weight": 0.2}, anchored(0.2, base=True)),
     ("esd", {}, away(1.0, 0.0)),
-    ("esd", {"preset": "esd_sd", "retain_weight": 0.7}, away(2.0, 0.7)),
+    ("esd", {"guidance": 2.0, "retain_weight": 0.7}, away(2.0, 0.7)),
     ("selective_amnesia", {"fisher_samples": 6}, amnesia(1.0, 10.0, 6)),
     ("selective_amnesia", {"fisher_samples": 4, "retain_weight": 0.5, "penalty": 0.2}, amnesia(0.5, 0.2, 4)),
     ("blindspot", {"proxy_steps": 5, "proxy_learning_rate": 0.05}, towards_proxy(0.1, 5, 0.05)),
     ("blindspot", {"proxy_steps": 2, "forget_share": 0.6}, towards_proxy(0.6, 2, 1e-3)),
     ("saliency", {"density": 1.0}, anchored(0.5, base=False)),
-    ("saliency", {"density": 1.0, "preset": "salun_ddpm", "target_from": "base"}, anchored(1e-3, base=True)),
+    ("saliency", {"density": 1.0, "retain_weight": 0.2, "target_from": "base"}, anchored(0.2, base=True)),
 ]
 
 
