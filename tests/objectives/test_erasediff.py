@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from toy import Toy, batch, finite_difference, network
 
-from erasediff_lora.objectives import Batch, EraseDiff, EraseDiffSettings
-from erasediff_lora.objectives.erasediff import constraint_multiplier
+from erasediff_lora.objectives import Batch
+from erasediff_lora.objectives.erasediff import EraseDiff, EraseDiffSettings, constraint_multiplier
 
 COMBINATIONS = list(itertools.product(("grad_norm", "gap", "fixed"), ("detached", "first_order")))
 
