@@ -3,9 +3,9 @@
     export OMP_NUM_THREADS=1
     python scripts/base_models/train_ddpm_base.py --data /usr/share/datasets/fashion-mnist --work build/fashion
 
---data is a folder with Fashion-MNIST's idx.gz files (Debian's package dataset-fashion-mnist, installed by this script
-if it may) or with CIFAR-10's binary version. Writes judge.safetensors and the pipeline folder `model` under --work;
-what is there already is kept. Prints the judge's accuracy on the test split and writes it to judge.json.
+--data is a folder with Fashion-MNIST's idx.gz files, which Debian's package dataset-fashion-mnist has, or with
+CIFAR-10's binary version. Writes judge.safetensors and the pipeline folder `model` under --work; what is there already
+is kept. Prints the judge's accuracy on the test split and writes it to judge.json.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import argparse
 import copy
 import json
 import math
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,13 +35,11 @@ UNCONDITIONAL_SHARE = 0.1
 
 
 def find_data(folder: Path) -> None:
-    """Install Fashion-MNIST where it is missing and asked for.
+    """Look for a labelled set.
 
     Raises:
         SystemExit: With what to do, if there is no data.
     """
-    if labelled.find(folder) is None and folder == FASHION_MNIST and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "install", "-y", PACKAGE], check=False)
     if labelled.find(folder) is None:
         raise SystemExit(
             f"--data = {folder}: there is no data set. Run: sudo apt-get install {PACKAGE}, or give a folder with "

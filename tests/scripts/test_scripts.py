@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import sys
@@ -15,8 +16,19 @@ BENCHES = sorted(file.stem for file in SCRIPTS.rglob("bench_*.py"))
 
 
 @pytest.mark.parametrize("name", BENCHES)
-def test_a_bench_can_be_started(name) -> None:
+def test_a_bench_can_be_started(name: str) -> None:
     assert callable(importlib.import_module(name).main)
+
+
+def test_a_script_finds_its_neighbours_when_it_is_run_by_its_path() -> None:
+    """Python looks in the script's own folder, not in the folders beside it, as pytest is told to."""
+    folders = {file.stem: file.parent for file in SCRIPTS.rglob("*.py")}
+    for file in SCRIPTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert folders.get(name, file.parent) == file.parent, f"{file.name} imports {name}"
 
 
 def test_the_front_is_drawn_from_published_numbers(tmp_path, monkeypatch, capsys) -> None:

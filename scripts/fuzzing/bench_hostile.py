@@ -1,6 +1,6 @@
 """How long it takes, and how much memory, to refuse files that were made to harm.
 
-    python scripts/benchmarks/bench_hostile.py [--work build/hostile]
+    python scripts/fuzzing/bench_hostile.py [--work build/hostile]
 
 Each is opened by the command line in a process of its own, after everything is imported. Prints a Markdown table and
 writes hostile.json under --work.
