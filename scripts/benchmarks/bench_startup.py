@@ -74,10 +74,8 @@ def main() -> None:
         taken = seconds(command, arguments.runs)
         rows.append({"command": name, "seconds": statistics.median(taken), "runs": taken, "bar": bar})
         print(f"| `{name}` | {statistics.median(taken):.2f} s | {f'{bar} s' if bar else '–'} |", flush=True)
-    environment = {"python": platform.python_version(), "machine": platform.machine()}
-    (arguments.work / "startup.json").write_text(
-        json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n"
-    )
+    found = {"environment": {"python": platform.python_version(), "machine": platform.machine()}, "rows": rows}
+    (arguments.work / "startup.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
