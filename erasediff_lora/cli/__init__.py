@@ -10,8 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
-
 from erasediff_lora import __version__
 from erasediff_lora.cli import adapters, evaluation, recipes
 from erasediff_lora.errors import UserError

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz0123"
@@ -54,3 +57,35 @@ def test_telemetry_is_off_unless_asked_for() -> None:
             [sys.executable, "-c", code], env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
         )
         assert shown.stdout.strip() == expected, shown.stderr
+
+
+DETECT = (
+    "import time, numpy; from nudenet import NudeDetector; NudeDetector().detect(numpy.zeros((64, 64, 3), 'uint8'))"
+)
+
+
+def traced(code: str, home: Path) -> tuple[set[str], list[str]]:
+    """Run Python code; return the files that it left at home, and its system calls that reach for the network.
+
+    Native code opens sockets and files that no patch of Python's modules sees, so the process is watched from outside.
+    """
+    home.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "PYTHONPATH": str(ROOT)}
+    watcher = ["strace", "-f", "-e", "trace=connect,sendto,sendmsg", "-o", str(home.parent / f"{home.name}.calls")]
+    command = [*(watcher if shutil.which("strace") else []), sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    calls = home.parent / f"{home.name}.calls"
+    lines = calls.read_text().splitlines() if calls.is_file() else []
+    return {file.name for file in home.rglob("*") if file.is_file()}, [line for line in lines if "AF_INET" in line]
+
+
+def test_no_native_library_reports_home(tmp_path) -> None:
+    """onnxruntime writes a device id and looks hosts up as soon as it is imported, unless it is told not to."""
+    left, _ = traced(f"{DETECT}; time.sleep(3)", tmp_path / "without_us")
+    if "deviceid" not in left:
+        pytest.skip("this onnxruntime has no telemetry")
+    for number, first in enumerate(("import erasediff_lora", "import erasediff_lora.cli")):
+        left, calls = traced(f"{first}; {DETECT}; time.sleep(3)", tmp_path / f"with_us_{number}")
+        assert "deviceid" not in left and not calls
