@@ -1,10 +1,12 @@
-"""What a user sees when something they gave cannot be used."""
+"""What a user sees when something they gave cannot be used, or when they stop a run."""
 
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,17 @@ class UserError(Exception):
     def __init__(self, *problems: Problem) -> None:
         self.problems = problems
         super().__init__("\n".join(f"  - {problem}" for problem in problems))
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM: a checkpoint has been saved."""
+
+    def __init__(self, signum: int, folder: Path, step: int) -> None:
+        self.signum = signum
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} after step {step}; a checkpoint is saved. "
+            f"Run the same command with --resume to go on (output: {folder})."
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

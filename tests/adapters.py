@@ -12,8 +12,7 @@ from torch import Tensor
 
 from erasediff_lora.adapter import LoraAdapter, Provenance
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
-from erasediff_lora.recipe import Lora
-from erasediff_lora.training.parameters.lora import LowRank
+from erasediff_lora.training.parameters.lora import LoraSettings, LowRank
 
 TARGETS = ("attention", "attention_feed_forward", "attention_feed_forward_convolutions")
 ALPHAS = (4.0, 2.5)
@@ -45,7 +44,7 @@ def inject(
 ) -> LoraAdapter:
     """Put a random adapter on the pipeline's UNet and return it as the trainer collects it."""
     base: Any = SimpleNamespace(network=pipe.unet, component="unet", target_presets=StableDiffusion.target_presets)
-    low_rank = LowRank(Lora(targets=preset, rank=rank, alpha=alpha, **options), base, seed)
+    low_rank = LowRank(LoraSettings(targets=preset, rank=rank, alpha=alpha, **options), base, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in pipe.unet.named_parameters():
         if "lora_B" in name:

@@ -7,18 +7,27 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from erasediff_lora import __version__
-from erasediff_lora.cli import adapters, evaluation, recipes
-from erasediff_lora.errors import UserError
+from erasediff_lora.cli import adapters, evaluation, recipes, running
+from erasediff_lora.errors import Interrupted, UserError
 
-VERBS = recipes.VERBS | evaluation.VERBS | adapters.VERBS
+VERBS = running.VERBS | recipes.VERBS | evaluation.VERBS | adapters.VERBS
+"""In the order of `--help`, which imports none of what they work with."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit status: 0, 2 for bad input, 128 + n when stopped by signal n."""
+    """Run a verb.
+
+    Args:
+        arguments: The words of the command line; this process's own if they are left out.
+
+    Returns:
+        The exit status: 0, 2 for bad input, 128 + n when stopped by signal n.
+    """
     _quiet_libraries()
     parsed, rest = _parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
@@ -38,13 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except Exception as error:
-        from erasediff_lora.training.loop import Interrupted
-
-        if isinstance(error, Interrupted):
-            print(error, file=sys.stderr)
-            return 128 + error.signum
-        raise
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signum
     return 0
 
 
@@ -77,6 +82,9 @@ def _clean_termination() -> Iterator[None]:
     def stop(signum: int, frame: object) -> None:
         raise _Terminated
 
+    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody handle signals
+        yield
+        return
     previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield

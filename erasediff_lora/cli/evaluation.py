@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from erasediff_lora.cli.recipe_flags import EPILOG, load_recipe
+from erasediff_lora.cli.recipe_flags import FIELDS, load_recipe
 from erasediff_lora.cli.verb import Verb, require_none
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.recipe import Recipe
-from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, REPORT_FILE, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from erasediff_lora.recipe import Recipe
 
 ANSWERS = {True: "yes", False: "NO", None: "?"}
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", type=Path, help="folder of a run, recipe of one, or an adapter of any format")
+    parser.add_argument(
+        "target", type=Path, help="folder of a run, recipe of one (file or shipped name), or an adapter"
+    )
     parser.add_argument("--recipe", type=Path, help="recipe to evaluate by; an adapter outside of a run needs one")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="a few metrics on fewer pictures")
@@ -23,8 +27,11 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
+    from erasediff_lora.recipe import shipped
+    from erasediff_lora.storage.run_folder import RECIPE_FILE, WEIGHTS_FILE
+
     target: Path = parsed.target
-    is_recipe = target.suffix in {".yaml", ".yml"}
+    is_recipe = target.suffix in {".yaml", ".yml"} or shipped.is_named(target)
     if parsed.recipe is not None:
         beside = target if target.is_dir() else target.with_name(f"{target.stem}-evaluation")
         recipe = load_recipe(_file(parsed.recipe), rest, {"output": str(beside)})
@@ -51,11 +58,15 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _file(path: Path) -> Path:
+    from erasediff_lora.storage.run_folder import RECIPE_FILE
+
     return path / RECIPE_FILE if path.is_dir() else path
 
 
 def evaluate_adapter(recipe: Recipe, adapter: Path) -> None:
+    """Evaluate into the recipe's output folder, and print the verdict."""
     from erasediff_lora.evaluation.evaluate import evaluate
+    from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, REPORT_FILE
 
     result = evaluate(recipe, adapter, recipe.output)
     file = result["adapter"]
@@ -85,6 +96,6 @@ def _compare(parsed: argparse.Namespace, rest: list[str]) -> None:
 
 
 VERBS = {
-    "evaluate": Verb("measure an adapter, attack it, and write the report", _evaluate_arguments, _evaluate, EPILOG),
+    "evaluate": Verb("measure an adapter, attack it, and write the report", _evaluate_arguments, _evaluate, FIELDS),
     "compare": Verb("lay the evaluations of several runs side by side", _compare_arguments, _compare),
 }

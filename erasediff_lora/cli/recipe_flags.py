@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.recipe import Recipe, flags
-from erasediff_lora.recipe.yaml_io import parse_yaml
-from erasediff_lora.storage.run_folder import RECIPE_FILE
+
+if TYPE_CHECKING:
+    from erasediff_lora.recipe import Recipe
+
+FIELDS = (
+    "Every field of a recipe is a flag: --training.steps 200, say, with values in YAML.\n"
+    "`erasediff-lora recipes fields [SECTION]` lists them with their defaults."
+)
+"""What `--help` says of them; to list them takes the import of all that brings fields."""
 
 
 def load_recipe(path: Path, rest: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe in a file or a run's folder; flags win over `defaults`, which win over the file."""
+    """The recipe in a file or a run's folder; flags win over `defaults`, which win over the file.
+
+    Raises:
+        UserError: With all that is wrong with the flags and with the recipe.
+    """
+    from erasediff_lora.recipe import Recipe
+    from erasediff_lora.storage.run_folder import RECIPE_FILE
+
     overrides, problems = _overrides(rest)
     values = dict(defaults or {})
     if path.is_dir():
@@ -41,6 +54,10 @@ def overrides_from(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _overrides(rest: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
     """The values of `--a.b VALUE` and `--a.b=VALUE`, and what is wrong with the rest."""
+    from erasediff_lora.recipe import flags
+    from erasediff_lora.recipe.renames import RENAMED
+    from erasediff_lora.recipe.yaml_io import parse_yaml
+
     known = [name for name, _, _ in flags()]
     sections = {name.rpartition(".")[0] for name in known} - {""}
     values: dict[str, Any] = {}
@@ -53,7 +70,7 @@ def _overrides(rest: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
             problems.append(Problem("argument", word, "is not expected here.", "Flags are --section.field VALUE."))
             continue
         is_open_table = any(name.startswith(table + ".") for table in ("forget.placeholders", "retain.placeholders"))
-        if name not in known and name not in sections and not is_open_table:
+        if name not in {*known, *sections, *RENAMED} and not is_open_table:
             problems.append(Problem("argument", f"--{name}", "is no field of the recipe.", nearest(name, known)))
             if not separator and words and not words[0].startswith("--"):
                 words.pop(0)
@@ -68,10 +85,3 @@ def _overrides(rest: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
         except ValueError:
             problems.append(Problem("argument", f"--{name}", f"has an unreadable value {text!r}.", "Quote it as YAML."))
     return values, problems
-
-
-def _field_help() -> str:
-    return "\n".join(f"  --{name:34} {description} [{default}]" for name, description, default in flags())
-
-
-EPILOG = "recipe fields, settable as --NAME VALUE (values are YAML):\n" + _field_help()

@@ -4,51 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from erasediff_lora.objectives.loss_scaling import unscaled_gradients
-from erasediff_lora.recipe.schema import Section
+from erasediff_lora.recipe.tables import ObjectiveSettings
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,), prompt embeddings (B, L, D)) -> prediction (B, C, H, W)."""
-
-
-class ObjectiveSettings(Section):
-    """Options of an objective; each has a class of its own."""
-
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
-    """Preset -> values that the fields start from."""
-
-    repeats: ClassVar[tuple[str, ...]] = ()
-    """Fields that say how often `prepare` repeats what takes as much memory when done once."""
-
-    name: str = Field("erasediff", description="the method")
-    preset: str = Field("default", description="starting point of the fields below")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _start_from_preset(cls, values: Any) -> Any:
-        preset = values.get("preset", "default") if isinstance(values, dict) else None
-        return cls.presets.get(preset, {}) | values if isinstance(preset, str) else values
-
-    @property
-    def anchors(self) -> Literal["named", "any"] | None:
-        """Which concepts may stand in for a forgotten one: the anchor named beside it, any retained one, or none."""
-        return None
-
-    @property
-    def counterparts(self) -> bool:
-        """Whether every forgotten picture is to have its counterpart: its anchor, drawn by the base from its seed."""
-        return False
-
-    @property
-    def surrogate(self) -> Literal["noise", "anchor"] | None:
-        """What stands in for forgotten pictures: uniform noise, retain pictures of the anchor, or nothing."""
-        return None
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,10 @@ class EraseDiffSettings(ObjectiveSettings):
         return {"anchor": "named", "random_anchor": "any"}.get(self.target)  # type: ignore[return-value]
 
     @property
+    def wants_anchors(self) -> tuple[str, str]:
+        return f"objective.target: {self.target}", "Name an anchor, or set objective.target: random_anchor."
+
+    @property
     def counterparts(self) -> bool:
         return self.picture_guidance > 0 and self.anchors is not None
 

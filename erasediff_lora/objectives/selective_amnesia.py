@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from erasediff_lora.errors import Problem
 from erasediff_lora.objectives.base import (
     Batch,
     Direction,
@@ -23,6 +24,7 @@ from erasediff_lora.objectives.base import (
     mean_squared_error,
     required,
 )
+from erasediff_lora.recipe.checks import Sections, no_whole_weights
 
 
 class SelectiveAmnesiaSettings(ObjectiveSettings):
@@ -54,6 +56,9 @@ class SelectiveAmnesiaSettings(ObjectiveSettings):
     @property
     def surrogate(self) -> Literal["noise", "anchor"] | None:
         return self.surrogate_pictures
+
+    def check(self, sections: Sections) -> list[Problem]:
+        return no_whole_weights(sections, "selective_amnesia differentiates by them")
 
 
 class SelectiveAmnesia(WeightedSum):

@@ -1,40 +1,40 @@
 """The recipe: all that a run depends on, as YAML file, command-line flags and Python objects."""
 
+from erasediff_lora.recipe.checks import Sections
 from erasediff_lora.recipe.evaluation import Evaluation
-from erasediff_lora.recipe.recipe import FREE_FIELDS, PRESETS, RESULT_SECTIONS, VARIANTS, Recipe, flags
+from erasediff_lora.recipe.recipe import FREE_FIELDS, PRESETS, RESULT_SECTIONS, Recipe, flags
+from erasediff_lora.recipe.schema import Section, one_of
 from erasediff_lora.recipe.tables import (
-    ADAPTERS,
     AdapterSettings,
     Adversary,
     Concept,
     ForgetSet,
     Images,
-    Lora,
     Model,
-    NoAdapter,
+    ObjectiveSettings,
     RetainSet,
     Sampling,
     Training,
 )
 
 __all__ = [
-    "ADAPTERS",
     "FREE_FIELDS",
     "PRESETS",
     "RESULT_SECTIONS",
-    "VARIANTS",
     "AdapterSettings",
     "Adversary",
     "Concept",
     "Evaluation",
     "ForgetSet",
     "Images",
-    "Lora",
     "Model",
-    "NoAdapter",
+    "ObjectiveSettings",
     "Recipe",
     "RetainSet",
     "Sampling",
+    "Section",
+    "Sections",
     "Training",
     "flags",
+    "one_of",
 ]

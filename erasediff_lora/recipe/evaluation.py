@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
+from erasediff_lora.errors import Problem, nearest
 from erasediff_lora.recipe.schema import Section
+
+if TYPE_CHECKING:
+    from erasediff_lora.recipe.checks import Sections
 
 MetricName = Literal["accuracy", "distances", "drift", "clip_score", "nudity", "strength_sweep"]
 AttackName = Literal["paraphrases", "inversion", "adversarial_prompt", "latent_start", "relearning"]
@@ -104,6 +108,42 @@ class Evaluation(Section):
     adversarial_prompt: AdversarialPrompt = Field(default_factory=AdversarialPrompt)
     latent_start: LatentStart = Field(default_factory=LatentStart)
     relearning: Relearning = Field(default_factory=Relearning)
+
+    def check(self, sections: Sections) -> list[Problem]:
+        return [*self._check_judge(), *self._check_paraphrases(sections), *self._check_ranges()]
+
+    def _check_judge(self) -> list[Problem]:
+        from erasediff_lora.evaluation import judges
+
+        problem = None if self.judge is None else judges.check(self.judge)
+        return [] if problem is None else [problem]
+
+    def _check_paraphrases(self, sections: Sections) -> list[Problem]:
+        problems = []
+        known = [concept.name for concept in sections.forget.concepts] if sections.forget else []
+        for name, others in self.paraphrases.items():
+            if known and name not in known:
+                problems.append(
+                    Problem("evaluation.paraphrases", name, "is not to be forgotten.", nearest(name, known))
+                )
+            if not all(other.strip() for other in others) or not others:
+                problems.append(
+                    Problem(f"evaluation.paraphrases.{name}", others, "holds no name.", "List other names, or omit it.")
+                )
+        return problems
+
+    def _check_ranges(self) -> list[Problem]:
+        ranges: dict[str, tuple[list[float], float, float]] = {
+            "strengths": (self.strengths, 0, 10),
+            "latent_start.strengths": (self.latent_start.strengths, 0, 1),
+            "relearning.steps": ([float(step) for step in self.relearning.steps], 0, 1e9),
+        }
+        return [
+            Problem(f"evaluation.{name}", value, f"must be above {low} and at most {high:g}.")
+            for name, (values, low, high) in ranges.items()
+            for value in values
+            if not low < value <= high
+        ]
 
     def without_folders(self) -> dict[str, Any]:
         """The table as it may be shown to others: names of local files and folders, without where they lie."""

@@ -11,24 +11,22 @@ import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, TypeAdapter, ValidationError
 
 from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.objectives.base import ObjectiveSettings
-from erasediff_lora.objectives.erasediff import EraseDiffSettings
-from erasediff_lora.recipe.checks import cross_check
+from erasediff_lora.recipe import shipped
+from erasediff_lora.recipe.checks import Sections, cross_check
 from erasediff_lora.recipe.evaluation import Evaluation
+from erasediff_lora.recipe.renames import current_keys, current_names
 from erasediff_lora.recipe.schema import Section, restated, section_types
 from erasediff_lora.recipe.tables import (
-    ADAPTERS,
     AdapterSettings,
     Adversary,
     ForgetSet,
-    Lora,
     Model,
+    ObjectiveSettings,
     RetainSet,
     Sampling,
     Training,
 )
 from erasediff_lora.recipe.yaml_io import overlay, parse_yaml, read_yaml
-from erasediff_lora.registry import OBJECTIVES
 from erasediff_lora.storage.files import sha256
 
 RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "adversary", "training"}
@@ -37,13 +35,6 @@ FREE_FIELDS = {
     *("log_with", "check_memory", "shard"),
 }
 """Fields of `training` that may differ when a run is resumed."""
-
-
-VARIANTS: dict[str, tuple[str, dict[str, type[Section]]]] = {
-    "adapter": ("kind", dict(ADAPTERS)),
-    "objective": ("name", {name: method.Settings for name, method in OBJECTIVES.items()}),
-}
-"""Section -> the field that says which of several tables it is, and those tables, the default first."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -63,7 +54,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Recipe(Section):
-    """Everything a run depends on."""
+    """Everything a run depends on.
+
+    >>> recipe = Recipe.load("sd15_artist_style", {"training.steps": 200})
+    """
 
     preset: Literal["plain", "robust"] = Field(
         "plain", description="robust: against what brings the concept back by another name; takes longer"
@@ -72,11 +66,11 @@ class Recipe(Section):
     forget: ForgetSet
     retain: RetainSet
     sampling: Sampling = Field(default_factory=Sampling)
-    adapter: SerializeAsAny[AdapterSettings] = Field(default_factory=Lora)
-    objective: SerializeAsAny[ObjectiveSettings] = Field(default_factory=EraseDiffSettings)
+    adapter: SerializeAsAny[AdapterSettings] = Field(default_factory=lambda: AdapterSettings.default())
+    objective: SerializeAsAny[ObjectiveSettings] = Field(default_factory=lambda: ObjectiveSettings.default())
     adversary: Adversary = Field(default_factory=Adversary)
     training: Training = Field(default_factory=Training)
-    evaluation: Evaluation = Field(default_factory=Evaluation)
+    evaluation: SerializeAsAny[Evaluation] = Field(default_factory=lambda: Evaluation.default())
     output: Path = Field(Path("runs/erasure"), description="folder of the run")
     cache: Path = Field(Path("~/.cache/erasediff-lora"), description="folder of encoded data sets and drawn pictures")
 
@@ -84,54 +78,69 @@ class Recipe(Section):
     def parse(cls, values: Mapping[str, Any]) -> Recipe:
         """Validate a nested mapping.
 
+        Args:
+            values: As the YAML file has them.
+
         Raises:
             UserError: With every problem found, in the fields and between them.
         """
-        sections: dict[str, Any] = {}
-        problems: list[Problem] = []
-        values = _with_preset(values)
-        for name in values.keys() - cls.model_fields.keys():
-            problems.append(Problem(name, values[name], "is unknown.", nearest(name, cls.model_fields)))
-        for name, field in cls.model_fields.items():
-            if name in values or field.is_required():
-                given = values.get(name) or {} if name in cls._tables() else values[name]
-                annotation: Any = Annotated[field.annotation, field]
-                table: Any = field.annotation
-                if name in VARIANTS:
-                    selector, variants = VARIANTS[name]
-                    if isinstance(given, str):  # `adapter: none`
-                        given = {selector: given}
-                    kind = given.get(selector, next(iter(variants))) if isinstance(given, dict) else None
-                    if kind is not None and (not isinstance(kind, str) or kind not in variants):
-                        remedy = nearest(str(kind), variants)
-                        problems.append(Problem(f"{name}.{selector}", kind, "is unknown.", remedy))
-                        continue
-                    annotation = table = variants.get(kind, table)  # type: ignore[arg-type]
-                try:
-                    sections[name] = TypeAdapter(annotation).validate_python(given)
-                except ValidationError as error:
-                    problems += [restated(name, table, e) for e in error.errors()]
-            else:
-                sections[name] = field.get_default(call_default_factory=True)
-        problems += cross_check(sections)
-        if problems:
-            raise UserError(*problems)
-        if sections["adapter"].kind == "none" and sections["model"].dtype == "auto":
-            sections["model"] = sections["model"].model_copy(update={"dtype": "float32"})
-        return cls.model_construct(**sections)
+        return cls._parse(values, [])
 
     @classmethod
-    def _tables(cls) -> set[str]:
-        return {name for name, _ in section_types(cls)}
+    def load(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """Read a recipe and lay dotted overrides (`{"training.steps": 200}`) over it.
 
-    @classmethod
-    def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-        """Read a YAML file and lay dotted overrides (`{"training.steps": 200}`) over it.
+        Args:
+            path: A YAML file, or the name of a shipped recipe where there is no such file.
+            overrides: Dotted names of fields or tables -> values.
 
         Raises:
             UserError: If the file is not readable as a recipe, or holds bad values.
         """
-        return cls.parse(overlay(read_yaml(path), overrides or {}))
+        values, problems = current_names(read_yaml(shipped.find(path)))
+        changes, further = current_keys(overrides or {})
+        return cls._parse(overlay(values, changes), problems + further)
+
+    @classmethod
+    def _parse(cls, values: Mapping[str, Any], problems: list[Problem]) -> Recipe:
+        given, found = current_names(values)
+        problems = problems + found
+        for name in given.keys() - cls.model_fields.keys():
+            problems.append(Problem(name, given[name], "is unknown.", nearest(name, cls.model_fields)))
+        tables = dict(section_types(cls))
+        given |= {name: table.spelled_out(given.get(name)) for name, table in tables.items()}
+        given = _with_preset(given)
+        fields: dict[str, Any] = {}
+        for name in cls.model_fields:
+            try:
+                fields[name] = cls._table(name, given[name]) if name in tables else cls._value(name, given)
+            except UserError as error:
+                problems += error.problems
+        problems += cross_check(Sections(**{name: fields[name] for name in tables if name in fields}))
+        if problems:
+            raise UserError(*problems)
+        if fields["adapter"].trains_base and fields["model"].dtype == "auto":
+            fields["model"] = fields["model"].model_copy(update={"dtype": "float32"})
+        return cls.model_construct(**fields)
+
+    @classmethod
+    def _table(cls, name: str, given: Any) -> Section:
+        table = dict(section_types(cls))[name].table(name, given)
+        try:
+            return table.model_validate(given)
+        except ValidationError as error:
+            raise UserError(*(restated(name, table, detail) for detail in error.errors())) from None
+
+    @classmethod
+    def _value(cls, name: str, given: Mapping[str, Any]) -> Any:
+        field = cls.model_fields[name]
+        if name not in given:
+            return field.get_default(call_default_factory=True)
+        try:
+            annotation: Any = Annotated[field.annotation, field]
+            return TypeAdapter(annotation).validate_python(given[name])
+        except ValidationError as error:
+            raise UserError(*(restated(name, cls, detail) for detail in error.errors())) from None
 
     def sha256(self) -> str:
         """Hash of all that determines the adapter: not where it is written, nor how it is evaluated."""
@@ -146,23 +155,22 @@ class Recipe(Section):
         return text
 
 
-def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, over those of their preset."""
-    filled = dict(values)
-    preset = values.get("preset")
+def _with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, over those of their preset; tables spelled out."""
+    filled = dict(given)
+    preset = given.get("preset")
     for dotted, value in PRESETS.get(preset, {}).items() if isinstance(preset, str) else ():
         section, name = dotted.split(".")
-        table, model = filled.get(section) or {}, dict(section_types(Recipe))[section]
-        if section in VARIANTS:
-            selector, variants = VARIANTS[section]
-            table = {selector: table} if isinstance(table, str) else table  # `objective: erasediff`
-            kind = table.get(selector, next(iter(variants))) if isinstance(table, dict) else None
-            model = variants.get(str(kind), model)
-        if not isinstance(table, dict):
+        values = filled[section]
+        if not isinstance(values, dict):
             continue
-        chosen = getattr(model, "presets", {}).get(str(table.get("preset")), {})  # the method's own: it fills these
-        if name in model.model_fields and name not in chosen:
-            filled[section] = {name: value} | table
+        try:
+            table = dict(section_types(Recipe))[section].table(section, values)
+        except UserError:  # it is said when the table is read
+            continue
+        own = getattr(table, "presets", {}).get(str(values.get("preset")), {})  # the method's own: it fills these
+        if name in table.model_fields and name not in own:
+            filled[section] = {name: value} | values
     return filled
 
 
@@ -170,11 +178,12 @@ def flags(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[s
     """Yield (dotted name, description, default) of every field of the schema; those of all variants, once each."""
     tables = dict(section_types(model))
     for name, field in model.model_fields.items():
-        if name in tables and name in VARIANTS:
-            rows = [row for variant in VARIANTS[name][1].values() for row in flags(variant, f"{prefix}{name}.")]
-            yield from {row[0]: row for row in reversed(rows)}.values()
-        elif name in tables:
-            yield from flags(tables[name], f"{prefix}{name}.")
+        if name in tables:
+            rows: dict[str, tuple[str, str, Any]] = {}
+            for variant in tables[name].tables():
+                for row in flags(variant, f"{prefix}{name}."):
+                    rows.setdefault(row[0], row)
+            yield from rows.values()
         else:
             default = "required" if field.is_required() else field.get_default(call_default_factory=True)
             yield prefix + name, field.description or "", default

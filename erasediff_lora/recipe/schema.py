@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic_core import PydanticKnownError
 
-from erasediff_lora.errors import Problem, nearest
+from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.registry import Registry
+
+if TYPE_CHECKING:
+    from erasediff_lora.recipe.checks import Sections
 
 
 class Section(BaseModel):
@@ -16,13 +21,87 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
+    def check(self, sections: Sections) -> list[Problem]:
+        """What is wrong between these fields and those of the recipe's other tables.
 
-def section_types(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+        Args:
+            sections: The tables that are valid by themselves, this one among them.
+        """
+        return []
+
+    @classmethod
+    def spelled_out(cls, given: Any) -> Any:
+        """What a recipe has in place of this table, as the mapping that it stands for."""
+        return given or {}
+
+    @classmethod
+    def table(cls, name: str, given: Any) -> type[Section]:
+        """The class by which given values are checked: this one, unless registered parts bring their own.
+
+        Args:
+            name: What the recipe calls the table.
+            given: Its values, spelled out.
+
+        Raises:
+            UserError: If the values name a part that there is not.
+        """
+        return cls
+
+    @classmethod
+    def tables(cls) -> Sequence[type[Section]]:
+        """Every class that `table` can return, the default first."""
+        return [cls]
+
+    @classmethod
+    def default(cls) -> Self:
+        """The table of a recipe that says nothing about it."""
+        settings: Self = cls.tables()[0]()  # type: ignore[assignment]
+        return settings
+
+
+class Variant(Section):
+    """A table that a registered part brings, as its `Settings`; one field says which part."""
+
+    parts: ClassVar[Registry]
+    selector: ClassVar[str]
+
+    @classmethod
+    def spelled_out(cls, given: Any) -> Any:
+        return {cls.selector: given} if isinstance(given, str) and given else super().spelled_out(given)
+
+    @classmethod
+    def table(cls, name: str, given: Any) -> type[Section]:
+        if not isinstance(given, dict):
+            return cls
+        chosen = given.get(cls.selector, next(iter(cls.parts)))
+        if not isinstance(chosen, str) or chosen not in cls.parts:
+            raise UserError(Problem(f"{name}.{cls.selector}", chosen, "is unknown.", nearest(str(chosen), cls.parts)))
+        settings: type[Section] = cls.parts[chosen].Settings
+        return settings
+
+    @classmethod
+    def tables(cls) -> Sequence[type[Section]]:
+        return [part.Settings for part in cls.parts.values()]
+
+
+def one_of(parts: Registry) -> AfterValidator:
+    """Checks that a string names a registered part, with the message of a `Literal` of these names."""
+
+    def check(name: str) -> str:
+        if name not in parts:
+            *others, last = (f"'{known}'" for known in parts)
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+        return name
+
+    return AfterValidator(check)
+
+
+def section_types(model: type[BaseModel]) -> Iterator[tuple[str, type[Section]]]:
     """Yield the fields of a recipe model that are tables themselves, with their types."""
     for name, field in model.model_fields.items():
         options = getattr(field.annotation, "__args__", (field.annotation,))
         for option in options:
-            if isinstance(option, type) and issubclass(option, BaseModel):
+            if isinstance(option, type) and issubclass(option, Section):
                 yield name, option
 
 

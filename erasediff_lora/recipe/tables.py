@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from erasediff_lora.recipe.schema import Section
+from erasediff_lora.recipe.schema import Section, Variant
+from erasediff_lora.registry import OBJECTIVES, PARAMETERS, Registry
 
 
 class Model(Section):
@@ -152,34 +153,57 @@ class Adversary(Section):
     learning_rate: float = Field(0.15, gt=0, description="of AdamW, in units of the embeddings' spread")
 
 
-class AdapterSettings(Section):
+class AdapterSettings(Variant):
     """What is trained; each kind has a class of its own."""
+
+    parts: ClassVar[Registry] = PARAMETERS
+    selector: ClassVar[str] = "kind"
+    trains_base: ClassVar[bool] = False
+    """Whether it is the base's own weights, which are float32 then if `model.dtype` leaves it open."""
 
     kind: str = Field("lora", description="lora, or none to train the base's own weights")
     targets: str | list[str] = Field("attention", description="preset of the model family, or regexes of module paths")
 
 
-class Lora(AdapterSettings):
-    """A LoRA adapter: the only thing that is trained."""
+class ObjectiveSettings(Variant):
+    """Options of an objective; each has a class of its own."""
 
-    kind: Literal["lora"] = Field("lora", description="lora, or none to train the base's own weights")
-    rank: int = Field(4, ge=1, description="rank r")
-    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; omit for alpha = rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
-    rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
-    dora: bool = Field(False, description="weight-decomposed LoRA")
+    parts: ClassVar[Registry] = OBJECTIVES
+    selector: ClassVar[str] = "name"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
+    """Preset -> values that the fields start from."""
 
+    repeats: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how often `prepare` repeats what takes as much memory when done once."""
 
-class NoAdapter(AdapterSettings):
-    """The base's own weights, as the papers train them: all, or those of some modules."""
+    name: str = Field("erasediff", description="the method")
+    preset: str = Field("default", description="starting point of the fields below")
 
-    kind: Literal["none"] = Field("none", description="lora, or none to train the base's own weights")
-    targets: str | list[str] = Field(
-        "all", description="all, no_cross_attention, preset of the model family, or regexes of module paths"
-    )
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_preset(cls, values: Any) -> Any:
+        preset = values.get("preset", "default") if isinstance(values, dict) else None
+        return cls.presets.get(preset, {}) | values if isinstance(preset, str) else values
 
+    @property
+    def anchors(self) -> Literal["named", "any"] | None:
+        """Which concepts may stand in for a forgotten one: the anchor named beside it, any retained one, or none."""
+        return None
 
-ADAPTERS: dict[str, type[AdapterSettings]] = {"lora": Lora, "none": NoAdapter}
+    @property
+    def wants_anchors(self) -> tuple[str, str]:
+        """The option that asks for anchors, as the recipe writes it; what to do where a concept has none."""
+        return f"objective.name: {self.name}", "Name an anchor."
+
+    @property
+    def counterparts(self) -> bool:
+        """Whether every forgotten picture is to have its counterpart: its anchor, drawn by the base from its seed."""
+        return False
+
+    @property
+    def surrogate(self) -> Literal["noise", "anchor"] | None:
+        """What stands in for forgotten pictures: uniform noise, retain pictures of the anchor, or nothing."""
+        return None
 
 
 class Training(Section):

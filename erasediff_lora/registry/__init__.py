@@ -58,3 +58,5 @@ ATTACKS = Registry(
     },
 )
 """Ways to make an erased model draw the concept."""
+
+__all__ = ["ATTACKS", "FORMATS", "METRICS", "OBJECTIVES", "PARAMETERS", "Registry"]

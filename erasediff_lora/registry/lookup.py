@@ -68,10 +68,12 @@ class Registry(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         """Whether there is such a part; a plug-in is imported to see."""
+        if not isinstance(name, str):
+            return False
         if name in self._builtin:
             return True
         try:
-            self[name]  # type: ignore[index]
+            self[name]
         except KeyError:
             return False
         return True

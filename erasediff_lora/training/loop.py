@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.data.batches import use_base_targets
 from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.errors import Interrupted
 from erasediff_lora.evaluation.pictures import generate_prompts, prompt_sheet
 from erasediff_lora.objectives import Direction
 from erasediff_lora.objectives.base import unflatten
@@ -33,17 +33,6 @@ from erasediff_lora.training.setup import Run, set_up
 from erasediff_lora.training.stop_signal import StopSignal
 
 log = logging.getLogger(__name__)
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM: a checkpoint has been saved."""
-
-    def __init__(self, signum: int, folder: Path, step: int) -> None:
-        self.signum = signum
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name} after step {step}; a checkpoint is saved. "
-            f"Run the same command with --resume to go on (output: {folder})."
-        )
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:

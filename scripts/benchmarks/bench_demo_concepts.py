@@ -20,7 +20,7 @@ import torch
 
 from erasediff_lora import __version__, demo
 from erasediff_lora.cli.recipe_flags import overrides_from
-from erasediff_lora.cli.recipes import DEMO_RECIPE, demo_overrides
+from erasediff_lora.cli.running import DEMO_RECIPE, demo_overrides
 from erasediff_lora.evaluation.evaluate import evaluate
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.run_folder import EVALUATION_FILE

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.recipe import AdapterSettings
+from typing import TYPE_CHECKING
+
+from erasediff_lora.recipe.tables import AdapterSettings
 from erasediff_lora.registry import PARAMETERS
 from erasediff_lora.training.parameters.base import Trainable
+
+if TYPE_CHECKING:
+    from erasediff_lora.denoisers import Denoiser
 
 
 def create(settings: AdapterSettings, denoiser: Denoiser, seed: int) -> Trainable:

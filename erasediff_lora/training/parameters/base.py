@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.recipe.tables import AdapterSettings
 
 
 class Trainable(Protocol):
     """The trained parameters θ, which start at the base: the network predicts as before."""
+
+    Settings: ClassVar[type[AdapterSettings]]
 
     parameters: list[nn.Parameter]
 

@@ -5,22 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from erasediff_lora.adapter import modules
 from erasediff_lora.adapter.provenance import Provenance
-from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.recipe import NoAdapter
+from erasediff_lora.recipe.checks import Sections, no_whole_weights
+from erasediff_lora.recipe.tables import AdapterSettings
 from erasediff_lora.storage.files import atomic_folder
+
+if TYPE_CHECKING:
+    from erasediff_lora.denoisers import Denoiser
 
 PRESETS = {
     "all": [".*"],
     # `noxattn` of the authors' codes, ESD's first: what knows nothing of the prompt, but for time and output.
     "no_cross_attention": [r"(?!time_embedding|conv_out|.*\battn2\b).*"],
 }
+
+
+class FullWeightsSettings(AdapterSettings):
+    """The base's own weights, as the papers train them: all, or those of some modules."""
+
+    trains_base: ClassVar[bool] = True
+
+    kind: Literal["none"] = Field("none", description="lora, or none to train the base's own weights")
+    targets: str | list[str] = Field(
+        "all", description="all, no_cross_attention, preset of the model family, or regexes of module paths"
+    )
+
+    def check(self, sections: Sections) -> list[Problem]:
+        return no_whole_weights(sections, "adapter: none trains the weights themselves")
 
 
 class FullWeights:
@@ -35,7 +54,9 @@ class FullWeights:
         UserError: If the base is not in float32, or the targets match nothing.
     """
 
-    def __init__(self, settings: NoAdapter, denoiser: Denoiser, seed: int) -> None:
+    Settings: ClassVar[type[AdapterSettings]] = FullWeightsSettings
+
+    def __init__(self, settings: FullWeightsSettings, denoiser: Denoiser, seed: int) -> None:
         if denoiser.dtype != torch.float32:
             raise UserError(
                 Problem(

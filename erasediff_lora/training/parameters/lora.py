@@ -5,25 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import Field
 from torch import Tensor, nn
 
 from erasediff_lora.adapter import formats, modules
 from erasediff_lora.adapter.formats.base import peft_layers
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraAdapter
-from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.recipe import Lora
+from erasediff_lora.recipe.tables import AdapterSettings
+
+if TYPE_CHECKING:
+    from erasediff_lora.denoisers import Denoiser
 
 NAME = "default"
+
+# peft takes seconds to import, and the settings are asked for wherever a recipe is read: so it is imported below.
+
+
+class LoraSettings(AdapterSettings):
+    """A LoRA adapter: the only thing that is trained."""
+
+    kind: Literal["lora"] = Field("lora", description="lora, or none to train the base's own weights")
+    rank: int = Field(4, ge=1, description="rank r")
+    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; omit for alpha = rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
+    dora: bool = Field(False, description="weight-decomposed LoRA")
 
 
 def lora_layers(network: nn.Module) -> dict[str, Any]:
     """Path -> peft's wrapper of every module that has been adapted."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     return {path: module for path, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
@@ -39,7 +55,11 @@ class LowRank:
         UserError: If the targets match nothing.
     """
 
-    def __init__(self, settings: Lora, denoiser: Denoiser, seed: int) -> None:
+    Settings: ClassVar[type[AdapterSettings]] = LoraSettings
+
+    def __init__(self, settings: LoraSettings, denoiser: Denoiser, seed: int) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
         self.network, self.component = denoiser.network, denoiser.component
         self.modules = modules.resolve(settings.targets, denoiser.target_presets, modules.adaptable(self.network))
         self.config = LoraConfig(
@@ -76,12 +96,16 @@ class LowRank:
                 layer.enable_adapters(True)
 
     def state(self) -> dict[str, Tensor]:
+        from peft import get_peft_model_state_dict
+
         return {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in get_peft_model_state_dict(self.network, adapter_name=NAME).items()
         }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        from peft import set_peft_model_state_dict
+
         set_peft_model_state_dict(self.network, dict(tensors), adapter_name=NAME)
 
     def save(self, folder: Path, provenance: Provenance) -> None:

@@ -1,0 +1,153 @@
+"""The verbs that run a recipe: `erasediff-lora VERB RECIPE [--section.field VALUE …]`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erasediff_lora import demo
+from erasediff_lora.cli.evaluation import evaluate_adapter
+from erasediff_lora.cli.recipe_flags import FIELDS, load_recipe
+from erasediff_lora.cli.verb import Verb
+from erasediff_lora.errors import Problem, UserError, nearest
+
+if TYPE_CHECKING:
+    from erasediff_lora.recipe import Recipe
+
+DEMO_RECIPE = Path(demo.__file__).parent / "recipe.yaml"
+
+
+def _arguments(*, demo: bool = False, trains: bool = False) -> Callable[[argparse.ArgumentParser], None]:
+    def add(parser: argparse.ArgumentParser) -> None:
+        if demo:
+            parser.add_argument(
+                "--concept", default="cat", help="what to erase: a concept or a style of the demo model"
+            )
+        else:
+            parser.add_argument("recipe", type=Path, help="recipe file, folder of a run, or name of a shipped recipe")
+        if trains:
+            parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output")
+            parser.add_argument("--overwrite", action="store_true", help="replace a run in the output folder")
+
+    return add
+
+
+def _recipe(parsed: argparse.Namespace, rest: Sequence[str]) -> Recipe:
+    if parsed.verb == "demo":
+        return load_recipe(DEMO_RECIPE, rest, demo_overrides(parsed.concept))
+    return load_recipe(parsed.recipe, rest)
+
+
+def demo_overrides(concept: str) -> dict[str, Any]:
+    """The demo recipe turned to another concept or style; its anchor is the next one in the list.
+
+    Raises:
+        UserError: If the demo model does not know it.
+    """
+    if concept in demo.CONCEPTS:
+        mine, others, name, templates = demo.CONCEPTS, demo.STYLES, "style", demo.CONCEPT_TEMPLATES
+    elif concept in demo.STYLES:
+        mine, others, name, templates = demo.STYLES, demo.CONCEPTS, "object", demo.STYLE_TEMPLATES
+    else:
+        raise UserError(
+            Problem(
+                "--concept", concept, "the demo model does not know it.", nearest(concept, demo.CONCEPTS + demo.STYLES)
+            )
+        )
+    data = {"templates": templates, "placeholders": {name: others}}
+    overrides: dict[str, Any] = {f"forget.{key}": value for key, value in data.items()}
+    overrides |= {f"retain.{key}": value for key, value in data.items()}
+    synonyms = demo.SYNONYMS.get(concept)
+    return overrides | {
+        "forget.concepts": [{"name": concept, "anchor": mine[(mine.index(concept) + 1) % len(mine)]}],
+        "retain.concepts": [other for other in mine if other != concept],
+        "evaluation.attacks": ["paraphrases"] if synonyms else [],
+        "evaluation.paraphrases": {concept: synonyms} if synonyms else {},
+        "output": f"runs/demo-{concept}",
+    }
+
+
+def _prepare(parsed: argparse.Namespace, rest: list[str]) -> None:
+    from erasediff_lora import denoisers
+    from erasediff_lora.data import sets
+    from erasediff_lora.storage.run_folder import SET_SHEETS
+
+    recipe = _recipe(parsed, rest)
+    denoiser = denoisers.load(recipe.model)
+    for kind in ("forget", "retain"):
+        sheet = recipe.output / SET_SHEETS[kind]
+        encoded = sets.prepare(recipe, denoiser, kind, sheet=sheet)
+        print(f"{kind} set: {len(encoded.latents)} pictures, {len(encoded.prompts)} prompts; see {sheet}")
+
+
+def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
+    from accelerate import PartialState
+
+    from erasediff_lora.memory.room import require_room
+    from erasediff_lora.training.loop import train
+
+    recipe = _recipe(parsed, rest)
+    require_room(recipe)
+    began = time.perf_counter()
+    folder = train(recipe, resume=parsed.resume, overwrite=parsed.overwrite)
+    if PartialState().is_main_process:
+        print(f"erasing took {time.perf_counter() - began:.0f} s")
+        evaluate_adapter(recipe, folder)
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments()(parser)
+    parser.add_argument("--vram", metavar="SIZE", help="memory of the card, such as 8GiB; omit for this machine's own")
+
+
+def _plan(parsed: argparse.Namespace, rest: list[str]) -> None:
+    from erasediff_lora.memory import room
+    from erasediff_lora.memory.plan import plan
+
+    capacity = None if parsed.vram is None else _bytes_of(parsed.vram)
+    recipe = _recipe(parsed, rest)
+    found = plan(recipe)
+    names = list(dict.fromkeys(name for phase in found.phases for name in phase.parts))
+    print(f"{'on ' + found.device:14}" + "".join(f"{name:>13}" for name in [*names, "peak"]))
+    for phase in found.phases:
+        cells = [phase.parts.get(name) for name in names] + [phase.peak]
+        print(f"{phase.name:14}" + "".join(f"{'–' if c is None else room.gib(c):>13}" for c in cells))
+    capacity = capacity or room.capacity_of(found)
+    if found.peak > capacity:
+        raise UserError(room.shortage("--vram" if parsed.vram else "memory", recipe, found, capacity))
+    print(f"fits in {room.gib(capacity)}; {room.gib(capacity - found.peak)} to spare")
+
+
+def _bytes_of(text: str) -> int:
+    """'8GiB', '8 GB', '512MiB' and the like; a bare number is GiB.
+
+    Raises:
+        UserError: If it is none of these, or not more than nothing.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise UserError(Problem("--vram", text, "is not a size of memory.", "Write for example 8GiB or 512MiB."))
+    number, prefix, binary = float(match[1]), match[2].upper() or "G", bool(match[3]) or not match[2]
+    return int(number * (1024 if binary else 1000) ** (1 + "KMGT".index(prefix)))
+
+
+VERBS = {
+    "demo": Verb(
+        "erase a concept from the embedded model, and show before and after",
+        _arguments(demo=True, trains=True),
+        _train,
+        FIELDS,
+    ),
+    "prepare": Verb(
+        "draw or read the forget and retain sets and encode them into the cache",
+        _arguments(),
+        _prepare,
+        FIELDS,
+    ),
+    "plan": Verb("predict the memory of a run, and say what would make it fit", _plan_arguments, _plan, FIELDS),
+    "train": Verb("train an erasure adapter, then evaluate it", _arguments(trains=True), _train, FIELDS),
+}
