@@ -1,7 +1,7 @@
 """What can be wrong between the fields of a recipe, each of which is valid by itself.
 
-Here is what concerns the tables that every recipe has. A registered part brings its own: its `Settings.check`, and a
-model family's `check`, are asked as well.
+Here is what concerns the tables that every recipe has, by what their parts say of themselves and never by a name.
+What only one part knows is in the `check` of its `Settings`; any table may have one.
 """
 
 from __future__ import annotations

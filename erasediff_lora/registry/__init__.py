@@ -2,6 +2,9 @@
 
 A new part is a file and a line here. Other packages add theirs without a line of ours, by entry points of the same
 names: `[project.entry-points."erasediff_lora.objectives"]` and so on.
+
+A part that has options in a recipe brings them as `Settings`, a `recipe.Section`: fields with their descriptions, which
+become YAML keys and flags, and a `check(sections)` that returns `Problem`s between them and the recipe's other tables.
 """
 
 from __future__ import annotations
