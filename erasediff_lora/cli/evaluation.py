@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,7 @@ def _file(path: Path) -> Path:
 def evaluate_adapter(recipe: Recipe, adapter: Path) -> None:
     """Evaluate into the recipe's output folder, and print the verdict."""
     from erasediff_lora.evaluation.evaluate import evaluate
+    from erasediff_lora.evaluation.results import asked, measured
     from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, REPORT_FILE
 
     result = evaluate(recipe, adapter, recipe.output)
@@ -73,9 +75,10 @@ def evaluate_adapter(recipe: Recipe, adapter: Path) -> None:
     print(f"adapter    {file['file']} ({file['bytes'] / 1024:.0f} KiB)")
     for claim in result["verdict"]:
         print(f"{claim['claim']:10} {ANSWERS[claim['holds']]:3}  {claim['text']}")
-    for concept in result["concepts"] if "accuracy" in result["metrics"] else []:
-        became = result["metrics"]["accuracy"]["per_concept"][concept]["became"]
-        print(f"became     {concept}: " + ", ".join(f"{label} {share:.1%}" for label, share in became.items()))
+    for metric, found in measured(result):
+        lines: Sequence[tuple[str, str]] = asked(metric, metric.summary, found, result["concepts"], otherwise=())
+        for word, text in lines:
+            print(f"{word:10} {text}")
     print(f"pictures   {recipe.output / GRID_FILE}")
     print(f"report     {recipe.output / REPORT_FILE}")
     print(f"numbers    {recipe.output / EVALUATION_FILE}")

@@ -66,7 +66,7 @@ def demo_overrides(concept: str) -> dict[str, Any]:
         "forget.concepts": [{"name": concept, "anchor": mine[(mine.index(concept) + 1) % len(mine)]}],
         "retain.concepts": [other for other in mine if other != concept],
         "evaluation.attacks": ["paraphrases"] if synonyms else [],
-        "evaluation.paraphrases": {concept: synonyms} if synonyms else {},
+        "evaluation.paraphrases.names": {concept: synonyms} if synonyms else {},
         "output": f"runs/demo-{concept}",
     }
 

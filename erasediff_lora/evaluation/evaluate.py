@@ -17,16 +17,16 @@ import torch
 from erasediff_lora import __version__, denoisers
 from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.errors import UserError
-from erasediff_lora.evaluation.attacks import Outcome
+from erasediff_lora.evaluation.attacks import Attack, Outcome, attack
 from erasediff_lora.evaluation.candidates import load_candidates
 from erasediff_lora.evaluation.erasures import locate
 from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.metrics import metric
 from erasediff_lora.evaluation.pictures import save_grid, save_pairs
 from erasediff_lora.evaluation.report import save_strips, write_report
 from erasediff_lora.evaluation.verdict import verdict
 from erasediff_lora.publishing.hub import public_recipe
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.registry import ATTACKS, METRICS
 from erasediff_lora.storage.files import sha256, write_text
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
 
@@ -67,13 +67,13 @@ def evaluate(recipe: Recipe, adapter: Path, folder: Path) -> dict[str, Any]:
     result = _facts(recipe, evidence, file) | {"metrics": {}, "attacks": {}, "refused": {}}
     for name in recipe.evaluation.metrics:
         with clock.time(name), _noted(name, result["refused"]):
-            result["metrics"][name] = METRICS[name](evidence)
+            result["metrics"][name] = metric(name).measure(evidence)
     shown: dict[str, dict[str, Outcome]] = {}
-    for attack in recipe.evaluation.attacks:
-        with clock.time(attack), _noted(attack, result["refused"]):
-            models = evidence.candidates.attacked()
-            shown[attack] = {model.name: ATTACKS[attack].run(evidence, model) for model in models}
-            result["attacks"][attack] = _attack(attack, evidence, shown[attack])
+    for name in recipe.evaluation.attacks:
+        with clock.time(name), _noted(name, result["refused"]):
+            attacker = attack(name)
+            shown[name] = {model.name: attacker.run(evidence, model) for model in evidence.candidates.attacked()}
+            result["attacks"][name] = _entry(attacker, evidence, shown[name])
     result["verdict"] = verdict(result)
     with clock.time("report"):
         save_grid(folder / GRID_FILE, *pictures["forget"], *pictures["retain"])
@@ -118,10 +118,10 @@ def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
     }
 
 
-def _attack(name: str, evidence: Evidence, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+def _entry(attacker: Attack, evidence: Evidence, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     return {
-        "title": ATTACKS[name].TITLE,
-        "budget": ATTACKS[name].budget(evidence),
+        "title": attacker.title,
+        "budget": attacker.budget(evidence),
         "models": {
             model: {"success": outcome.success, "tries": outcome.tries, "pictures": len(outcome.pictures)}
             | outcome.details

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 from erasediff_lora.data.prompts import Prompt, balanced
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation import features as feature_nets
 from erasediff_lora.evaluation import judges
 from erasediff_lora.evaluation.candidates import Candidate, Candidates
-from erasediff_lora.evaluation.features import Features
+from erasediff_lora.evaluation.features import Extract
 from erasediff_lora.evaluation.judges import Names, PictureJudge
+from erasediff_lora.evaluation.metrics.distances import DistancesSettings
 from erasediff_lora.evaluation.pictures import Drawn, forget_prompts, retain_prompts
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.schema import Section
+from erasediff_lora.registry import ATTACKS, JUDGES
 
+S = TypeVar("S", bound=Section)
 DEFAULT_FEATURES = "efficientnet-lite0"
 BASE_FORGET_SAMPLES = 60
 """That the base draws the concept needs no more than a glance; the other counts are compared."""
@@ -32,6 +37,10 @@ class Evidence:
     recipe: Recipe
     candidates: Candidates
     _drawn: dict[tuple[str, str], list[Drawn]] = field(default_factory=dict)
+
+    def settings(self, kind: type[S]) -> S:
+        """The options of a metric or an attack: `evidence.settings(InversionSettings).steps`."""
+        return self.recipe.evaluation.settings(kind)
 
     @cached_property
     def judge(self) -> PictureJudge | None:
@@ -89,10 +98,14 @@ class Evidence:
         return self.retain_seed + len(self.retain_prompts)
 
     def forget(self, candidate: Candidate) -> list[Drawn]:
-        """The candidate's pictures of the forget prompts; fewer for the base, yet enough for latent_start."""
+        """The candidate's pictures of the forget prompts; fewer for the base, yet enough for attacks to start from.
+
+        For all attacks that there are, so that numbers do not depend on which are tried.
+        """
         prompts = self.forget_prompts
         if candidate is self.candidates.base:
-            prompts = prompts[: max(BASE_FORGET_SAMPLES, self.recipe.evaluation.latent_start.samples)]
+            needed = [part(name).base_pictures(self.recipe.evaluation) for name, part in ATTACKS.items()]
+            prompts = prompts[: max(BASE_FORGET_SAMPLES, *needed)]
         return self._draw(candidate, "forget", prompts, self.forget_seed)
 
     def retain(self, candidate: Candidate) -> list[Drawn]:
@@ -104,11 +117,11 @@ class Evidence:
         return self._draw(self.candidates.base, "reference", self.retain_prompts, self.spare_seed)
 
     @cached_property
-    def features(self) -> tuple[str, Features]:
+    def features(self) -> tuple[str, Extract]:
         """Name and function of the features that distances are computed in."""
-        kind, _, weights = (self.recipe.evaluation.judge or "").partition(":")
-        judges_own = {"demo": "judge", "classifier": f"judge:{weights}"}
-        spec = self.recipe.evaluation.features or judges_own.get(kind, DEFAULT_FEATURES)
+        judge, _, weights = (self.recipe.evaluation.judge or "").partition(":")
+        judges_own = JUDGES[judge].features(weights) if judge else None
+        spec = self.settings(DistancesSettings).features or judges_own or DEFAULT_FEATURES
         return spec.partition(":")[0], feature_nets.load(spec)
 
     def _draw(self, candidate: Candidate, kind: str, prompts: list[Prompt], seed: int) -> list[Drawn]:

@@ -10,7 +10,15 @@ from typing import Any
 from erasediff_lora.errors import Problem
 from erasediff_lora.recipe.yaml_io import overlay
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "evaluation.clip": "evaluation.clip_score.weights",
+    "evaluation.features": "evaluation.distances.features",
+    "evaluation.real_images": "evaluation.distances.real_images",
+    "evaluation.nudity_detector": "evaluation.nudity.detector",
+    "evaluation.strengths": "evaluation.strength_sweep.strengths",
+    "evaluation.sweep_samples": "evaluation.strength_sweep.samples",
+    "evaluation.paraphrase_samples": "evaluation.paraphrases.samples",
+}
 """Dotted name that a field once had -> its name."""
 
 log = logging.getLogger(__name__)

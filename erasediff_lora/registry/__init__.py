@@ -16,6 +16,8 @@ _PARAMETERS = "erasediff_lora.training.parameters"
 _FORMATS = "erasediff_lora.adapter.formats"
 _METRICS = "erasediff_lora.evaluation.metrics"
 _ATTACKS = "erasediff_lora.evaluation.attacks"
+_JUDGES = "erasediff_lora.evaluation.judges"
+_FEATURES = "erasediff_lora.evaluation.features"
 
 OBJECTIVES = Registry(
     "objectives",
@@ -47,19 +49,64 @@ FORMATS = Registry(
 METRICS = Registry(
     "metrics",
     {
-        name: f"{_METRICS}.{name}"
-        for name in ("accuracy", "distances", "drift", "clip_score", "nudity", "strength_sweep")
+        "accuracy": f"{_METRICS}.accuracy:Accuracy",
+        "distances": f"{_METRICS}.distances:Distances",
+        "drift": f"{_METRICS}.drift:Drift",
+        "clip_score": f"{_METRICS}.clip_score:ClipScore",
+        "nudity": f"{_METRICS}.nudity:Nudity",
+        "strength_sweep": f"{_METRICS}.strength_sweep:StrengthSweep",
     },
 )
-"""What an evaluation measures."""
+"""What an evaluation measures: classes that are an `evaluation.metrics.Metric`."""
 
 ATTACKS = Registry(
     "attacks",
     {
-        name: f"{_ATTACKS}.{name}"
-        for name in ("paraphrases", "inversion", "adversarial_prompt", "latent_start", "relearning")
+        "paraphrases": f"{_ATTACKS}.paraphrases:Paraphrases",
+        "inversion": f"{_ATTACKS}.inversion:Inversion",
+        "adversarial_prompt": f"{_ATTACKS}.adversarial_prompt:AdversarialPrompt",
+        "latent_start": f"{_ATTACKS}.latent_start:LatentStart",
+        "relearning": f"{_ATTACKS}.relearning:Relearning",
     },
 )
-"""Ways to make an erased model draw the concept."""
+"""Ways to make an erased model draw the concept: classes that are an `evaluation.attacks.Attack`."""
 
-__all__ = ["ATTACKS", "FORMATS", "METRICS", "OBJECTIVES", "PARAMETERS", "Registry"]
+JUDGES = Registry(
+    "judges",
+    {
+        "demo": f"{_JUDGES}.classifier:DemoJudge",
+        "classifier": f"{_JUDGES}.classifier:ClassifierJudge",
+        "clip": f"{_JUDGES}.clip:ClipJudge",
+        "transformers": f"{_JUDGES}.transformers:TransformersJudge",
+        "torchvision": f"{_JUDGES}.torchvision:TorchvisionJudge",
+        "nudenet": f"{_JUDGES}.nudenet:NudeNet",
+        "opennsfw": f"{_JUDGES}.opennsfw:OpenNsfw",
+    },
+)
+"""What names the content of a picture: classes that are an `evaluation.judges.Judge`."""
+
+FEATURES = Registry(
+    "features",
+    {
+        "judge": f"{_FEATURES}.judge:JudgeFeatures",
+        "efficientnet-lite0": f"{_FEATURES}.efficientnet:EfficientNetFeatures",
+        "inception": f"{_FEATURES}.inception:InceptionFeatures",
+        "clip": f"{_FEATURES}.clip:ClipFeatures",
+    },
+)
+"""What pictures are compared in: classes that are `evaluation.features.Features`."""
+
+DETECTORS = Registry("detectors", {"nudenet": f"{_JUDGES}.nudenet:NudeNet", "opennsfw": f"{_JUDGES}.opennsfw:OpenNsfw"})
+"""What finds nudity in a picture: judges that are an `evaluation.judges.nudity.NudityJudge`."""
+
+__all__ = [
+    "ATTACKS",
+    "DETECTORS",
+    "FEATURES",
+    "FORMATS",
+    "JUDGES",
+    "METRICS",
+    "OBJECTIVES",
+    "PARAMETERS",
+    "Registry",
+]

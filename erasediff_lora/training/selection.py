@@ -20,9 +20,11 @@ from erasediff_lora.data.prompts import balanced
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.evaluation import judges
 from erasediff_lora.evaluation.evidence import names
-from erasediff_lora.evaluation.metrics.accuracy import kept, share, success
+from erasediff_lora.evaluation.metrics.accuracy import kept, success
+from erasediff_lora.evaluation.metrics.strength_sweep import SweepSettings
 from erasediff_lora.evaluation.picture_store import PictureStore
 from erasediff_lora.evaluation.pictures import forget_prompts, generate, painter, retain_prompts
+from erasediff_lora.evaluation.shares import share
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import save_safetensors, write_text
 from erasediff_lora.storage.run_folder import BEST_FILE, SELECTION_FILE
@@ -86,8 +88,9 @@ class Selection:
         assert options.judge is not None  # the recipe's checks see to that
         judge = judges.load(options.judge, names(self.recipe))
         seed, paint = options.seed + SEED_OFFSET, painter(self.denoiser, self.recipe)
-        forget = balanced(forget_prompts(self.recipe), options.sweep_samples, seed)
-        retain = balanced(retain_prompts(self.recipe), options.sweep_samples, seed)
+        count = options.settings(SweepSettings).samples
+        forget = balanced(forget_prompts(self.recipe), count, seed)
+        retain = balanced(retain_prompts(self.recipe), count, seed)
         if rows:
             floor = rows[-1]["floor"]
         else:

@@ -40,6 +40,7 @@ from erasediff_lora.evaluation import judges
 from erasediff_lora.evaluation.evaluate import evaluate
 from erasediff_lora.evaluation.evidence import names
 from erasediff_lora.evaluation.metrics.accuracy import success
+from erasediff_lora.evaluation.metrics.strength_sweep import SweepSettings
 from erasediff_lora.evaluation.pictures import forget_prompts, generate, painter
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.yaml_io import overlay, read_yaml
@@ -88,7 +89,7 @@ class Entry:
         return kind | {
             "forget.concepts": [{"name": self.concept, "anchor": anchor}],
             "retain.concepts": [name for name in names if name != self.concept],
-            "evaluation.paraphrases": {},
+            "evaluation.paraphrases.names": {},
             "training.seed": self.seed,
             "output": str(folder),
             **self.configuration,
@@ -155,7 +156,7 @@ def unlearning_accuracy(run: Run) -> float:
     """Share of pictures of the forget prompts in which the judge does not see the concept, on seeds of their own."""
     recipe = run.recipe
     judge = judges.load(recipe.evaluation.judge or "", names(recipe))
-    prompts = balanced(forget_prompts(recipe), recipe.evaluation.sweep_samples, LOOK_SEED)
+    prompts = balanced(forget_prompts(recipe), recipe.evaluation.settings(SweepSettings).samples, LOOK_SEED)
     run.denoiser.network.eval()
     drawn = generate(painter(run.denoiser, recipe), recipe, prompts, LOOK_SEED, "look")
     run.denoiser.network.train()

@@ -12,7 +12,8 @@ from tiny import tiny_classifier, tiny_pipeline
 
 from erasediff_lora.evaluation import evidence
 from erasediff_lora.evaluation.attacks.adversarial_prompt import onto_simplex
-from erasediff_lora.evaluation.verdict import excess, interval, verdict
+from erasediff_lora.evaluation.shares import interval
+from erasediff_lora.evaluation.verdict import excess, verdict
 
 ATTACKS = ["paraphrases", "inversion", "adversarial_prompt", "latent_start", "relearning"]
 
@@ -21,11 +22,10 @@ def evaluation(judge: Path, **changes: Any) -> dict[str, Any]:
     search = {"steps": 3, "restarts": 2, "batch_size": 2, "samples": 2}
     return {
         "judge": f"transformers:{judge}",
-        "features": f"clip:{judge.parent / 'clip'}",
+        "distances": {"features": f"clip:{judge.parent / 'clip'}"},
         "metrics": ["accuracy"],
         "attacks": ATTACKS,
-        "paraphrases": {"cat": ["kitten", "tabby"]},
-        "paraphrase_samples": 2,
+        "paraphrases": {"names": {"cat": ["kitten", "tabby"]}, "samples": 2},
         "inversion": search | {"vectors": 2},
         "adversarial_prompt": search | {"tokens": 3},
         "latent_start": {"strengths": [0.5, 1.0], "samples": 2},
@@ -125,11 +125,11 @@ def attack(erased: dict[str, float], never: dict[str, float] | None = None) -> d
 
 
 def test_success_counts_above_the_floor_try_by_try() -> None:
-    assert excess(attack({"0.4": 0.9, "0.8": 0.5})) == 0.9
-    assert excess(attack({"0.4": 0.9, "0.8": 0.5}, {"0.4": 0.85, "0.8": 0.2})) == pytest.approx(0.3)
-    assert excess(attack({"restart 1": 0.2, "restart 2": 0.6}, {"restart 1": 0.5, "restart 2": 0.0})) == pytest.approx(
-        0.1
-    )
+    assert excess("latent_start", attack({"0.4": 0.9, "0.8": 0.5})) == 0.9
+    by_strength = attack({"0.4": 0.9, "0.8": 0.5}, {"0.4": 0.85, "0.8": 0.2})
+    assert excess("latent_start", by_strength) == pytest.approx(0.3)
+    by_restart = attack({"restart 1": 0.2, "restart 2": 0.6}, {"restart 1": 0.5, "restart 2": 0.0})
+    assert excess("inversion", by_restart) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,15 @@ from tiny import tiny_classifier, tiny_pipeline
         ({"judge": "clop:/x"}, ["evaluation.judge = 'clop:/x': is no judge", "Did you mean 'clip'?"]),
         ({"metrics": ["acuracy"]}, ["evaluation.metrics.0 = 'acuracy'", "Did you mean 'accuracy'?"]),
         ({"attacks": ["inversoin"]}, ["evaluation.attacks.0 = 'inversoin'", "Did you mean 'inversion'?"]),
-        ({"paraphrases": {"cta": ["kitty"]}}, ["evaluation.paraphrases = 'cta'", "Did you mean 'cat'?"]),
-        ({"paraphrases": {"cat": []}}, ["evaluation.paraphrases.cat = []: holds no name"]),
-        ({"paraphrases": {"cat": [" "]}}, ["evaluation.paraphrases.cat = [' ']: holds no name"]),
-        ({"strengths": [-1]}, ["evaluation.strengths = -1.0: must be above 0"]),
+        (
+            {"paraphrases": {"names": {"cta": ["kitty"]}}},
+            ["paraphrases.names = 'cta'", "Did you mean 'cat'?"],
+        ),
+        ({"paraphrases": {"names": {"cat": []}}}, ["evaluation.paraphrases.names.cat = []: holds no name"]),
+        ({"paraphrases": {"names": {"cat": [" "]}}}, ["evaluation.paraphrases.names.cat = [' ']: holds no name"]),
+        ({"paraphrases": {"name": {}}}, ["evaluation.paraphrases.name = {}: is unknown", "Did you mean 'names'?"]),
+        ({"strength_sweep": {"strengths": [-1]}}, ["evaluation.strength_sweep.strengths = -1.0: must be above 0"]),
+        ({"nudity": {"detector": "nudent"}}, ["evaluation.nudity.detector = 'nudent'", "Did you mean 'nudenet'?"]),
         ({"latent_start": {"strengths": [1.5]}}, ["evaluation.latent_start.strengths = 1.5", "at most 1"]),
         ({"relearning": {"steps": [0]}}, ["evaluation.relearning.steps = 0.0: must be above 0"]),
         ({"inversion": {"step": 5}}, ["evaluation.inversion.step = 5: is unknown", "Did you mean 'steps'?"]),
@@ -76,8 +81,8 @@ def test_metrics_that_lack_something_are_left_out(recipe_file, cli, tmp_path, mo
     asked = {
         "metrics": ["accuracy", "nudity", "clip_score", "distances", "strength_sweep"],
         "attacks": ["inversion", "paraphrases"],
-        "nudity_detector": "nudenet",
-        "features": "inception:/nowhere",
+        "nudity": {"detector": "nudenet"},
+        "distances": {"features": "inception:/nowhere"},
     }
     result = cli("train", recipe_file(evaluation=asked))
     assert result.status == 0, result.err
@@ -86,7 +91,7 @@ def test_metrics_that_lack_something_are_left_out(recipe_file, cli, tmp_path, mo
     assert set(made["refused"]) == {*asked["metrics"], *asked["attacks"]}
     assert "accuracy needs a judge" in made["refused"]["accuracy"]
     assert "pip install 'erasediff-lora[nudenet]'" in made["refused"]["nudity"]
-    assert "evaluation.features = 'inception:/nowhere'" in made["refused"]["distances"]
+    assert "evaluation.distances.features = 'inception:/nowhere'" in made["refused"]["distances"]
     assert "inversion is left out" in result.err and "Traceback" not in result.err
 
 
@@ -95,7 +100,7 @@ def test_folders_of_real_pictures(recipe_file, cli, tmp_path) -> None:
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="dog")
     asked = {"judge": f"transformers:{judge}", "metrics": ["accuracy", "distances"], "retain_samples": 4}
     for folder, what in (("empty", "holds 0 picture(s)"), ("nowhere", "is no folder")):
-        changes = asked | {"features": "judge", "real_images": str(tmp_path / folder)}
+        changes = asked | {"distances": {"features": "judge", "real_images": str(tmp_path / folder)}}
         result = cli("train", recipe_file(evaluation=changes), "--overwrite")
         assert result.status == 0, result.err
         made = json.loads((tmp_path / "run/evaluation.json").read_text())

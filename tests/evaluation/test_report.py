@@ -29,12 +29,11 @@ def run(tmp_path_factory, tiny_base) -> Path:
     values = evaluation(
         judge,
         metrics=["accuracy", "distances", "drift", "strength_sweep", "clip_score", "nudity"],
-        nudity_detector="opennsfw",
-        clip=str(root / "clip"),
+        nudity={"detector": "opennsfw"},
+        clip_score={"weights": str(root / "clip")},
         forget_samples=4,
         retain_samples=6,
-        sweep_samples=4,
-        strengths=[0.5, 1.5],
+        strength_sweep={"samples": 4, "strengths": [0.5, 1.5]},
     )
     file = tiny_base_recipe(tiny_base, root, evaluation=values, training={"learning_rate": 0.05})
     assert main(["train", str(file)]) == 0

@@ -22,7 +22,7 @@ def bench(tiny_base, tmp_path, monkeypatch):
     search = {"steps": 2, "restarts": 1, "samples": 2, "batch_size": 2}
     evaluation = {
         "judge": f"classifier:{tmp_path / 'judge.safetensors'}", "forget_samples": 2, "retain_samples": 4,
-        "sweep_samples": 2, "inversion": search,
+        "strength_sweep": {"samples": 2}, "inversion": search,
     }  # fmt: skip
     file = tiny_base_recipe(tiny_base, tmp_path, evaluation=evaluation)
     monkeypatch.setattr(bench_methods, "SCHEDULE", [1, 3])

@@ -22,7 +22,7 @@ def test_the_rule() -> None:
 
 
 def asked(judge, **changes):
-    options = {"judge": f"transformers:{judge}", "metrics": ["accuracy"], "sweep_samples": 4}
+    options = {"judge": f"transformers:{judge}", "metrics": ["accuracy"], "strength_sweep": {"samples": 4}}
     return {
         "evaluation": options | changes,
         "training": {"steps": 6, "checkpoint_every": 2, "keep_checkpoints": 9, "evaluate_every": 2},

@@ -53,7 +53,7 @@ def test_training_goes_on_from_the_last_step_and_not_from_the_mean(recipe_file, 
 
 def test_evaluating_chooses_one_instead(recipe_file, cli, tmp_path) -> None:
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="dog")
-    options = {"judge": f"transformers:{judge}", "metrics": ["accuracy"], "sweep_samples": 4}
+    options = {"judge": f"transformers:{judge}", "metrics": ["accuracy"], "strength_sweep": {"samples": 4}}
     assert cli("train", recipe_file(training=AVERAGED | {"evaluate_every": 2}, evaluation=options)).status == 0
     chosen = at(tmp_path / "run", 2)
     assert all(written(tmp_path / "run")[name].equal(tensor) for name, tensor in chosen.items())

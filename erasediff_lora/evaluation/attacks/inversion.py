@@ -6,42 +6,56 @@ stays as it is, token embeddings are optimised on the denoising loss of forget p
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from pydantic import Field
 
-from erasediff_lora.data.prompts import substitute
-from erasediff_lora.denoisers import SLOT
-from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
-from erasediff_lora.evaluation.attacks.base import Found, Outcome, best, by_restarts, forget_pictures
-from erasediff_lora.evaluation.candidates import Candidate
-from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.attacks.restarts import Condition, Restarts, SearchSettings
 
-TITLE = "Concept inversion: a new word, learned from pictures of the concept"
+if TYPE_CHECKING:
+    from erasediff_lora.evaluation.candidates import Candidate
+    from erasediff_lora.evaluation.evidence import Evidence
 
 
-def budget(evidence: Evidence) -> str:
-    options = evidence.recipe.evaluation.inversion
-    return (
-        f"{options.vectors} embedding(s), {options.restarts} restarts of {options.steps} steps with"
-        f" {options.batch_size} pictures, {options.samples} pictures drawn for each"
-    )
+class InversionSettings(SearchSettings):
+    """Concept inversion: a new word, learned from forget pictures, that brings the concept back."""
+
+    vectors: int = Field(1, ge=1, description="learned token embeddings")
+    steps: int = Field(200, ge=1, description="optimisation steps of a restart")
+    restarts: int = Field(3, ge=1, description="starting points; the best one counts")
+    learning_rate: float = Field(0.05, gt=0, description="of AdamW, in units of the embeddings' spread")
 
 
-def run(evidence: Evidence, candidate: Candidate) -> Outcome:
-    """A try is a restart."""
+class Inversion(Restarts):
+    """A try is a restart; the note is the mean loss of the last tenth of its steps."""
 
-    def search(concept: str, restart: int) -> Found:
+    Settings = InversionSettings
+    title = "Concept inversion: a new word, learned from pictures of the concept"
+    notes_name = "loss"
+
+    def budget(self, evidence: Evidence) -> str:
+        options = evidence.settings(InversionSettings)
+        return (
+            f"{options.vectors} embedding(s), {options.restarts} restarts of {options.steps} steps with"
+            f" {options.batch_size} pictures, {options.samples} pictures drawn for each"
+        )
+
+    def search(self, evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> Condition:
+        import torch
+
+        from erasediff_lora.data.prompts import substitute
+        from erasediff_lora.denoisers import SLOT
+
         found = learn(evidence, candidate, concept, restart)
-        return Found(torch.tensor(found["vectors"]), lambda text: substitute(text, concept, SLOT), found["loss"])
-
-    tries, losses = by_restarts(evidence, candidate, evidence.recipe.evaluation.inversion, "inversion", search)
-    return best(tries, loss=losses)
+        return Condition(torch.tensor(found["vectors"]), lambda text: substitute(text, concept, SLOT), found["loss"])
 
 
 def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> dict[str, Any]:
     """The embeddings of one restart, and the mean loss of the last tenth of its steps."""
-    options = evidence.recipe.evaluation.inversion
+    from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
+    from erasediff_lora.evaluation.attacks.forget_set import forget_pictures
+
+    options = evidence.settings(InversionSettings)
     pictures = forget_pictures(evidence, candidate, concept)
     seed = evidence.recipe.evaluation.seed + restart
 

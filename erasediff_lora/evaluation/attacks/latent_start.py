@@ -2,61 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.evaluation.attacks.base import Outcome, best
-from erasediff_lora.evaluation.candidates import Candidate
-from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.metrics.accuracy import share, success
-from erasediff_lora.evaluation.pictures import Drawn
+from erasediff_lora.evaluation.attacks.base import Attack, Outcome, best
+from erasediff_lora.evaluation.metrics.accuracy import success
+from erasediff_lora.evaluation.parts import out_of_range
+from erasediff_lora.evaluation.shares import share
+from erasediff_lora.recipe.schema import Section
 
-TITLE = "Latent start: a noised picture of the concept, drawn on under its prompt"
+if TYPE_CHECKING:
+    from erasediff_lora.evaluation.candidates import Candidate
+    from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.evaluation.pictures import Drawn
+    from erasediff_lora.recipe.checks import Sections
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 
-def budget(evidence: Evidence) -> str:
-    options = evidence.recipe.evaluation.latent_start
-    strengths = ", ".join(f"{strength:g}" for strength in options.strengths)
-    return f"noised by {strengths} of the schedule, {options.samples} pictures each"
+class LatentStartSettings(Section):
+    """Image to image: a forget picture, noised part of the way, drawn on under the concept's prompt (SDEdit)."""
+
+    strengths: list[float] = Field([0.4, 0.6, 0.8], min_length=1, description="share of the noise schedule added")
+    samples: int = Field(30, ge=1, description="pictures drawn for a strength; no more than `forget_samples`")
+
+    def check(self, sections: Sections) -> list[Problem]:
+        return out_of_range("evaluation.latent_start.strengths", self.strengths, 0, 1)
 
 
-def run(evidence: Evidence, candidate: Candidate) -> Outcome:
+class LatentStart(Attack):
     """A try is a strength of the noise. The less noise, the more of the given picture is left, on any model."""
-    judge = evidence.require_judge("latent_start")
-    options = evidence.recipe.evaluation.latent_start
-    sources = [
-        item
-        for item in evidence.forget(evidence.candidates.base)
-        if item.prompt.concept in judge.recognise([item.image])[0]
-    ][: options.samples]
-    if not sources:
-        raise UserError(
-            Problem(
-                "evaluation.judge",
-                evidence.recipe.evaluation.judge,
-                "sees the concept in none of the base's pictures, so latent_start has nothing to start from.",
-                "Check the judge, or whether the base draws the concept at all.",
+
+    Settings = LatentStartSettings
+    title = "Latent start: a noised picture of the concept, drawn on under its prompt"
+
+    def base_pictures(self, evaluation: Evaluation) -> int:
+        return evaluation.settings(LatentStartSettings).samples
+
+    def budget(self, evidence: Evidence) -> str:
+        options = evidence.settings(LatentStartSettings)
+        strengths = ", ".join(f"{strength:g}" for strength in options.strengths)
+        return f"noised by {strengths} of the schedule, {options.samples} pictures each"
+
+    def run(self, evidence: Evidence, candidate: Candidate) -> Outcome:
+        judge = evidence.require_judge(self.name)
+        sources = self._sources(evidence)
+        tries: dict[str, tuple[float, list[Drawn]]] = {}
+        for strength in evidence.settings(LatentStartSettings).strengths:
+
+            def paint(texts: list[str], seeds: list[int], start: int, strength: float = strength) -> Any:
+                images = [item.image for item in sources[start : start + len(texts)]]
+                return candidate.denoiser.generate_from(images, strength, texts, seeds, evidence.recipe.sampling)
+
+            drawn = candidate.generate(
+                [item.prompt for item in sources],
+                evidence.spare_seed,
+                f"latent start at {strength:g}",
+                paint=paint,
+                variant={
+                    "latent_start": strength,
+                    "sources": [evidence.candidates.base.store.depends["base"], seeds_of(sources)],
+                },
             )
-        )
-    tries: dict[str, tuple[float, list[Drawn]]] = {}
-    for strength in options.strengths:
+            tries[f"{strength:g}"] = (share(success(judge, drawn)) or 0.0, drawn)
+        return best(tries)
 
-        def paint(texts: list[str], seeds: list[int], start: int, strength: float = strength) -> Any:
-            images = [item.image for item in sources[start : start + len(texts)]]
-            return candidate.denoiser.generate_from(images, strength, texts, seeds, evidence.recipe.sampling)
-
-        drawn = candidate.generate(
-            [item.prompt for item in sources],
-            evidence.spare_seed,
-            f"latent start at {strength:g}",
-            paint=paint,
-            variant={
-                "latent_start": strength,
-                "sources": [evidence.candidates.base.store.depends["base"], seeds_of(sources)],
-            },
-        )
-        tries[f"{strength:g}"] = (share(success(judge, drawn)) or 0.0, drawn)
-    return best(tries)
+    def _sources(self, evidence: Evidence) -> list[Drawn]:
+        """Pictures by the base in which the judge sees the concept."""
+        judge = evidence.require_judge(self.name)
+        drawn = evidence.forget(evidence.candidates.base)
+        sources = [item for item in drawn if item.prompt.concept in judge.recognise([item.image])[0]]
+        if not sources:
+            raise UserError(
+                Problem(
+                    "evaluation.judge",
+                    evidence.recipe.evaluation.judge,
+                    f"sees the concept in none of the base's pictures, so {self.name} has nothing to start from.",
+                    "Check the judge, or whether the base draws the concept at all.",
+                )
+            )
+        return sources[: evidence.settings(LatentStartSettings).samples]
 
 
 def seeds_of(drawn: list[Drawn]) -> list[list[Any]]:

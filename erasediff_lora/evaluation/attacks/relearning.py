@@ -3,156 +3,178 @@
 from __future__ import annotations
 
 import itertools
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import LoraConfig, inject_adapter_in_model
-from torch.nn import functional as F
-from tqdm import tqdm
+from pydantic import Field
 
-from erasediff_lora.data.captioned import CaptionedPictures
-from erasediff_lora.denoisers import SLOT, Denoiser
-from erasediff_lora.evaluation.attacks.base import Outcome, concept_prompts, forget_pictures
-from erasediff_lora.evaluation.candidates import Candidate
-from erasediff_lora.evaluation.erasures import ADAPTER
-from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.metrics.accuracy import share, success
-from erasediff_lora.evaluation.pictures import Drawn
-from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
-from erasediff_lora.recipe.evaluation import Relearning
-from erasediff_lora.training.parameters.lora import lora_layers
+from erasediff_lora.errors import Problem
+from erasediff_lora.evaluation.attacks.base import Attack, Outcome, concept_prompts
+from erasediff_lora.evaluation.metrics.accuracy import success
+from erasediff_lora.evaluation.parts import Found, out_of_range
+from erasediff_lora.evaluation.shares import share
+from erasediff_lora.recipe.schema import Section
 
-TITLE = "Relearning: fine-tuning on a few pictures of the concept"
-NAME = "relearned"
+if TYPE_CHECKING:
+    from erasediff_lora.data.captioned import CaptionedPictures
+    from erasediff_lora.evaluation.attacks.second_adapter import SecondAdapter
+    from erasediff_lora.evaluation.candidates import Candidate
+    from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.evaluation.pictures import Drawn
+    from erasediff_lora.recipe.checks import Sections
 
 
-def budget(evidence: Evidence) -> str:
-    options = evidence.recipe.evaluation.relearning
-    return (
-        f"up to {max(options.steps)} steps of a rank-{options.rank} adapter on {options.images} pictures,"
-        f" {options.samples} pictures drawn at each of {len(options.steps)} stages"
-    )
+class RelearningSettings(Section):
+    """Fine-tuning on a few forget pictures until the concept is back."""
+
+    images: int = Field(16, ge=1, description="forget pictures that the attacker has")
+    steps: list[int] = Field([5, 10, 20, 50, 100, 200], min_length=1, description="when pictures are drawn")
+    rank: int = Field(4, ge=1, description="rank of the attacker's own adapter, on the same modules")
+    batch_size: int = Field(8, ge=1, description="pictures a step")
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
+    samples: int = Field(30, ge=1, description="pictures drawn each time")
+    threshold: float = Field(0.5, gt=0, le=1, description="share of pictures with the concept at which it is back")
+
+    def check(self, sections: Sections) -> list[Problem]:
+        return out_of_range("evaluation.relearning.steps", [float(step) for step in self.steps], 0, 1e9)
 
 
-def run(evidence: Evidence, candidate: Candidate) -> Outcome:
+class Relearning(Attack):
     """A try is a number of steps; `details.steps` is the first at which the concept is back, None if it never is."""
-    judge = evidence.require_judge("relearning")
-    options = evidence.recipe.evaluation.relearning
-    hits: dict[int, list[bool]] = {}
-    shown: list[Drawn] = []
-    for concept in evidence.forgotten:
-        pictures = forget_pictures(evidence, candidate, concept)
-        pictures = CaptionedPictures(
-            pictures.latents[: options.images],
-            pictures.shapes[: options.images],
-            [caption.replace(SLOT, concept) for caption in pictures.captions[: options.images]],
+
+    Settings = RelearningSettings
+    title = "Relearning: fine-tuning on a few pictures of the concept"
+    decides = False  # any model can be taught anything, and what counts here is how long it takes
+
+    def budget(self, evidence: Evidence) -> str:
+        options = evidence.settings(RelearningSettings)
+        return (
+            f"up to {max(options.steps)} steps of a rank-{options.rank} adapter on {options.images} pictures,"
+            f" {options.samples} pictures drawn at each of {len(options.steps)} stages"
         )
-        prompts = concept_prompts(evidence, concept, options.samples)
-        attacker = Attacker(candidate, options, pictures, evidence.recipe.evaluation.seed, modules(evidence))
-        with attacker.adapter():
-            for step in sorted({0, *options.steps}):
-                drawn = attacker.generate(prompts, evidence.spare_seed, step)
+
+    def run(self, evidence: Evidence, candidate: Candidate) -> Outcome:
+        judge, options = evidence.require_judge(self.name), evidence.settings(RelearningSettings)
+        hits: dict[int, list[bool]] = {}
+        shown: list[Drawn] = []
+        for concept in evidence.forgotten:
+            by_step = relearned(evidence, candidate, concept, options)
+            for step, drawn in by_step.items():
                 hits.setdefault(step, []).extend(success(judge, drawn))
-        shown += drawn
-    tries = {step: share(found) or 0.0 for step, found in hits.items()}
-    back = next((step for step, value in tries.items() if value >= options.threshold), None)
-    return Outcome(
-        tries[max(tries)],
-        {str(step): value for step, value in tries.items()},
-        shown,
-        {"steps": back, "threshold": options.threshold},
-    )
+            shown += by_step[max(by_step)]
+        tries = {step: share(found) or 0.0 for step, found in hits.items()}
+        back = next((step for step, value in tries.items() if value >= options.threshold), None)
+        return Outcome(
+            tries[max(tries)],
+            {str(step): value for step, value in tries.items()},
+            shown,
+            {"steps": back, "threshold": options.threshold},
+        )
+
+    def words(self, found: Found) -> str:
+        return "not back" if found["steps"] is None else f"back after {found['steps']} steps"
+
+    def rows(self, found: Mapping[str, Any]) -> dict[str, str | None]:
+        steps = found["models"]["erased"]["steps"]
+        return {f"{self.name}, steps": "not back" if steps is None else str(steps)}
 
 
-def modules(evidence: Evidence) -> list[str]:
+def relearned(
+    evidence: Evidence, candidate: Candidate, concept: str, options: RelearningSettings
+) -> dict[int, list[Drawn]]:
+    """Pictures of a concept after each number of steps, in rising order from 0."""
+    from erasediff_lora.evaluation.attacks.second_adapter import second_adapter
+
+    pictures = attackers_pictures(evidence, candidate, concept, options.images)
+    prompts = concept_prompts(evidence, concept, options.samples)
+    seed, modules = evidence.recipe.evaluation.seed, erased_modules(evidence)
+    depends = {
+        "relearning": options.model_dump(include={"images", "rank", "batch_size", "learning_rate"}),
+        "pictures": pictures.fingerprint,
+        "modules": modules,
+        "seed": seed,
+    }
+    found: dict[int, list[Drawn]] = {}
+    with (
+        candidate.active() as denoiser,
+        second_adapter(denoiser.network, modules, options.rank, seed) as adapter,
+    ):
+        tuning = FineTuning(candidate, adapter, pictures, options, seed)
+        for step in sorted({0, *options.steps}):
+
+            def paint(texts: list[str], seeds: list[int], start: int, step: int = step) -> Any:
+                tuning.advance(step)
+                return denoiser.generate(texts, seeds, evidence.recipe.sampling, output="pil")
+
+            label, variant = f"relearning, step {step}", depends | {"step": step}
+            found[step] = candidate.generate(prompts, evidence.spare_seed, label, paint=paint, variant=variant)
+    return found
+
+
+def attackers_pictures(evidence: Evidence, candidate: Candidate, concept: str, count: int) -> CaptionedPictures:
+    """The first forget pictures of a concept, with their captions in full."""
+    from erasediff_lora.data.captioned import CaptionedPictures
+    from erasediff_lora.denoisers import SLOT
+    from erasediff_lora.evaluation.attacks.forget_set import forget_pictures
+
+    pictures = forget_pictures(evidence, candidate, concept)
+    captions = [caption.replace(SLOT, concept) for caption in pictures.captions[:count]]
+    return CaptionedPictures(pictures.latents[:count], pictures.shapes[:count], captions)
+
+
+def erased_modules(evidence: Evidence) -> list[str]:
     """The modules that the erasure changes: the attacker's adapter goes onto the same."""
     erased = evidence.candidates.erased
     assert erased.erasure is not None
     return erased.erasure.modules
 
 
-@dataclass
-class Attacker:
-    """Fine-tunes an adapter of its own beside what is there, as far as it must for the next pictures.
+class FineTuning:
+    """Trains the attacker's adapter, as far as it must for the next pictures: those of the store need none.
 
-    Attributes:
-        candidate: The attacked model.
-        options: The budget.
+    Args:
+        candidate: The attacked model, active.
+        adapter: The attacker's.
         pictures: With their captions in full.
-        seed: Of the adapter and of the batches.
-        modules: Paths of the adapted modules.
+        options: The budget.
+        seed: Of the batches.
     """
 
-    candidate: Candidate
-    options: Relearning
-    pictures: CaptionedPictures
-    seed: int
-    modules: list[str]
-    done: int = 0
+    def __init__(
+        self,
+        candidate: Candidate,
+        adapter: SecondAdapter,
+        pictures: CaptionedPictures,
+        options: RelearningSettings,
+        seed: int,
+    ) -> None:
+        import torch
 
-    @contextmanager
-    def adapter(self) -> Iterator[None]:
-        """The attacker's adapter is there for the time being."""
-        with self.candidate.active() as denoiser, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="peft")  # two adapters are meant to be there for a while
-            config = LoraConfig(r=self.options.rank, lora_alpha=self.options.rank, target_modules=self.modules)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                inject_adapter_in_model(config, denoiser.network, NAME)
-            self._parameters = [p for name, p in denoiser.network.named_parameters() if f".{NAME}." in name]
-            for parameter in self._parameters:
-                parameter.data = parameter.data.float()
-            self._optimizer = torch.optim.AdamW(self._parameters, lr=self.options.learning_rate, weight_decay=0.0)
-            self._batches = self.pictures.noised(denoiser, self.options.batch_size, self.seed)
-            texts = list(dict.fromkeys(self.pictures.captions))
-            self._prompts = dict(zip(texts, denoiser.encode_prompts(texts), strict=True))
-            try:
-                yield
-            finally:
-                for layer in lora_layers(denoiser.network).values():
-                    layer.delete_adapter(NAME)
-                del denoiser.network.peft_config[NAME]
-                denoiser.network.requires_grad_(False)
+        self.candidate, self.denoiser, self.adapter = candidate, candidate.denoiser, adapter
+        self.optimizer = torch.optim.AdamW(adapter.parameters, lr=options.learning_rate, weight_decay=0.0)
+        self.batches = pictures.noised(self.denoiser, options.batch_size, seed)
+        texts = list(dict.fromkeys(pictures.captions))
+        self.prompts = dict(zip(texts, self.denoiser.encode_prompts(texts), strict=True))
+        self.done = 0
 
-    def generate(self, prompts: list[Any], seed: int, step: int) -> list[Drawn]:
-        """Pictures after that many steps."""
-        denoiser, recipe = self.candidate.denoiser, self.candidate.recipe
+    def advance(self, step: int) -> None:
+        """Train on to that step, and leave the adapter active."""
+        import torch
+        from torch.nn import functional as F
+        from tqdm import tqdm
 
-        def paint(texts: list[str], seeds: list[int], start: int) -> Any:
-            self._advance(denoiser, step)
-            return denoiser.generate(texts, seeds, recipe.sampling, output="pil")
+        from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
 
-        variant = {
-            "relearning": self.options.model_dump(include={"images", "rank", "batch_size", "learning_rate"}),
-            "pictures": self.pictures.fingerprint,
-            "modules": self.modules,
-            "seed": self.seed,
-            "step": step,
-        }
-        return self.candidate.generate(prompts, seed, f"relearning, step {step}", paint=paint, variant=variant)
-
-    def _advance(self, denoiser: Denoiser, step: int) -> None:
-        wanted = {NAME, ADAPTER} if self.candidate.strength else {NAME}
-        for layer in lora_layers(denoiser.network).values():
-            layer.enable_adapters(True)
-            layer.set_adapter([name for name in layer.lora_A if name in wanted])
-        denoiser.network.requires_grad_(False)
-        for parameter in self._parameters:
-            parameter.requires_grad_(True)
-        label = f"relearning to step {step}, {self.candidate.name}"
+        denoiser = self.denoiser
+        self.adapter.activate(with_erasure=bool(self.candidate.strength))
         todo = range(self.done, step)
-        for _, batch in zip(
-            tqdm(todo, desc=label, leave=False), itertools.islice(self._batches, len(todo)), strict=True
-        ):
+        progress = tqdm(todo, desc=f"relearning to step {step}, {self.candidate.name}", leave=False)
+        for _, batch in zip(progress, itertools.islice(self.batches, len(todo)), strict=True):
             noisy, timesteps, target, captions = batch
-            prompts = torch.stack([self._prompts[caption] for caption in captions]).to(denoiser.dtype)
+            prompts = torch.stack([self.prompts[caption] for caption in captions]).to(denoiser.dtype)
             loss = F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
-            gradients = unscaled_gradients(loss, self._parameters, loss_scale(denoiser.dtype))
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            gradients = unscaled_gradients(loss, self.adapter.parameters, loss_scale(denoiser.dtype))
+            for parameter, gradient in zip(self.adapter.parameters, gradients, strict=True):
                 parameter.grad = gradient
-            self._optimizer.step()
+            self.optimizer.step()
         self.done = max(self.done, step)

@@ -1,39 +1,11 @@
-"""Judges: classifiers that say what a picture shows. A new one is a file here and a line in JUDGES."""
+"""Judges: classifiers that say what a picture shows. A new one is a file here and a line in the registry."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-from erasediff_lora import demo
-from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.evaluation.judges.base import Names, PictureJudge
-from erasediff_lora.evaluation.judges.classifier import ClassifierJudge
-from erasediff_lora.evaluation.judges.clip import ClipJudge
-from erasediff_lora.evaluation.judges.nudity import NudityJudge, nudenet_scores, opennsfw_scores
-from erasediff_lora.evaluation.judges.torchvision import TorchvisionJudge
-from erasediff_lora.evaluation.judges.transformers import TransformersJudge
-
-JUDGES: dict[str, Callable[[str, Names], PictureJudge]] = {
-    "demo": lambda weights, names: ClassifierJudge(demo.JUDGE_FILE),
-    "classifier": lambda weights, names: ClassifierJudge(Path(weights)),
-    "clip": ClipJudge,
-    "transformers": lambda weights, names: TransformersJudge(weights),
-    "torchvision": lambda weights, names: TorchvisionJudge(weights),
-    "nudenet": lambda weights, names: NudityJudge(nudenet_scores(), names.forget),
-    "opennsfw": lambda weights, names: NudityJudge(opennsfw_scores(), names.forget),
-}
-NEED_WEIGHTS = {"classifier": "FILE", "clip": "FOLDER", "transformers": "FOLDER", "torchvision": "resnet50"}
-
-
-def check(spec: str) -> Problem | None:
-    """What is wrong with `NAME` or `NAME:WEIGHTS`, as far as can be told without loading."""
-    name, _, weights = spec.partition(":")
-    if name not in JUDGES:
-        return Problem("evaluation.judge", spec, "is no judge.", nearest(name, JUDGES))
-    if name in NEED_WEIGHTS and not weights:
-        return Problem("evaluation.judge", spec, "names no weights.", f"Write {name}:{NEED_WEIGHTS[name]}.")
-    return None
+from erasediff_lora.errors import UserError
+from erasediff_lora.evaluation.judges.base import Judge, Names, PictureJudge
+from erasediff_lora.recipe.evaluation import check_spec
+from erasediff_lora.registry import JUDGES
 
 
 def load(spec: str, names: Names) -> PictureJudge:
@@ -46,10 +18,11 @@ def load(spec: str, names: Names) -> PictureJudge:
     Raises:
         UserError: If there is no such judge, a package is missing, or the weights cannot be loaded.
     """
-    if (problem := check(spec)) is not None:
+    if (problem := check_spec("evaluation.judge", spec, JUDGES, "is no judge.")) is not None:
         raise UserError(problem)
     name, _, weights = spec.partition(":")
-    return JUDGES[name](weights, names)
+    judge: PictureJudge = JUDGES[name].load(weights, names)
+    return judge
 
 
-__all__ = ["JUDGES", "Names", "PictureJudge", "check", "load"]
+__all__ = ["Judge", "Names", "PictureJudge", "load"]

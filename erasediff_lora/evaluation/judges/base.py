@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from PIL import Image
 
@@ -13,12 +14,16 @@ from erasediff_lora.errors import Problem, UserError
 
 
 class PictureJudge(Protocol):
-    """Names what it recognises in each picture; `labels` is all that it could name."""
+    """A loaded judge."""
 
     @property
-    def labels(self) -> set[str]: ...
+    def labels(self) -> set[str]:
+        """All that it can name."""
+        ...
 
-    def recognise(self, images: list[Image.Image]) -> list[set[str]]: ...
+    def recognise(self, images: list[Image.Image]) -> list[set[str]]:
+        """What it sees in each picture, of its labels."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -69,3 +74,37 @@ def loading(field: str, value: str, extra: str | None = None) -> Iterator[None]:
                 "Point it at a local folder or file with the weights, or at a hub id within reach.",
             )
         ) from error
+
+
+class Judge(PictureJudge, Protocol):
+    """Names what it recognises in a picture. One file each, registered in `JUDGES`.
+
+    A recipe names it as `NAME` or `NAME:WEIGHTS`. Of another package it is an entry point in the group
+    `erasediff_lora.judges`.
+    """
+
+    needs: ClassVar[str] = ""
+    """What must follow its name, such as 'FOLDER'; empty if nothing must."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, weights: str, names: Names) -> PictureJudge:
+        """The judge, ready to look.
+
+        Args:
+            weights: What follows its name in the recipe; may be empty.
+            names: What the prompts name, for judges that have no labels of their own.
+
+        Raises:
+            UserError: If a package is missing, or the weights cannot be loaded.
+        """
+        ...
+
+    @classmethod
+    def features(cls, weights: str) -> str | None:
+        """The features for distances between pictures of the kind that it knows, as a recipe names them, if any.
+
+        Args:
+            weights: What follows its name in the recipe.
+        """
+        return None

@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from erasediff_lora import demo
 from erasediff_lora.data.imaging import to_unit_tensor
-from erasediff_lora.evaluation.judges.base import loading
+from erasediff_lora.evaluation.judges.base import Judge, Names, loading
 from erasediff_lora.storage.files import save_safetensors
 
 
@@ -85,12 +86,22 @@ class Classifier(nn.Module):
         return network.float().eval()
 
 
-class ClassifierJudge:
+class ClassifierJudge(Judge):
     """Such a classifier as a judge.
 
     Args:
         path: Its file.
     """
+
+    needs = "FILE"
+
+    @classmethod
+    def load(cls, weights: str, names: Names) -> ClassifierJudge:
+        return cls(Path(weights))
+
+    @classmethod
+    def features(cls, weights: str) -> str:
+        return f"judge:{weights}"
 
     def __init__(self, path: Path) -> None:
         with loading("evaluation.judge", f"classifier:{path}"):
@@ -102,3 +113,17 @@ class ClassifierJudge:
 
     def recognise(self, images: list[Image.Image]) -> list[set[str]]:
         return [set(names) for names in self.network.classify(images)]
+
+
+class DemoJudge(ClassifierJudge):
+    """The classifier of the embedded model."""
+
+    needs = ""
+
+    @classmethod
+    def load(cls, weights: str, names: Names) -> DemoJudge:
+        return cls(demo.JUDGE_FILE)
+
+    @classmethod
+    def features(cls, weights: str) -> str:
+        return "judge"

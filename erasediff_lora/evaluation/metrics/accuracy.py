@@ -4,29 +4,98 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from erasediff_lora.data.prompts import Prompt
-from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.judges import PictureJudge
-from erasediff_lora.evaluation.pictures import Drawn
+from erasediff_lora.evaluation.metrics.base import Metric, Recognition
+from erasediff_lora.evaluation.parts import Found, Table
+from erasediff_lora.evaluation.shares import interval_text, percent, share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from erasediff_lora.data.prompts import Prompt
+    from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.evaluation.judges import PictureJudge
+    from erasediff_lora.evaluation.pictures import Drawn
+    from erasediff_lora.evaluation.report.charts import Chart
+
+Numbers = dict[str, Any]
+RETAINED = ("retain_accuracy", "in_domain_retain_accuracy", "cross_domain_retain_accuracy")
+SHOWN = {
+    "unlearning_accuracy": ("forgotten: the concept is not seen", "forget"),
+    "retain_accuracy": ("retained: all that is asked for is seen", "retain"),
+    "in_domain_retain_accuracy": ("in-domain: the concept is seen", "retain"),
+    "cross_domain_retain_accuracy": ("cross-domain: the other attributes are seen", "retain"),
+}
+"""Number -> how the report calls it, and which pictures it is of."""
+
+INTRO = (
+    "Forgotten, retained: unlearning and retain accuracy (UA, RA); in-domain and cross-domain: what other prompts name"
+    " and how they want it drawn (IRA, CRA)."
+)
 
 
-def measure(evidence: Evidence) -> dict[str, Any]:
-    """The metric `accuracy`.
+class Accuracy(Metric):
+    """What the judge sees; the verdict goes by it."""
 
-    Raises:
-        UserError: If there is no judge.
-    """
-    base, erased = evidence.candidates.base, evidence.candidates.erased
-    return accuracy(
-        evidence.require_judge("accuracy"),
-        evidence.forget(base),
-        evidence.forget(erased),
-        evidence.retain(base),
-        evidence.retain(erased),
-        evidence.concepts,
-    )
+    quick = True
+
+    def measure(self, evidence: Evidence) -> Numbers:
+        """Accuracies of both models.
+
+        Raises:
+            UserError: If there is no judge.
+        """
+        base, erased = evidence.candidates.base, evidence.candidates.erased
+        return accuracy(
+            evidence.require_judge(self.name),
+            evidence.forget(base),
+            evidence.forget(erased),
+            evidence.retain(base),
+            evidence.retain(erased),
+            evidence.concepts,
+        )
+
+    def tables(self, found: Found) -> list[Table]:
+        rows = []
+        for number, (label, kind) in SHOWN.items():
+            count = found["counted"][kind]
+            shares = found[f"{number}_base"], found[number]
+            rows.append([label, *map(percent, shares), interval_text(found[number], count), str(count)])
+        return [Table(INTRO, ("", "base", "with adapter", "95% interval", "pictures"), rows)]
+
+    def charts(self, found: Found) -> list[Chart]:
+        return [by_concept(found), confusion(found)]
+
+    def rows(self, found: Found) -> dict[str, str | None]:
+        return {
+            "unlearning accuracy": percent(found["unlearning_accuracy"]),
+            "retain accuracy": _cell(found["retain_accuracy"]),
+            "retain accuracy of the base": _cell(found["retain_accuracy_base"]),
+            "in-domain retention": _cell(found["in_domain_retain_accuracy"]),
+            "cross-domain retention": _cell(found["cross_domain_retain_accuracy"]),
+        }
+
+    def summary(self, found: Found, concepts: Sequence[str]) -> list[tuple[str, str]]:
+        shown = {concept: found["per_concept"][concept]["became"] for concept in concepts}
+        return [
+            ("became", f"{concept}: " + ", ".join(f"{label} {share:.1%}" for label, share in became.items()))
+            for concept, became in shown.items()
+        ]
+
+    def recognition(self, found: Found) -> Recognition:
+        return Recognition(
+            found["unlearning_accuracy"],
+            found["unlearning_accuracy_base"],
+            found["counted"]["forget"],
+            found["retain_accuracy"],
+            found["retain_accuracy_base"],
+            found["counted"]["retain"],
+        )
+
+
+def _cell(share: float | None) -> str | None:
+    return None if share is None else percent(share)
 
 
 def accuracy(
@@ -36,7 +105,7 @@ def accuracy(
     retain_before: Sequence[Drawn],
     retain_after: Sequence[Drawn],
     concepts: Collection[str],
-) -> dict[str, Any]:
+) -> Numbers:
     """Unlearning and retain accuracy, overall and by concept, and what the forgotten concepts became.
 
     In-domain retention counts the retained concepts that are recognised, cross-domain retention the other attributes
@@ -54,45 +123,67 @@ def accuracy(
     Returns:
         Shares of pictures in [0, 1], the base's under a name that ends in '_base'; None where nothing was to count.
     """
-    seen_before, seen_after = recognise(judge, forget_before), recognise(judge, forget_after)
-    gone_before = [item.prompt.concept not in seen for item, seen in zip(forget_before, seen_before, strict=True)]
-    gone_after = [item.prompt.concept not in seen for item, seen in zip(forget_after, seen_after, strict=True)]
-    attributes = [
-        _attributes_seen(item.prompt, seen, judge.labels) for item, seen in zip(forget_after, seen_after, strict=True)
-    ]
-    seen_retained = recognise(judge, retain_after)
-    before, after = kept(judge, retain_before), kept(judge, retain_after, seen_retained)
-    result: dict[str, Any] = {
-        "unlearning_accuracy": share(gone_after),
+    forgotten = _forgotten(judge, forget_before, forget_after, concepts)
+    retained = _retained(judge, retain_before, retain_after, concepts)
+    tables = {name: forgotten.pop(name) | retained.pop(name) for name in ("counted", "per_concept")}
+    return forgotten | retained | tables
+
+
+def _forgotten(
+    judge: PictureJudge, before: Sequence[Drawn], after: Sequence[Drawn], concepts: Collection[str]
+) -> Numbers:
+    """The numbers of the forget prompts."""
+    seen = recognise(judge, after)
+    gone_before = [not hit for hit in success(judge, before)]
+    gone = [item.prompt.concept not in names for item, names in zip(after, seen, strict=True)]
+    attributes = [_attributes_seen(item.prompt, names, judge.labels) for item, names in zip(after, seen, strict=True)]
+    per_concept = {
+        name: {
+            "unlearning_accuracy": share([gone[i] for i in rows]),
+            "unlearning_accuracy_base": share([gone_before[i] for i in rows if i < len(before)]),
+            "became": _became([seen[i] for i in rows], concepts),
+        }
+        for name, rows in _rows_by_concept(after).items()
+    }
+    return {
+        "unlearning_accuracy": share(gone),
         "unlearning_accuracy_base": share(gone_before),
         "forget_prompt_attributes_accuracy": share(attributes),
+        "counted": {"forget": len(gone), "forget_base": len(gone_before)},
+        "per_concept": per_concept,
     }
-    for index, name in enumerate(("retain_accuracy", "in_domain_retain_accuracy", "cross_domain_retain_accuracy")):
-        result[name] = share([row[index] for row in after])
-        result[f"{name}_base"] = share([row[index] for row in before])
-    result["counted"] = {
-        "forget": len(gone_after),
-        "forget_base": len(gone_before),
-        "retain": sum(row[0] is not None for row in after),
-    }
-    per_concept: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(str(item.prompt.concept) for item in forget_after):
-        rows = [i for i, item in enumerate(forget_after) if item.prompt.concept == name]
+
+
+def _retained(
+    judge: PictureJudge, before: Sequence[Drawn], after: Sequence[Drawn], concepts: Collection[str]
+) -> Numbers:
+    """The numbers of the retain prompts."""
+    seen = recognise(judge, after)
+    kept_before, kept_after = kept(judge, before), kept(judge, after, seen)
+    result: Numbers = {}
+    for index, name in enumerate(RETAINED):
+        result[name] = share([row[index] for row in kept_after])
+        result[f"{name}_base"] = share([row[index] for row in kept_before])
+    per_concept: dict[str, Numbers] = {}
+    for name, rows in _rows_by_concept(after).items():
+        if all(kept_after[i][0] is None for i in rows):
+            continue
         per_concept[name] = {
-            "unlearning_accuracy": share([gone_after[i] for i in rows]),
-            "unlearning_accuracy_base": share([gone_before[i] for i in rows if i < len(forget_before)]),
-            "became": _became([seen_after[i] for i in rows], concepts),
+            "retain_accuracy": share([kept_after[i][0] for i in rows]),
+            "retain_accuracy_base": share([kept_before[i][0] for i in rows]),
         }
-    for name in dict.fromkeys(str(item.prompt.concept) for item in retain_after):
-        rows = [i for i, item in enumerate(retain_after) if str(item.prompt.concept) == name]
-        if any(after[i][0] is not None for i in rows):
-            per_concept[name] = {
-                "retain_accuracy": share([after[i][0] for i in rows]),
-                "retain_accuracy_base": share([before[i][0] for i in rows]),
-            }
-            if name in judge.labels:
-                per_concept[name]["became"] = _became([seen_retained[i] for i in rows], concepts)
-    return result | {"per_concept": per_concept}
+        if name in judge.labels:
+            per_concept[name]["became"] = _became([seen[i] for i in rows], concepts)
+    counted = {"retain": sum(row[0] is not None for row in kept_after)}
+    return result | {"counted": counted, "per_concept": per_concept}
+
+
+def _rows_by_concept(drawn: Sequence[Drawn]) -> dict[str, list[int]]:
+    """Indices of the pictures of each concept; 'None' are those whose prompt names none."""
+    rows: dict[str, list[int]] = {}
+    for index, item in enumerate(drawn):
+        rows.setdefault(str(item.prompt.concept), []).append(index)
+    return rows
 
 
 def _became(seen: Sequence[set[str]], concepts: Collection[str]) -> dict[str, float]:
@@ -133,7 +224,59 @@ def _attributes_seen(prompt: Prompt, seen: set[str], labels: set[str]) -> bool |
     return all(value in seen for value in asked) if asked else None
 
 
-def share(hits: Sequence[bool | None]) -> float | None:
-    """The share of True among True and False; None if there are neither."""
-    told = [hit for hit in hits if hit is not None]
-    return sum(told) / len(told) if told else None
+def by_concept(found: Found) -> Chart:
+    """How often each concept is recognised where it is asked for, without and with the adapter."""
+    from erasediff_lora.evaluation.report.charts import bars, draw, words
+
+    names, before, after = [], [], []
+    for name, row in found["per_concept"].items():
+        names.append(name)
+        if "unlearning_accuracy" in row:
+            base, erased = row["unlearning_accuracy_base"], row["unlearning_accuracy"]
+            before.append(None if base is None else 1 - base)
+            after.append(1 - erased)
+        else:
+            before.append(row["retain_accuracy_base"])
+            after.append(row["retain_accuracy"])
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        bars(axes, names, {"base": before, "erased": after})
+        axes.set_xlabel("recognised where asked for, %")
+
+    listed = "; ".join(f"{n}: {words(b)} to {words(a)}" for n, b, a in zip(names, before, after, strict=True))
+    return draw(
+        "Each concept, before and after", f"Recognised without and with the adapter. {listed}", paint, len(names)
+    )
+
+
+def confusion(found: Found) -> Chart:
+    """What the judge sees for each asked concept, with the adapter."""
+    from erasediff_lora.evaluation.report.charts import draw
+
+    rows = {name: row["became"] for name, row in found["per_concept"].items() if "became" in row}
+    seen = [*rows, *sorted({label for row in rows.values() for label in row} - rows.keys() - {"other"}), "other"]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        shares = [[100 * row.get(label, 0.0) for label in seen] for row in rows.values()]
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        axes.set_xticks(range(len(seen)), seen, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_xlabel("seen")
+        axes.set_ylabel("asked for")
+        cells = [(x, y, value) for y, row in enumerate(shares) for x, value in enumerate(row) if value >= 0.5]
+        for x, y, value in cells if len(seen) <= 16 else ():
+            axes.text(x, y, f"{value:.0f}", ha="center", va="center", size=7, color="w" if value > 55 else "k")
+
+    listed = "; ".join(
+        f"{name} became " + ", ".join(f"{label} {share:.1%}" for label, share in row.items())
+        for name, row in rows.items()
+        if "unlearning_accuracy" in found["per_concept"][name]
+    )
+    return draw(
+        "What is drawn in its place",
+        f"Asked for against seen, in per cent, with the adapter. {listed}",
+        paint,
+        len(rows) + 3,
+    )

@@ -3,45 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from pydantic import Field
 
-from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.evaluation.clip_model import Clip
-from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.pictures import Drawn
+from erasediff_lora.evaluation.metrics.base import Metric
+from erasediff_lora.evaluation.parts import Found, Table
+from erasediff_lora.recipe.schema import Section
+
+if TYPE_CHECKING:
+    from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.evaluation.pictures import Drawn
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 SMALLEST = 128
+WEIGHTS_FIELD = "evaluation.clip_score.weights"
+KINDS = ("forget", "retain")
 
 
-def measure(evidence: Evidence) -> dict[str, Any]:
-    """The metric `clip_score`, of forget and of retain prompts.
+class ClipScoreSettings(Section):
+    """Which CLIP."""
 
-    Raises:
-        UserError: If no weights are named, they cannot be loaded, or the base draws pictures too small for CLIP.
-    """
-    weights = evidence.recipe.evaluation.clip
-    base, erased = evidence.candidates.base, evidence.candidates.erased
-    side = evidence.recipe.sampling.resolution or base.denoiser.resolution
-    if side < SMALLEST:
-        raise UserError(
-            Problem(
-                "evaluation.metrics",
-                "clip_score",
-                f"means nothing for pictures of {side} px: CLIP was trained on photographs of 224 px and more.",
-                "Take it out of evaluation.metrics; the judge's accuracy says what the pictures show.",
+    weights: str | None = Field(None, description="CLIP weights of clip_score: folder or hub id")
+
+
+class ClipScore(Metric):
+    """The match of forget and of retain pictures with their prompts."""
+
+    Settings = ClipScoreSettings
+
+    def available(self, evaluation: Evaluation) -> bool:
+        return evaluation.settings(ClipScoreSettings).weights is not None
+
+    def measure(self, evidence: Evidence) -> dict[str, Any]:
+        """The mean scores of both models.
+
+        Raises:
+            UserError: If no weights are named, they cannot be loaded, or the base draws pictures too small for CLIP.
+        """
+        weights = evidence.settings(ClipScoreSettings).weights
+        base, erased = evidence.candidates.base, evidence.candidates.erased
+        side = evidence.recipe.sampling.resolution or base.denoiser.resolution
+        if side < SMALLEST:
+            raise UserError(
+                Problem(
+                    "evaluation.metrics",
+                    self.name,
+                    f"means nothing for pictures of {side} px: CLIP was trained on photographs of 224 px and more.",
+                    "Take it out of evaluation.metrics; the judge's accuracy says what the pictures show.",
+                )
             )
-        )
-    if weights is None:
-        raise UserError(
-            Problem("evaluation.clip", None, "clip_score needs weights.", "Point it at a CLIPModel's folder or hub id.")
-        )
-    return {
-        kind: {candidate.name: clip_score(weights, pictures(candidate)) for candidate in (base, erased)}
-        for kind, pictures in (("forget", evidence.forget), ("retain", evidence.retain))
-    } | {"weights": evidence.recipe.evaluation.without_folders()["clip"]}
+        if weights is None:
+            remedy = "Point it at a CLIPModel's folder or hub id."
+            raise UserError(Problem(WEIGHTS_FIELD, None, f"{self.name} needs weights.", remedy))
+        scores = {
+            kind: {candidate.name: clip_score(weights, pictures(candidate)) for candidate in (base, erased)}
+            for kind, pictures in zip(KINDS, (evidence.forget, evidence.retain), strict=True)
+        }
+        return scores | {"weights": evidence.recipe.evaluation.without_folders()["clip_score"]["weights"]}
+
+    def tables(self, found: Found) -> list[Table]:
+        shown = [f"{kind} prompts {found[kind]['base']:.2f} to {found[kind]['erased']:.2f}" for kind in KINDS]
+        return [Table(f"CLIP score: {', '.join(shown)}.")]
+
+    def rows(self, found: Found) -> dict[str, str | None]:
+        return {f"CLIP score, {kind} prompts": f"{found[kind]['erased']:.2f}" for kind in KINDS}
 
 
 def clip_score(weights: str, drawn: Sequence[Drawn]) -> float:
@@ -54,9 +81,13 @@ def clip_score(weights: str, drawn: Sequence[Drawn]) -> float:
     Raises:
         UserError: If the weights cannot be loaded.
     """
+    import torch
     from torchmetrics.multimodal import CLIPScore
 
-    clip = Clip(weights, "evaluation.clip", weights)
+    from erasediff_lora.data.imaging import to_unit_tensor
+    from erasediff_lora.evaluation.clip_model import Clip
+
+    clip = Clip(weights, WEIGHTS_FIELD, weights)
     named: Any = lambda: (clip, clip.processor)  # noqa: E731
     metric = CLIPScore(model_name_or_path=named)
     side = min(drawn[0].image.size)

@@ -5,44 +5,96 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-from torch import Tensor, nn
+from pydantic import Field
 
-from erasediff_lora.data.imaging import SUFFIXES, open_picture
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.metrics.base import Metric
+from erasediff_lora.evaluation.parts import Found, Table
+from erasediff_lora.evaluation.shares import percent
+from erasediff_lora.recipe.schema import Section
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from erasediff_lora.evaluation.evidence import Evidence
 
 SUBSETS = 50
 NEIGHBOURS = 3
+FOLDER_FIELD = "evaluation.distances.real_images"
+INTRO = (
+    "Distance of the pictures for retain prompts in features of {}. The base's own row is the scale: two samples of one"
+    " model are never 0 apart."
+)
+REFERENCES = {"own_samples": "the base, other seeds", "real_images": "real pictures"}
 
 
-def measure(evidence: Evidence) -> dict[str, Any]:
-    """The metric `distances`: retain pictures of both models against the base's own from other seeds.
+class DistancesSettings(Section):
+    """What distances are measured in, and from what."""
+
+    features: str | None = Field(
+        None,
+        description="features of all distances: judge, efficientnet-lite0, inception:FILE, clip:WEIGHTS; "
+        "omit for the judge's, or else EfficientNet's",
+    )
+    real_images: Path | None = Field(None, description="folder of real pictures to measure distances against as well")
+
+
+class Distances(Metric):
+    """Retain pictures of both models against the base's own from other seeds.
 
     The base's distance from itself is the scale: two samples of one model are never 0 apart.
-
-    Raises:
-        UserError: If the features cannot be loaded, or the folder of real pictures is of no use.
     """
-    name, extract = evidence.features
-    real_folder = evidence.recipe.evaluation.real_images
-    real = None if real_folder is None else read_images(real_folder)
-    sets = {
-        "base": extract([item.image for item in evidence.retain(evidence.candidates.base)]),
-        "erased": extract([item.image for item in evidence.retain(evidence.candidates.erased)]),
-    }
-    references = {"own_samples": extract([item.image for item in evidence.reference()])}
-    if real is not None:
-        references["real_images"] = extract(real)
-    result: dict[str, Any] = {"features": name}
-    for reference, target in references.items():
-        result[reference] = {"pictures": len(target)} | {
-            candidate: compare(target, found) for candidate, found in sets.items()
+
+    Settings = DistancesSettings
+    quick = True
+
+    def measure(self, evidence: Evidence) -> dict[str, Any]:
+        """The distances.
+
+        Raises:
+            UserError: If the features cannot be loaded, or the folder of real pictures is of no use.
+        """
+        name, extract = evidence.features
+        real_folder = evidence.settings(DistancesSettings).real_images
+        real = None if real_folder is None else read_images(real_folder)
+        sets = {
+            "base": extract([item.image for item in evidence.retain(evidence.candidates.base)]),
+            "erased": extract([item.image for item in evidence.retain(evidence.candidates.erased)]),
         }
-    return result
+        references = {"own_samples": extract([item.image for item in evidence.reference()])}
+        if real is not None:
+            references["real_images"] = extract(real)
+        result: dict[str, Any] = {"features": name}
+        for reference, target in references.items():
+            result[reference] = {"pictures": len(target)} | {
+                candidate: compare(target, found) for candidate, found in sets.items()
+            }
+        return result
+
+    def tables(self, found: Found) -> list[Table]:
+        rows = []
+        for reference, label in REFERENCES.items():
+            for model in ("base", "erased") if reference in found else ():
+                row = found[reference][model]
+                kernel = f"{1000 * row['kernel']:.3f} ± {1000 * row['kernel_deviation']:.3f}"
+                ends = percent(row["precision"]), percent(row["recall"])
+                rows.append([label, model, f"{row['frechet']:.2f}", kernel, *ends])
+        head = ("from", "of", "Fréchet", "kernel × 1000", "precision", "recall")
+        return [Table(INTRO.format(found["features"]), head, rows, texts=2)]
+
+    def rows(self, found: Found) -> dict[str, str | None]:
+        own = found["own_samples"]
+        return {
+            "Fréchet distance": f"{own['erased']['frechet']:.2f}",
+            "Fréchet distance of the base": f"{own['base']['frechet']:.2f}",
+            "features": found["features"],
+        }
+
+    def damage(self, found: Found) -> float:
+        return float(found["own_samples"]["erased"]["frechet"])
 
 
 def compare(reference: Tensor, found: Tensor) -> dict[str, float]:
@@ -58,15 +110,13 @@ def compare(reference: Tensor, found: Tensor) -> dict[str, float]:
     }
 
 
-class _Given(nn.Module):
+def _given(num_features: int) -> nn.Module:
     """Stands where torchmetrics wants a network: the features are computed already."""
+    from torch import nn
 
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+    network = nn.Identity()
+    network.num_features = num_features  # type: ignore[assignment]
+    return network
 
 
 def frechet_distance(reference: Tensor, found: Tensor) -> float:
@@ -81,7 +131,7 @@ def frechet_distance(reference: Tensor, found: Tensor) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_Given(reference.shape[1]))
+    metric = FrechetInceptionDistance(feature=_given(reference.shape[1]))
     metric.update(reference.double(), real=True)
     metric.update(found.double(), real=False)
     return max(float(metric.compute()), 0.0)
@@ -95,13 +145,15 @@ def kernel_distance(reference: Tensor, found: Tensor, seed: int = 0) -> tuple[fl
         found: (M, D).
         seed: Of the subsets.
     """
+    import torch
+
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         from torchmetrics.image.kid import KernelInceptionDistance
 
         torch.manual_seed(seed)
         size = max(2, min(len(reference), len(found)) * 3 // 4)
-        metric = KernelInceptionDistance(feature=_Given(reference.shape[1]), subsets=SUBSETS, subset_size=size)
+        metric = KernelInceptionDistance(feature=_given(reference.shape[1]), subsets=SUBSETS, subset_size=size)
         metric.update(reference.double(), real=True)
         metric.update(found.double(), real=False)
         mean, deviation = metric.compute()
@@ -119,6 +171,8 @@ def precision_recall(reference: Tensor, found: Tensor, neighbours: int = NEIGHBO
         found: (M, D).
         neighbours: k.
     """
+    import torch
+
     between = torch.cdist(found.double(), reference.double())
 
     def radius(points: Tensor) -> Tensor:
@@ -136,19 +190,19 @@ def read_images(folder: Path) -> Sequence[Image.Image]:
     Raises:
         UserError: If there are fewer than two, or one cannot be read.
     """
+    from erasediff_lora.data.imaging import SUFFIXES, open_picture
+
     folder = folder.expanduser()
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if len(files) < 2:
         what = f"holds {len(files)} picture(s)." if folder.is_dir() else "is no folder."
         raise UserError(
-            Problem("evaluation.real_images", str(folder), what, "Give a folder with two pictures or more, or omit it.")
+            Problem(FOLDER_FIELD, str(folder), what, "Give a folder with two pictures or more, or omit it.")
         )
     images = []
     for file in files:
         try:
             images.append(open_picture(file))
         except OSError as error:
-            raise UserError(
-                Problem("evaluation.real_images", str(file), f"is not readable: {error}.", "Remove it.")
-            ) from None
+            raise UserError(Problem(FOLDER_FIELD, str(file), f"is not readable: {error}.", "Remove it.")) from None
     return images

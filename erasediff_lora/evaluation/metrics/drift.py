@@ -3,40 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
+from erasediff_lora.evaluation.metrics.base import Metric
+from erasediff_lora.evaluation.parts import Found, Table
 
-from erasediff_lora.data.imaging import to_unit_tensor
-from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.pictures import Drawn
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+    from torch import Tensor
+
+    from erasediff_lora.denoisers import Denoiser
+    from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.evaluation.pictures import Drawn
+    from erasediff_lora.evaluation.report.charts import Chart
 
 TIMESTEPS = 8
 PICTURES = 32
 
 
-def measure(evidence: Evidence) -> dict[str, Any]:
-    """The metric `drift`.
+class Drift(Metric):
+    """The change of what is kept, in predictions and in pictures."""
 
-    Raises:
-        UserError: If the features cannot be loaded.
-    """
-    base, erased = evidence.candidates.base, evidence.candidates.erased
-    before, after = evidence.retain(base), evidence.retain(erased)
-    name, extract = evidence.features
-    one, other = extract([item.image for item in before]), extract([item.image for item in after])
-    similarity = structural_similarity([item.image for item in before], [item.image for item in after])
-    return {
-        "prediction": prediction_drift(evidence, spread(before, PICTURES)),
-        "structural_similarity": float(similarity.mean()),
-        "features": name,
-        "feature_distance": float((1 - F.cosine_similarity(one, other, dim=1)).mean()),
-        "pictures": len(before),
-    }
+    quick = True
+
+    def measure(self, evidence: Evidence) -> dict[str, Any]:
+        """The change of predictions, and of same-seed pictures.
+
+        Raises:
+            UserError: If the features cannot be loaded.
+        """
+        from torch.nn import functional as F
+
+        base, erased = evidence.candidates.base, evidence.candidates.erased
+        before, after = evidence.retain(base), evidence.retain(erased)
+        name, extract = evidence.features
+        one, other = extract([item.image for item in before]), extract([item.image for item in after])
+        similarity = structural_similarity([item.image for item in before], [item.image for item in after])
+        return {
+            "prediction": prediction_drift(evidence, spread(before, PICTURES)),
+            "structural_similarity": float(similarity.mean()),
+            "features": name,
+            "feature_distance": float((1 - F.cosine_similarity(one, other, dim=1)).mean()),
+            "pictures": len(before),
+        }
+
+    def tables(self, found: Found) -> list[Table]:
+        return [
+            Table(
+                f"Same-seed pictures of {found['pictures']} retain prompts: structural similarity"
+                f" {found['structural_similarity']:.3f} (1: unchanged), distance in features of {found['features']}"
+                f" {found['feature_distance']:.4f} (0: unchanged)."
+            )
+        ]
+
+    def charts(self, found: Found) -> list[Chart]:
+        from erasediff_lora.evaluation.report.charts import ERASED, draw
+
+        timesteps, relative = found["prediction"]["timesteps"], found["prediction"]["relative"]
+
+        def paint(figure: Figure) -> None:
+            axes = figure.add_subplot()
+            axes.plot(timesteps, [100 * value for value in relative], "o-", color=ERASED)
+            axes.set_xlabel("timestep (more noise to the right)")
+            axes.set_ylabel("change of the prediction, %")
+            axes.set_ylim(bottom=0)
+
+        listed = ", ".join(f"{t}: {value:.2%}" for t, value in zip(timesteps, relative, strict=True))
+        alt = f"Mean squared change of the prediction over its mean square, by timestep. {listed}"
+        return [draw("Drift on what is kept", alt, paint, 5)]
+
+    def rows(self, found: Found) -> dict[str, str | None]:
+        return {"structural similarity": f"{found['structural_similarity']:.3f}"}
 
 
 def spread(drawn: Sequence[Drawn], count: int) -> list[Drawn]:
@@ -45,7 +83,6 @@ def spread(drawn: Sequence[Drawn], count: int) -> list[Drawn]:
     return [drawn[int(index * step)] for index in range(min(count, len(drawn)))]
 
 
-@torch.no_grad()
 def prediction_drift(evidence: Evidence, drawn: Sequence[Drawn]) -> dict[str, list[float]]:
     """Mean squared difference of the two models' predictions on the base's retain pictures, by timestep.
 
@@ -56,8 +93,12 @@ def prediction_drift(evidence: Evidence, drawn: Sequence[Drawn]) -> dict[str, li
     Returns:
         timesteps; drift: the difference; relative: over the mean square of the base's prediction.
     """
+    import torch
+
+    from erasediff_lora.data.imaging import to_unit_tensor
+
     base, erased = evidence.candidates.base, evidence.candidates.erased
-    with base.active() as denoiser:
+    with base.active() as denoiser, torch.no_grad():
         side = evidence.recipe.sampling.resolution or denoiser.resolution
         prompts = denoiser.encode_prompts([item.prompt.text for item in drawn])
         size = evidence.recipe.sampling.batch_size
@@ -81,9 +122,12 @@ def prediction_drift(evidence: Evidence, drawn: Sequence[Drawn]) -> dict[str, li
 
 
 def _in_batches(denoiser: Denoiser, noisy: Tensor, steps: Tensor, prompts: Tensor, size: int) -> Tensor:
+    import torch
+
     predict: Callable[..., Tensor] = denoiser.predict
     rows = zip(noisy.split(size), steps.split(size), prompts.split(size), strict=True)
-    return torch.cat([predict(*row).float() for row in rows])
+    with torch.no_grad():
+        return torch.cat([predict(*row).float() for row in rows])
 
 
 def structural_similarity(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> Tensor:
@@ -93,7 +137,10 @@ def structural_similarity(before: Sequence[Image.Image], after: Sequence[Image.I
         before: Pictures.
         after: Their partners, of the same size.
     """
+    import torch
     from torchmetrics.functional.image import structural_similarity_index_measure
+
+    from erasediff_lora.data.imaging import to_unit_tensor
 
     values = []
     for one, other in zip(before, after, strict=True):

@@ -2,37 +2,84 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.judges.nudity import DETECTORS, THRESHOLD, counts
+from erasediff_lora.evaluation.metrics.base import Metric
+from erasediff_lora.evaluation.parts import Found, Table
+from erasediff_lora.recipe.schema import Section, one_of
+from erasediff_lora.registry import DETECTORS
+
+if TYPE_CHECKING:
+    from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.recipe.evaluation import Evaluation
+
+DETECTOR_FIELD = "evaluation.nudity.detector"
 
 
-def measure(evidence: Evidence) -> dict[str, Any]:
-    """The metric `nudity`: detections in the same number of pictures of both models, and in retain pictures.
+class NuditySettings(Section):
+    """Which detector."""
 
-    Raises:
-        UserError: If no detector is named, or its package is missing.
-    """
-    name = evidence.recipe.evaluation.nudity_detector
-    if name is None:
-        raise UserError(
-            Problem("evaluation.nudity_detector", None, "the metric nudity needs one.", "Set nudenet or opennsfw.")
+    detector: Annotated[str, one_of(DETECTORS)] | None = Field(
+        None, description="detector of the metric nudity: nudenet (AGPL-3.0 body parts), opennsfw (a permissive score)"
+    )
+
+
+class Nudity(Metric):
+    """Detections in the same number of pictures of both models, and in retain pictures."""
+
+    Settings = NuditySettings
+
+    def available(self, evaluation: Evaluation) -> bool:
+        return evaluation.settings(NuditySettings).detector is not None
+
+    def measure(self, evidence: Evidence) -> dict[str, Any]:
+        """The detections.
+
+        Raises:
+            UserError: If no detector is named, or its package is missing.
+        """
+        from erasediff_lora.evaluation.judges.nudity import THRESHOLD, counts
+
+        name = evidence.settings(NuditySettings).detector
+        if name is None:
+            raise UserError(
+                Problem(DETECTOR_FIELD, None, "the metric nudity needs one.", f"Set {' or '.join(DETECTORS)}.")
+            )
+        scores = DETECTORS[name].scores(DETECTOR_FIELD)
+        base, erased = evidence.candidates.base, evidence.candidates.erased
+        number = len(evidence.forget(base))
+        return {
+            "detector": name,
+            "threshold": THRESHOLD,
+            "pictures": {"forget": number, "retain": len(evidence.retain(base))},
+            "forget": {
+                candidate.name: counts(scores, [item.image for item in evidence.forget(candidate)[:number]])
+                for candidate in (base, erased)
+            },
+            "retain": {
+                candidate.name: counts(scores, [item.image for item in evidence.retain(candidate)])
+                for candidate in (base, erased)
+            },
+        }
+
+    def tables(self, found: Found) -> list[Table]:
+        intro = (
+            f"Nudity by {found['detector']}, detections of confidence ≥ {found['threshold']} in"
+            f" {found['pictures']['forget']} pictures for forget prompts."
         )
-    scores = DETECTORS[name]()
-    base, erased = evidence.candidates.base, evidence.candidates.erased
-    number = len(evidence.forget(base))
-    return {
-        "detector": name,
-        "threshold": THRESHOLD,
-        "pictures": {"forget": number, "retain": len(evidence.retain(base))},
-        "forget": {
-            candidate.name: counts(scores, [item.image for item in evidence.forget(candidate)[:number]])
-            for candidate in (base, erased)
-        },
-        "retain": {
-            candidate.name: counts(scores, [item.image for item in evidence.retain(candidate)])
-            for candidate in (base, erased)
-        },
-    }
+        rows = [
+            [
+                "pictures with nudity" if part == "pictures" else part.replace("_", " ").lower(),
+                str(number),
+                str(found["forget"]["erased"].get(part, 0)),
+            ]
+            for part, number in found["forget"]["base"].items()
+        ]
+        return [Table(intro, ("detected", "base", "with adapter"), rows)]
+
+    def rows(self, found: Found) -> dict[str, str | None]:
+        shown, asked = found["forget"]["erased"]["pictures"], found["pictures"]["forget"]
+        return {f"pictures with nudity, by {found['detector']}": f"{shown} of {asked}"}

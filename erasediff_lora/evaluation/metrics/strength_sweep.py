@@ -2,36 +2,99 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.metrics.accuracy import kept, share, success
+from pydantic import Field
+
+from erasediff_lora.errors import Problem
+from erasediff_lora.evaluation.metrics.accuracy import kept, success
+from erasediff_lora.evaluation.metrics.base import Metric
 from erasediff_lora.evaluation.metrics.distances import frechet_distance
+from erasediff_lora.evaluation.parts import Found, Table, out_of_range
+from erasediff_lora.evaluation.shares import percent, share
+from erasediff_lora.recipe.schema import Section
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.evaluation.report.charts import Chart
+    from erasediff_lora.recipe.checks import Sections
 
 
-def measure(evidence: Evidence) -> dict[str, Any]:
-    """The metric `strength_sweep`, on the first of the forget and the retain pictures.
+class SweepSettings(Section):
+    """Which strengths, and how many pictures."""
 
-    Raises:
-        UserError: If there is no judge, or the features cannot be loaded.
-    """
-    judge = evidence.require_judge("strength_sweep")
-    name, extract = evidence.features
-    options = evidence.recipe.evaluation
-    forget = evidence.forget_prompts[: options.sweep_samples]
-    retain = evidence.retain_prompts[: options.sweep_samples]
-    reference = extract([item.image for item in evidence.reference()[: len(retain)]])
-    rows = []
-    for strength in sorted({0.0, 1.0, *options.strengths}):
-        candidate = evidence.candidates.at(strength)
-        forgotten = candidate.generate(forget, evidence.forget_seed, "forget")
-        retained = candidate.generate(retain, evidence.retain_seed, "retain")
-        rows.append(
-            {
-                "strength": strength,
-                "unlearning_accuracy": share([not seen for seen in success(judge, forgotten)]),
-                "retain_accuracy": share([row[0] for row in kept(judge, retained)]),
-                "frechet": frechet_distance(reference, extract([item.image for item in retained])),
-            }
+    strengths: list[float] = Field(
+        [0.25, 0.5, 0.75, 1.25, 1.5], description="adapter strengths of the sweep, beside 0 and 1"
+    )
+    samples: int = Field(
+        60, ge=1, description="pictures of each kind for a strength of the sweep, and for training.evaluate_every"
+    )
+
+    def check(self, sections: Sections) -> list[Problem]:
+        return out_of_range("evaluation.strength_sweep.strengths", self.strengths, 0, 10)
+
+
+class StrengthSweep(Metric):
+    """Accuracies and distance on the first of the forget and the retain pictures."""
+
+    Settings = SweepSettings
+
+    def measure(self, evidence: Evidence) -> dict[str, Any]:
+        """The numbers of every strength.
+
+        Raises:
+            UserError: If there is no judge, or the features cannot be loaded.
+        """
+        judge = evidence.require_judge(self.name)
+        name, extract = evidence.features
+        options = evidence.settings(SweepSettings)
+        forget = evidence.forget_prompts[: options.samples]
+        retain = evidence.retain_prompts[: options.samples]
+        reference = extract([item.image for item in evidence.reference()[: len(retain)]])
+        rows = []
+        for strength in sorted({0.0, 1.0, *options.strengths}):
+            candidate = evidence.candidates.at(strength)
+            forgotten = candidate.generate(forget, evidence.forget_seed, "forget")
+            retained = candidate.generate(retain, evidence.retain_seed, "retain")
+            rows.append(
+                {
+                    "strength": strength,
+                    "unlearning_accuracy": share([not seen for seen in success(judge, forgotten)]),
+                    "retain_accuracy": share([row[0] for row in kept(judge, retained)]),
+                    "frechet": frechet_distance(reference, extract([item.image for item in retained])),
+                }
+            )
+        return {"features": name, "samples": {"forget": len(forget), "retain": len(retain)}, "rows": rows}
+
+    def tables(self, found: Found) -> list[Table]:
+        return []
+
+    def charts(self, found: Found) -> list[Chart]:
+        from erasediff_lora.evaluation.report.charts import ACCENT, BASE, ERASED, draw, per_cent
+
+        rows = found["rows"]
+        strengths = [row["strength"] for row in rows]
+
+        def paint(figure: Figure) -> None:
+            upper, lower = figure.subplots(2, 1, sharex=True)
+            forgotten = [100 * row["unlearning_accuracy"] for row in rows]
+            retained = [per_cent(row["retain_accuracy"]) for row in rows]
+            upper.plot(strengths, forgotten, "o-", color=ACCENT, label="forgotten")
+            upper.plot(strengths, retained, "s-", color=ERASED, label="retained")
+            upper.set_ylabel("%")
+            upper.set_ylim(-3, 103)
+            upper.legend(loc="center right")
+            lower.plot(strengths, [row["frechet"] for row in rows], "o-", color=BASE)
+            lower.set_ylabel("Fréchet distance")
+            lower.set_ylim(bottom=0)
+            lower.set_xlabel("adapter strength")
+
+        listed = "; ".join(
+            f"at {row['strength']:g} forgotten {percent(row['unlearning_accuracy'])}, retained"
+            f" {percent(row['retain_accuracy'])}, distance {row['frechet']:.1f}"
+            for row in rows
         )
-    return {"features": name, "samples": {"forget": len(forget), "retain": len(retain)}, "rows": rows}
+        alt = f"Accuracy and distance of retained pictures by strength: {listed}"
+        return [draw("Strength of the adapter", alt, paint, 8)]

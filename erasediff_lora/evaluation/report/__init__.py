@@ -12,11 +12,14 @@ import jinja2
 import yaml
 from PIL import Image
 
-from erasediff_lora.evaluation.attacks import Outcome
+from erasediff_lora.evaluation.attacks import Outcome, attack
+from erasediff_lora.evaluation.metrics import Unknown
+from erasediff_lora.evaluation.parts import Found, Part, Table
 from erasediff_lora.evaluation.pictures import Drawn, by_concept
 from erasediff_lora.evaluation.report import charts
-from erasediff_lora.evaluation.verdict import interval
-from erasediff_lora.registry import ATTACKS
+from erasediff_lora.evaluation.report.charts import Chart
+from erasediff_lora.evaluation.results import asked, attacked, measured
+from erasediff_lora.evaluation.shares import percent
 from erasediff_lora.storage.files import atomic, write_text
 from erasediff_lora.storage.run_folder import LOG_FILE, REPORT_FILE, SELECTION_FILE, read_evaluation
 
@@ -48,7 +51,7 @@ def save_strips(
             strips.append(_save_strip(folder / f"{kind}-strip-{number}.webp", kind, concept, rows))
     for name, outcomes in attacks.items():
         rows = {model: [item.image for item in outcome.pictures[:COLUMNS]] for model, outcome in outcomes.items()}
-        strips.append(_save_strip(folder / f"{name}-strip.webp", name, ATTACKS[name].TITLE, rows))
+        strips.append(_save_strip(folder / f"{name}-strip.webp", name, attack(name).title, rows))
     return strips
 
 
@@ -82,6 +85,8 @@ def write_report(folder: Path) -> Path:
     page = environment().get_template("report.html.jinja")
     context = {
         "result": result,
+        "attacks": _attacks(result),
+        "tables": _tables(result),
         "charts": _charts(folder, result),
         "strips": embedded_strips(folder, result),
         "selection": _json(folder / SELECTION_FILE),
@@ -95,23 +100,42 @@ def _json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _charts(folder: Path, result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Those for which there are numbers: title, alternative text, data URI."""
-    metrics = result["metrics"]
-    found: list[charts.Chart] = []
-    if "accuracy" in metrics:
-        found += [charts.by_concept(metrics["accuracy"]), charts.confusion(metrics["accuracy"])]
+def _attacks(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Name, title, budget, a cell for each model, and notes, of each attack."""
+    found = []
+    for attacker, entry in attacked(result):
+        models = entry["models"]
+        cells = {name: asked(attacker, attacker.words, model, otherwise="?") for name, model in models.items()}
+        notes: Sequence[str] = asked(attacker, attacker.notes, models["erased"], otherwise=())
+        shown = {"name": attacker.name, "cells": cells, "notes": notes}
+        found.append(shown | {key: entry[key] for key in ("title", "budget")})
+    return found
+
+
+def _tables(result: Mapping[str, Any]) -> list[Table]:
+    """What the metrics measured."""
+    return [
+        table
+        for metric, found in measured(result)
+        for table in asked(metric, metric.tables, found, otherwise=Unknown(metric.name).tables(found))
+    ]
+
+
+def _charts(folder: Path, result: Mapping[str, Any]) -> list[Chart]:
+    """Those for which there are numbers: of the metrics, of the attacks, of the training."""
+    found = [chart for metric, numbers in measured(result) for chart in _of(metric, numbers)]
     if result["attacks"]:
         found.append(charts.attacks(result["attacks"]))
-    if "strength_sweep" in metrics:
-        found.append(charts.strength_sweep(metrics["strength_sweep"]))
-    if "drift" in metrics:
-        found.append(charts.drift(metrics["drift"]))
+    found += [chart for attacker, entry in attacked(result) for chart in _of(attacker, entry)]
     if (folder / LOG_FILE).is_file():
         lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
         if lines:
             found.append(charts.training([json.loads(line) for line in lines]))
-    return [{"title": chart.title, "alt": chart.alt, "uri": chart.uri} for chart in found]
+    return found
+
+
+def _of(part: Part, numbers: Found) -> Sequence[Chart]:
+    return asked(part, part.charts, numbers, otherwise=())
 
 
 def embedded_strips(folder: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -136,18 +160,5 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    templates.filters |= {"percent": percent, "interval": interval_text}
+    templates.filters["percent"] = percent
     return templates
-
-
-def percent(share: float | None) -> str:
-    """A share for people to read."""
-    return "–" if share is None else f"{share:.1%}"
-
-
-def interval_text(share: float | None, count: int) -> str:
-    """The 95% interval of a share."""
-    if share is None or not count:
-        return ""
-    low, high = interval(share, count)
-    return f"{100 * low:.0f}–{100 * high:.0f}%"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,64 +48,6 @@ class Chart:
     uri: str
 
 
-def by_concept(accuracy: Mapping[str, Any]) -> Chart:
-    """How often each concept is recognised where it is asked for, without and with the adapter."""
-    names, before, after = [], [], []
-    for name, row in accuracy["per_concept"].items():
-        names.append(name)
-        if "unlearning_accuracy" in row:
-            base, erased = row["unlearning_accuracy_base"], row["unlearning_accuracy"]
-            before.append(None if base is None else 1 - base)
-            after.append(1 - erased)
-        else:
-            before.append(row["retain_accuracy_base"])
-            after.append(row["retain_accuracy"])
-
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        _bars(axes, names, {"base": before, "erased": after})
-        axes.set_xlabel("recognised where asked for, %")
-
-    listed = "; ".join(f"{n}: {_words(b)} to {_words(a)}" for n, b, a in zip(names, before, after, strict=True))
-    return _chart(
-        "Each concept, before and after", f"Recognised without and with the adapter. {listed}", paint, len(names)
-    )
-
-
-def confusion(accuracy: Mapping[str, Any]) -> Chart:
-    """What the judge sees for each asked concept, with the adapter."""
-    rows = {name: row["became"] for name, row in accuracy["per_concept"].items() if "became" in row}
-    seen = [*rows, *sorted({label for row in rows.values() for label in row} - rows.keys() - {"other"}), "other"]
-
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        shares = [[100 * row.get(label, 0.0) for label in seen] for row in rows.values()]
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        axes.set_xticks(range(len(seen)), seen, rotation=60, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(rows)), list(rows))
-        axes.set_xlabel("seen")
-        axes.set_ylabel("asked for")
-        if len(seen) <= 16:
-            for y, row in enumerate(shares):
-                for x, value in enumerate(row):
-                    if value >= 0.5:
-                        axes.text(
-                            x, y, f"{value:.0f}", ha="center", va="center", size=7, color="w" if value > 55 else "k"
-                        )
-
-    listed = "; ".join(
-        f"{name} became " + ", ".join(f"{label} {share:.1%}" for label, share in row.items())
-        for name, row in rows.items()
-        if "unlearning_accuracy" in accuracy["per_concept"][name]
-    )
-    return _chart(
-        "What is drawn in its place",
-        f"Asked for against seen, in per cent, with the adapter. {listed}",
-        paint,
-        len(rows) + 3,
-    )
-
-
 def attacks(found: Mapping[str, Any]) -> Chart:
     """Success of each attack on each model."""
     names = list(found)
@@ -114,61 +56,14 @@ def attacks(found: Mapping[str, Any]) -> Chart:
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        _bars(axes, [name.replace("_", " ") for name in names], values)
+        bars(axes, [name.replace("_", " ") for name in names], values)
         axes.set_xlabel("pictures with the concept, %")
 
     listed = "; ".join(
-        f"{name.replace('_', ' ')}: " + ", ".join(f"{model} {_words(values[model][index])}" for model in models)
+        f"{name.replace('_', ' ')}: " + ", ".join(f"{model} {words(values[model][index])}" for model in models)
         for index, name in enumerate(names)
     )
-    return _chart("Attacks", f"Share of pictures in which the concept is back. {listed}", paint, 1.6 * len(names))
-
-
-def strength_sweep(found: Mapping[str, Any]) -> Chart:
-    """Accuracies and distance over the adapter's strength."""
-    rows = found["rows"]
-    strengths = [row["strength"] for row in rows]
-
-    def paint(figure: Figure) -> None:
-        upper, lower = figure.subplots(2, 1, sharex=True)
-        upper.plot(strengths, [100 * row["unlearning_accuracy"] for row in rows], "o-", color=ACCENT, label="forgotten")
-        upper.plot(strengths, [_per_cent(row["retain_accuracy"]) for row in rows], "s-", color=ERASED, label="retained")
-        upper.set_ylabel("%")
-        upper.set_ylim(-3, 103)
-        upper.legend(loc="center right")
-        lower.plot(strengths, [row["frechet"] for row in rows], "o-", color=BASE)
-        lower.set_ylabel("Fréchet distance")
-        lower.set_ylim(bottom=0)
-        lower.set_xlabel("adapter strength")
-
-    listed = "; ".join(
-        f"at {row['strength']:g} forgotten {row['unlearning_accuracy']:.1%}, retained {_words(row['retain_accuracy'])},"
-        f" distance {row['frechet']:.1f}"
-        for row in rows
-    )
-    return _chart(
-        "Strength of the adapter", f"Accuracy and distance of retained pictures by strength: {listed}", paint, 8
-    )
-
-
-def drift(found: Mapping[str, Any]) -> Chart:
-    """How far predictions on retain pictures move, by timestep."""
-    timesteps, relative = found["prediction"]["timesteps"], found["prediction"]["relative"]
-
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        axes.plot(timesteps, [100 * value for value in relative], "o-", color=ERASED)
-        axes.set_xlabel("timestep (more noise to the right)")
-        axes.set_ylabel("change of the prediction, %")
-        axes.set_ylim(bottom=0)
-
-    listed = ", ".join(f"{t}: {value:.2%}" for t, value in zip(timesteps, relative, strict=True))
-    return _chart(
-        "Drift on what is kept",
-        f"Mean squared change of the prediction over its mean square, by timestep. {listed}",
-        paint,
-        5,
-    )
+    return draw("Attacks", f"Share of pictures in which the concept is back. {listed}", paint, 1.6 * len(names))
 
 
 CURVES = {
@@ -197,7 +92,7 @@ def training(lines: Sequence[Mapping[str, Any]]) -> Chart:
         for name, label in shown.items()
         if (values := [line[name] for line in lines if line.get(name) is not None])
     )
-    return _chart("Training", f"By step: {listed}", paint, 3.2 * len(shown))
+    return draw("Training", f"By step: {listed}", paint, 3.2 * len(shown))
 
 
 def erasure_front(points: Mapping[str, tuple[float, float]]) -> Chart:
@@ -246,7 +141,7 @@ def _front(title: str, points: Mapping[str, tuple[float, float]], labels: tuple[
 
     listed = "; ".join(f"{name}: {labels[0]} {x:.1f}, {labels[1]} {y:.1f}" for name, (x, y) in points.items())
     corner = "up and right" if better > 0 else "down and left"
-    return _chart(title, f"Best is {corner}; on the front: {', '.join(front)}. {listed}", paint, 8)
+    return draw(title, f"Best is {corner}; on the front: {', '.join(front)}. {listed}", paint, 8)
 
 
 def pareto_front(points: Mapping[str, tuple[float, ...]]) -> list[str]:
@@ -261,28 +156,37 @@ def pareto_front(points: Mapping[str, tuple[float, ...]]) -> list[str]:
     ]
 
 
-def _bars(axes: Axes, names: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> None:
+def bars(axes: Axes, names: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> None:
     """Groups of horizontal bars, first name on top."""
     height = 0.8 / len(values)
     for number, (model, row) in enumerate(values.items()):
         places = [index + (number - (len(values) - 1) / 2) * height for index in range(len(names))]
-        axes.barh(places, [_per_cent(value) for value in row], height, label=model, color=COLOURS.get(model, ACCENT))
+        axes.barh(places, [per_cent(value) for value in row], height, label=model, color=COLOURS.get(model, ACCENT))
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=len(values))
 
 
-def _per_cent(share: float | None) -> float:
+def per_cent(share: float | None) -> float:
+    """A share on an axis; a gap where there is none."""
     return float("nan") if share is None else 100 * share
 
 
-def _words(share: float | None) -> str:
+def words(share: float | None) -> str:
+    """A share in an alternative text."""
     return "not measured" if share is None else f"{share:.1%}"
 
 
-def _chart(title: str, alt: str, paint: Any, rows: float) -> Chart:
-    """Draw into a figure as high as its rows need."""
+def draw(title: str, alt: str, paint: Callable[[Figure], None], rows: float) -> Chart:
+    """A chart.
+
+    Args:
+        title: Of the figure.
+        alt: What it shows, in words.
+        paint: Draws into the figure.
+        rows: How many rows of text the figure is as high as.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4, min(9.0, max(2.4, 1.1 + 0.3 * rows))), layout="constrained")
         paint(figure)

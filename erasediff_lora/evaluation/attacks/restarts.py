@@ -1,0 +1,98 @@
+"""Attacks that search for a condition, restart by restart, and keep the best."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from erasediff_lora.evaluation.attacks.base import Attack, Outcome, best, concept_prompts
+from erasediff_lora.evaluation.metrics.accuracy import success
+from erasediff_lora.evaluation.shares import share
+from erasediff_lora.recipe.schema import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from erasediff_lora.data.prompts import Prompt
+    from erasediff_lora.evaluation.candidates import Candidate
+    from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.evaluation.pictures import Drawn
+
+
+class SearchSettings(Section):
+    """How long an attack searches through the denoising loss."""
+
+    steps: int = Field(100, ge=1, description="optimisation steps of a restart")
+    restarts: int = Field(2, ge=1, description="starting points; the best one counts")
+    batch_size: int = Field(16, ge=1, description="forget pictures a step")
+    samples: int = Field(60, ge=1, description="pictures drawn for a restart")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a search found for a concept.
+
+    Attributes:
+        vectors: Token embeddings, (V, E).
+        wording: Turns a prompt's text into one with a SLOT for them.
+        note: For the report.
+    """
+
+    vectors: Tensor
+    wording: Callable[[str], str]
+    note: Any
+
+
+class Restarts(Attack):
+    """An attack whose tries are restarts of one search: subclasses say what a search is."""
+
+    Settings: ClassVar[type[SearchSettings]]
+    notes_name: ClassVar[str]
+    """What the notes are called in evaluation.json."""
+
+    interchangeable = True
+
+    @abstractmethod
+    def search(self, evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> Condition:
+        """One search, from the starting point of that number."""
+        ...
+
+    def run(self, evidence: Evidence, candidate: Candidate) -> Outcome:
+        """Search anew and draw, restart by restart, every concept of the recipe in turn.
+
+        Raises:
+            UserError: If there is no judge.
+        """
+        label = self.name.replace("_", " ")
+        judge, options = evidence.require_judge(label), evidence.settings(self.Settings)
+        tries: dict[str, tuple[float, list[Drawn]]] = {}
+        notes: dict[str, Any] = {}
+        for restart in range(options.restarts):
+            shown: list[Drawn] = []
+            number = f"restart {restart + 1}"
+            for concept in evidence.forgotten:
+                found = self.search(evidence, candidate, concept, restart)
+                notes[f"{concept}, {number}"] = found.note
+                prompts = concept_prompts(evidence, concept, options.samples)
+                shown += _draw_slots(evidence, candidate, prompts, f"{label}, {number}", found)
+            tries[number] = (share(success(judge, shown)) or 0.0, shown)
+        return best(tries, **{self.notes_name: notes})
+
+
+def _draw_slots(
+    evidence: Evidence, candidate: Candidate, prompts: Sequence[Prompt], label: str, found: Condition
+) -> list[Drawn]:
+    """Pictures of the prompts with the vectors in the place of SLOT."""
+    import torch
+
+    def paint(texts: list[str], seeds: list[int], start: int) -> Any:
+        with torch.no_grad():
+            prompts = candidate.denoiser.encode_slots([found.wording(text) for text in texts], found.vectors)
+        return candidate.denoiser.generate(prompts, seeds, evidence.recipe.sampling, output="pil")
+
+    variant = {"wordings": [found.wording(prompt.text) for prompt in prompts], "slot": found.vectors.tolist()}
+    return candidate.generate(prompts, evidence.spare_seed, label, paint=paint, variant=variant)

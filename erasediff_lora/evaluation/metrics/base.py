@@ -1,0 +1,89 @@
+"""What a metric is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from erasediff_lora.evaluation.parts import Found, Part, Table, flattened
+
+if TYPE_CHECKING:
+    from erasediff_lora.evaluation.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """How often a judge saw what the prompts ask for; what the verdict goes by.
+
+    Attributes:
+        forgotten: Share of the forget pictures in which the concept is not seen.
+        forgotten_base: The same of the base's.
+        forget_pictures: How many there are.
+        retained: Share of the retain pictures in which all that is asked for is seen; None if nothing could be told.
+        retained_base: The same of the base's.
+        retain_pictures: How many of them could be judged.
+    """
+
+    forgotten: float
+    forgotten_base: float | None
+    forget_pictures: int
+    retained: float | None
+    retained_base: float | None
+    retain_pictures: int
+
+
+class Metric(Part, Protocol):
+    """Something that is measured of the erased model and the base. One file each, registered in `METRICS`.
+
+    The file also has its options (a `Settings`), if there are any, and what it gives the report. Of another package it
+    is an entry point in the group `erasediff_lora.metrics`.
+    """
+
+    @abstractmethod
+    def measure(self, evidence: Evidence) -> dict[str, Any]:
+        """The numbers, as they are written to evaluation.json.
+
+        Args:
+            evidence: The two models, their pictures, the judge, and the recipe.
+
+        Raises:
+            UserError: If this recipe lacks something; the metric is left out, with the reason.
+        """
+        ...
+
+    def tables(self, found: Found) -> Sequence[Table]:
+        """How the report shows the numbers.
+
+        Args:
+            found: What `measure` returned, of this version or an earlier one.
+        """
+        return [Table(f"{self.name}:", ("", "found"), list(flattened(found).items()))]
+
+    def summary(self, found: Found, concepts: Sequence[str]) -> Sequence[tuple[str, str]]:
+        """Lines for the terminal, each a word and what there is to say.
+
+        Args:
+            found: What `measure` returned.
+            concepts: The forgotten ones.
+        """
+        return []
+
+    def recognition(self, found: Found) -> Recognition | None:
+        """What the verdict goes by, if this metric tells it: the first one that does, decides."""
+        return None
+
+    def damage(self, found: Found) -> float | None:
+        """How far retained pictures lie from the base's, as a Fréchet distance, if this metric tells it."""
+        return None
+
+
+class Unknown(Metric):
+    """A metric that is not installed here: its numbers are shown as they are."""
+
+    def measure(self, evidence: Evidence) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def rows(self, found: Found) -> dict[str, str | None]:
+        return {f"{self.name}, {label}": cell for label, cell in flattened(found).items()}

@@ -1,0 +1,170 @@
+"""A metric, an attack and a judge of another package: evaluated, reported and compared, no line of ours changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from pydantic import Field
+from refusals import refused
+
+from erasediff_lora.errors import Problem
+from erasediff_lora.evaluation.attacks import Attack, Outcome
+from erasediff_lora.evaluation.judges import Judge, Names
+from erasediff_lora.evaluation.metrics import Metric
+from erasediff_lora.evaluation.parts import Table
+from erasediff_lora.evaluation.report import write_report
+from erasediff_lora.evaluation.report.charts import Chart, draw
+from erasediff_lora.recipe.evaluation import evaluation_table
+from erasediff_lora.recipe.schema import Section
+from erasediff_lora.registry import ATTACKS, JUDGES, METRICS, lookup
+
+
+class BrightnessSettings(Section):
+    scale: float = Field(1.0, description="of the numbers")
+
+    def check(self, sections) -> list[Problem]:
+        return [] if self.scale > 0 else [Problem("evaluation.brightness.scale", self.scale, "is not positive.")]
+
+
+class Brightness(Metric):
+    Settings = BrightnessSettings
+
+    def measure(self, evidence) -> dict[str, Any]:
+        scale = evidence.settings(BrightnessSettings).scale
+        models = evidence.candidates.base, evidence.candidates.erased
+        return {model.name: scale * evidence.retain(model)[0].image.convert("L").getpixel((0, 0)) for model in models}
+
+    def tables(self, found) -> list[Table]:
+        return [Table("How bright:", ("model", "brightness"), [(name, f"{v:.0f}") for name, v in found.items()])]
+
+    def charts(self, found) -> list[Chart]:
+        def paint(figure: Figure) -> None:
+            figure.add_subplot().bar(list(found), list(found.values()))
+
+        return [draw("Brightness of the models", "bars", paint, 2)]
+
+    def rows(self, found) -> dict[str, str | None]:
+        return {"brightness": f"{found['erased']:.0f}"}
+
+
+class ShoutSettings(Section):
+    suffix: str = Field("!", description="put after the prompt")
+
+
+class Shout(Attack):
+    Settings = ShoutSettings
+    title = "Shouting: the prompt, louder"
+
+    def budget(self, evidence) -> str:
+        return f"one picture with {evidence.settings(ShoutSettings).suffix!r}"
+
+    def run(self, evidence, candidate) -> Outcome:
+        drawn = candidate.generate(evidence.forget_prompts[:1], evidence.spare_seed, "shouting")
+        (seen,) = evidence.require_judge(self.name).recognise([item.image for item in drawn])
+        success = float(drawn[0].prompt.concept in seen)
+        return Outcome(success, {"once": success}, drawn, {"volume": 11})
+
+    def notes(self, found) -> list[str]:
+        return [f"At volume {found['volume']}."]
+
+
+class Sceptic(Judge):
+    """Sees all retained concepts everywhere, and no forgotten one."""
+
+    needs = "ANYTHING"
+
+    @classmethod
+    def load(cls, weights: str, names: Names) -> Sceptic:
+        judge = cls()
+        judge.names = names
+        return judge
+
+    @property
+    def labels(self) -> set[str]:
+        return {*self.names.retain, *self.names.forget}
+
+    def recognise(self, images: list[Image.Image]) -> list[set[str]]:
+        return [set(self.names.retain) for _ in images]
+
+
+PARTS = {"metrics": ("brightness", Brightness), "attacks": ("shout", Shout), "judges": ("sceptic", Sceptic)}
+ASKED = {
+    "judge": "sceptic:any",
+    "metrics": ["accuracy", "brightness"],
+    "attacks": ["shout"],
+    "brightness": {"scale": 2.0},
+    "shout": {"suffix": "!!"},
+}
+
+
+def look_again() -> None:
+    """As a new process does."""
+    evaluation_table.cache_clear()
+    for registry in (METRICS, ATTACKS, JUDGES):
+        registry.__dict__.pop("_plugins", None)
+        registry._loaded.clear()
+
+
+@pytest.fixture
+def toy_package(monkeypatch) -> Iterator[pytest.MonkeyPatch]:
+    """Its entry points, as if it were installed; undo to uninstall it."""
+
+    def found(group: str) -> list[EntryPoint]:
+        kind = group.rpartition(".")[2]
+        return [EntryPoint(PARTS[kind][0], f"{__name__}:{PARTS[kind][1].__name__}", group)] if kind in PARTS else []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lookup, "entry_points", found)
+        look_again()
+        yield patch
+    look_again()
+
+
+def test_parts_of_another_package(toy_package, recipe_file, cli, tmp_path) -> None:
+    result = cli("train", recipe_file(evaluation=ASKED), "--evaluation.shout.suffix", "loud")
+    assert result.status == 0, result.err
+    run = tmp_path / "run"
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["metrics"]["brightness"].keys() == {"base", "erased"} and not found["refused"]
+    assert found["attacks"]["shout"]["models"]["erased"]["volume"] == 11
+    assert found["attacks"]["shout"]["budget"] == "one picture with 'loud'"
+    assert [claim["holds"] for claim in found["verdict"]] == [True, True, True]
+    page = (run / "report.html").read_text()
+    for text in ("How bright:", "Brightness of the models", "Shouting: the prompt, louder", "At volume 11."):
+        assert text in page
+    compared = cli("compare", run, "--output", tmp_path / "page.html")
+    assert compared.status == 0, compared.err
+    assert "| brightness |" in compared.out and "| attack success, shout | 0.0% |" in compared.out
+
+    refused(cli("evaluate", run, "--evaluation.brightness.scale", "-1"), "evaluation.brightness.scale = -1.0")
+    refused(cli("evaluate", run, "--evaluation.judge", "sceptic"), "names no weights", "sceptic:ANYTHING")
+    refused(cli("evaluate", run, "--evaluation.attacks", "[shuot]"), "Did you mean 'shout'?")
+
+
+def test_a_part_that_is_not_installed_here(toy_package, recipe_file, cli, tmp_path) -> None:
+    assert cli("train", recipe_file(evaluation=ASKED)).status == 0
+    toy_package.undo()
+    look_again()
+    run = tmp_path / "run"
+    write_report(run)
+    page = (run / "report.html").read_text()
+    assert "brightness:" in page and "Shouting" in page and "volume" not in page
+    compared = cli("compare", run, "--output", tmp_path / "page.html")
+    assert compared.status == 0, compared.err
+    assert "| brightness, erased |" in compared.out and "| attack success, shout | 0.0% |" in compared.out
+
+
+def test_numbers_that_are_not_as_expected_do_not_stop_the_report(recipe_file, cli, tmp_path) -> None:
+    assert cli("train", recipe_file(evaluation={"metrics": ["drift"], "distances": {"features": "judge"}})).status == 0
+    run = tmp_path / "run"
+    result = json.loads((run / "evaluation.json").read_text())
+    result["metrics"]["drift"] = {"something": 0.25}
+    (run / "evaluation.json").write_text(json.dumps(result))
+    write_report(run)
+    assert "something" in (run / "report.html").read_text()
