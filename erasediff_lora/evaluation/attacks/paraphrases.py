@@ -38,9 +38,8 @@ class ParaphrasesSettings(Section):
     @classmethod
     def _read_old_form(cls, values: Any) -> Any:
         """`paraphrases: {cat: [kitten]}`, from before there was more in the table than names."""
-        names = (
-            {key: value for key, value in values.items() if isinstance(value, list)} if isinstance(values, dict) else {}
-        )
+        given = values if isinstance(values, dict) else {}
+        names = {key: value for key, value in given.items() if isinstance(value, list)}
         if not names:
             return values
         log.warning("evaluation.paraphrases.CONCEPT is now called %s.CONCEPT", NAMES_FIELD)

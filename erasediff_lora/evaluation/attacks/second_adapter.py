@@ -28,8 +28,7 @@ class SecondAdapter:
 
     def __init__(self, network: nn.Module, modules: Sequence[str], rank: int, seed: int) -> None:
         self.network = network
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.filterwarnings("ignore", module="peft")  # two adapters are meant to be there for a while
+        with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(modules))
             inject_adapter_in_model(config, network, NAME)
@@ -40,8 +39,7 @@ class SecondAdapter:
     def activate(self, *, with_erasure: bool) -> None:
         """Let it act and be trained, alone or beside the erasure's adapter."""
         wanted = {NAME, ADAPTER} if with_erasure else {NAME}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="peft")
+        with _quiet():
             for layer in lora_layers(self.network).values():
                 layer.enable_adapters(True)
                 layer.set_adapter([name for name in layer.lora_A if name in wanted])
@@ -51,10 +49,19 @@ class SecondAdapter:
 
     def remove(self) -> None:
         """Leave the network as it was."""
-        for layer in lora_layers(self.network).values():
-            layer.delete_adapter(NAME)
+        with _quiet():
+            for layer in lora_layers(self.network).values():
+                layer.delete_adapter(NAME)
         del self.network.peft_config[NAME]  # type: ignore[operator, union-attr]
         self.network.requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without peft's warnings: two adapters are meant to be there for a while."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="peft")
+        yield
 
 
 @contextmanager
