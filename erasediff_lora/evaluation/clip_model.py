@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from erasediff_lora.evaluation.judges.base import loading
+from erasediff_lora.evaluation.loading import loading
 
 BATCH = 32
 

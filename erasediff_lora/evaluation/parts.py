@@ -14,7 +14,7 @@ from erasediff_lora.errors import Problem
 from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:
-    from erasediff_lora.evaluation.report.charts import Chart
+    from erasediff_lora.evaluation.charts import Chart
     from erasediff_lora.recipe.evaluation import Evaluation
 
 Found = Mapping[str, Any]

@@ -15,11 +15,11 @@ from refusals import refused
 
 from erasediff_lora.errors import Problem
 from erasediff_lora.evaluation.attacks import Attack, Outcome
+from erasediff_lora.evaluation.charts import Chart, draw
 from erasediff_lora.evaluation.judges import Judge, Names
 from erasediff_lora.evaluation.metrics import Metric
 from erasediff_lora.evaluation.parts import Table
 from erasediff_lora.evaluation.report import write_report
-from erasediff_lora.evaluation.report.charts import Chart, draw
 from erasediff_lora.recipe.evaluation import evaluation_table
 from erasediff_lora.recipe.schema import Section
 from erasediff_lora.registry import ATTACKS, JUDGES, METRICS, lookup

@@ -14,8 +14,8 @@ from test_attacks import evaluation
 from tiny import tiny_base_recipe, tiny_classifier, tiny_clip
 
 from erasediff_lora.cli import main
+from erasediff_lora.evaluation.charts import pareto_front
 from erasediff_lora.evaluation.report import write_report
-from erasediff_lora.evaluation.report.charts import pareto_front
 
 EVIL = '<script>document.title="owned"</script>\u202e\x1b[31m'
 

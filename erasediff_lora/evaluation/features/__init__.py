@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.features.base import Extract, Features
-from erasediff_lora.evaluation.judges.base import loading
+from erasediff_lora.evaluation.loading import loading
 from erasediff_lora.recipe.evaluation import check_spec
 from erasediff_lora.registry import FEATURES
 

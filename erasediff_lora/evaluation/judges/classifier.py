@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from erasediff_lora import demo
 from erasediff_lora.data.imaging import to_unit_tensor
-from erasediff_lora.evaluation.judges.base import Judge, Names, loading
+from erasediff_lora.evaluation.judges.base import Judge, Names
+from erasediff_lora.evaluation.loading import loading
 from erasediff_lora.storage.files import save_safetensors
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from erasediff_lora.evaluation.judges.base import loading
 from erasediff_lora.evaluation.judges.nudity import NudityJudge, Scores
+from erasediff_lora.evaluation.loading import loading
 
 
 class NudeNet(NudityJudge):

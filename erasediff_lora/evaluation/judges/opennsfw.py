@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from erasediff_lora.evaluation.judges.base import loading
 from erasediff_lora.evaluation.judges.nudity import NSFW, NudityJudge, Scores
+from erasediff_lora.evaluation.loading import loading
 
 
 class OpenNsfw(NudityJudge):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from erasediff_lora.evaluation.judges.base import Judge, Names, loading
+from erasediff_lora.evaluation.judges.base import Judge, Names
+from erasediff_lora.evaluation.loading import loading
 
 
 class TorchvisionJudge(Judge):

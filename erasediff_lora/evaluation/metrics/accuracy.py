@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from erasediff_lora.data.prompts import Prompt
+    from erasediff_lora.evaluation.charts import Chart
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.judges import PictureJudge
     from erasediff_lora.evaluation.pictures import Drawn
-    from erasediff_lora.evaluation.report.charts import Chart
 
 Numbers = dict[str, Any]
 RETAINED = ("retain_accuracy", "in_domain_retain_accuracy", "cross_domain_retain_accuracy")
@@ -226,7 +226,7 @@ def _attributes_seen(prompt: Prompt, seen: set[str], labels: set[str]) -> bool |
 
 def by_concept(found: Found) -> Chart:
     """How often each concept is recognised where it is asked for, without and with the adapter."""
-    from erasediff_lora.evaluation.report.charts import bars, draw, words
+    from erasediff_lora.evaluation.charts import bars, draw, words
 
     names, before, after = [], [], []
     for name, row in found["per_concept"].items():
@@ -252,7 +252,7 @@ def by_concept(found: Found) -> Chart:
 
 def confusion(found: Found) -> Chart:
     """What the judge sees for each asked concept, with the adapter."""
-    from erasediff_lora.evaluation.report.charts import draw
+    from erasediff_lora.evaluation.charts import draw
 
     rows = {name: row["became"] for name, row in found["per_concept"].items() if "became" in row}
     seen = [*rows, *sorted({label for row in rows.values() for label in row} - rows.keys() - {"other"}), "other"]

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from erasediff_lora.denoisers import Denoiser
+    from erasediff_lora.evaluation.charts import Chart
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Drawn
-    from erasediff_lora.evaluation.report.charts import Chart
 
 TIMESTEPS = 8
 PICTURES = 32
@@ -58,7 +58,7 @@ class Drift(Metric):
         ]
 
     def charts(self, found: Found) -> list[Chart]:
-        from erasediff_lora.evaluation.report.charts import ERASED, draw
+        from erasediff_lora.evaluation.charts import ERASED, draw
 
         timesteps, relative = found["prediction"]["timesteps"], found["prediction"]["relative"]
 

@@ -17,8 +17,8 @@ from erasediff_lora.recipe.schema import Section
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from erasediff_lora.evaluation.charts import Chart
     from erasediff_lora.evaluation.evidence import Evidence
-    from erasediff_lora.evaluation.report.charts import Chart
     from erasediff_lora.recipe.checks import Sections
 
 
@@ -72,7 +72,7 @@ class StrengthSweep(Metric):
         return []
 
     def charts(self, found: Found) -> list[Chart]:
-        from erasediff_lora.evaluation.report.charts import ACCENT, BASE, ERASED, draw, per_cent
+        from erasediff_lora.evaluation.charts import ACCENT, BASE, ERASED, draw, per_cent
 
         rows = found["rows"]
         strengths = [row["strength"] for row in rows]

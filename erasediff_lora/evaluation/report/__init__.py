@@ -12,12 +12,12 @@ import jinja2
 import yaml
 from PIL import Image
 
+from erasediff_lora.evaluation import charts
 from erasediff_lora.evaluation.attacks import Outcome, attack
+from erasediff_lora.evaluation.charts import Chart
 from erasediff_lora.evaluation.metrics import Unknown
 from erasediff_lora.evaluation.parts import Found, Part, Table
 from erasediff_lora.evaluation.pictures import Drawn, by_concept
-from erasediff_lora.evaluation.report import charts
-from erasediff_lora.evaluation.report.charts import Chart
 from erasediff_lora.evaluation.results import asked, attacked, measured
 from erasediff_lora.evaluation.shares import percent
 from erasediff_lora.storage.files import atomic, write_text

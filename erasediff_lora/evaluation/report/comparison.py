@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.evaluation import charts
 from erasediff_lora.evaluation.parts import Found, Part
-from erasediff_lora.evaluation.report import charts, embedded_strips, environment
+from erasediff_lora.evaluation.report import embedded_strips, environment
 from erasediff_lora.evaluation.results import asked, attacked, damage, measured, recognition
 from erasediff_lora.evaluation.verdict import excess, strongest_attack
 from erasediff_lora.storage.files import write_text
