@@ -13,7 +13,6 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 from PIL import Image
 
 PACKAGES = {
@@ -85,21 +84,34 @@ class Drawing:
         turn = rng.uniform(-tilt, tilt)
         right, down = (rng.uniform(-0.04, 0.04) * self.side for _ in range(2))
         half = self.side / 2
-        svg = (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-            f' viewBox="0 0 {self.side} {self.side}" width="{size}" height="{size}">'
+        body = (
             f'<rect width="{self.side}" height="{self.side}" fill="{self.paper}"/>'
             f'<g transform="translate({half + right} {half + down}) rotate({turn})'
-            f' scale({flip * scale} {scale}) translate({-half} {-half})">{self.body}</g></svg>'
+            f' scale({flip * scale} {scale}) translate({-half} {-half})">{self.body}</g>'
         )
-        png = resvg_py.svg_to_bytes(svg_string=svg)
-        return np.array(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+        return rasterise(to_svg(body, self.side, size))[..., :3]
 
 
-def fetch(folder: Path) -> None:
-    """Download the icon packages into `folder` with `npm pack`, once."""
+def to_svg(body: str, side: int, size: int) -> str:
+    """An icon's body, `side` units wide, as a document of `size` pixels."""
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        f' viewBox="0 0 {side} {side}" width="{size}" height="{size}">{body}</svg>'
+    )
+
+
+def rasterise(svg: str) -> np.ndarray:
+    """Its pixels: (size, size, 4) uint8, transparent where nothing is drawn."""
+    import resvg_py  # needed where drawings are made, not where they are read
+
+    png = resvg_py.svg_to_bytes(svg_string=svg)
+    return np.array(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
+
+
+def fetch(folder: Path, packages: dict[str, str] = PACKAGES) -> None:
+    """Download the icon packages (name -> package and version) into `folder` with `npm pack`, once."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, package in PACKAGES.items():
+    for name, package in packages.items():
         target = folder / f"{name}.json"
         if target.exists():
             continue

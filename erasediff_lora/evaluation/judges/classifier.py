@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,21 +29,30 @@ class Classifier(nn.Module):
         concepts: Concept names, in the order of the concept logits.
         styles: Style names, in the order of the style logits; may be empty.
         size: Side of the pictures that it sees, in pixels.
+        widths: Channels of each level; each level halves the side.
+        depth: Convolutions a level; more names to tell apart take more.
     """
 
-    def __init__(self, concepts: list[str], styles: list[str], size: int = 64) -> None:
+    def __init__(
+        self,
+        concepts: list[str],
+        styles: list[str],
+        size: int = 64,
+        widths: Sequence[int] = (32, 64, 128, 192),
+        depth: int = 1,
+    ) -> None:
         super().__init__()
         self.concepts = concepts
         self.styles = styles
         self.size = size
-        widths = [3, 32, 64, 128, 192]
+        self.widths = list(widths)
+        self.depth = depth
         layers: list[nn.Module] = []
-        for narrow, wide in itertools.pairwise(widths):
-            layers += [
-                nn.Conv2d(narrow, wide, kernel_size=4, stride=2, padding=1),
-                nn.BatchNorm2d(wide),
-                nn.SiLU(),
-            ]
+        for narrow, wide in itertools.pairwise([3, *widths]):
+            convolutions = [nn.Conv2d(narrow, wide, kernel_size=4, stride=2, padding=1)]
+            convolutions += [nn.Conv2d(wide, wide, kernel_size=3, padding=1) for _ in range(depth - 1)]
+            for convolution in convolutions:
+                layers += [convolution, nn.BatchNorm2d(wide), nn.SiLU()]
         self.features = nn.Sequential(*layers, nn.Dropout2d(0.1), nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.concept_head = nn.Linear(widths[-1] * 4, len(concepts))
         self.style_head = nn.Linear(widths[-1] * 4, len(styles)) if styles else None
@@ -74,7 +84,7 @@ class Classifier(nn.Module):
             name: value.half().contiguous() if value.is_floating_point() else value
             for name, value in self.state_dict().items()
         }
-        metadata = {name: json.dumps(getattr(self, name)) for name in ("concepts", "styles", "size")}
+        metadata = {name: json.dumps(getattr(self, name)) for name in ("concepts", "styles", "size", "widths", "depth")}
         save_safetensors(state, path, metadata)
 
     @classmethod
