@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from erasediff_lora.adapter.formats.base import COMPONENTS, NETWORKS
-from erasediff_lora.adapter.ldm import Slot
+from erasediff_lora import families
 from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.families import Slot
 
 SAMPLE = 64
 
@@ -30,10 +30,10 @@ class Checkpoint:
         if self.path.is_dir():
             self.files = [
                 WeightFile(file, component)
-                for component in COMPONENTS
+                for component in families.components()
                 for file in sorted((self.path / component).glob("*.safetensors"))
             ]
-            if not any(file.component in NETWORKS for file in self.files):
+            if not any(file.component in families.networks() for file in self.files):
                 raise UserError(
                     Problem(
                         "model",
@@ -45,10 +45,10 @@ class Checkpoint:
                 )
         else:
             file = WeightFile(self.path)
-            if any(key.startswith(("down_blocks.", "mid_block.")) for key in file.entries):
-                file.component = "unet"
-            elif not any(name.startswith("unet.") for name in file.slots):
-                shown = ", ".join(list(file.entries)[:5])
+            file.component = families.network_in(file.tensors)
+            networks = families.networks()
+            if not any(name.partition(".")[0] in networks for name in file.slots):
+                shown = ", ".join(list(file.tensors)[:5])
                 raise UserError(
                     Problem(
                         "model",
@@ -69,7 +69,7 @@ class Checkpoint:
         if not self.is_folder:
             return self.files
         chosen = []
-        for component in COMPONENTS:
+        for component in families.components():
             files = [file for file in self.files if file.component == component]
             first = min((_variant(file.path) for file in files), default="")  # '' sorts first
             chosen += [file for file in files if _variant(file.path) == first]
@@ -87,11 +87,11 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     it. It is the same for a diffusers folder and a single file, in float32 and in float16. Rounding to bfloat16
     changes it, and so do fine-tuning and merging.
     """
-    weights = {}
+    weights, networks = {}, families.networks()
     for file in checkpoint.main_files:
         for name, slot in file.slots.items():
             component, _, path = name.partition(".")
-            if component in NETWORKS:
+            if component in networks:
                 weights[path] = (file.shape(slot), file.ends(slot.key, SAMPLE))
     return _digest(weights)
 

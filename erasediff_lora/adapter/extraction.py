@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erasediff_lora import __version__
+from erasediff_lora import __version__, families
 from erasediff_lora.adapter import factors
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
 from erasediff_lora.adapter.provenance import Provenance
@@ -56,10 +56,11 @@ def extract(
     layers: dict[str, LoraLayer] = {}
     unheld: list[str] = []
     total = held = 0.0
+    networks = families.networks()
     weights = [(name, file, slot) for file in after.main_files for name, slot in file.slots.items()]
     for name, file, slot in tqdm(weights, desc="extract", unit="weight"):
         found = before.find(name)
-        if found is None and not name.startswith("unet."):
+        if found is None and name.partition(".")[0] not in networks:
             continue  # a text encoder's last layers, which diffusers leaves out
         if found is None or squeezed(found[0].shape(found[1])) != squeezed(file.shape(slot)):
             there = "missing" if found is None else list(found[0].shape(found[1]))
@@ -130,7 +131,7 @@ def _changed_biases(before: Checkpoint, after: Checkpoint) -> list[str]:
             if (located := before.find(name)) is None:
                 continue
             key, old_key = (s.key.removesuffix(".weight") + ".bias" for s in (slot, located[1]))
-            if key not in file.entries or old_key not in located[0].entries:
+            if key not in file.tensors or old_key not in located[0].tensors:
                 continue
             new = file.read(key)
             if not torch.equal(located[0].read(old_key).to(new.dtype), new):

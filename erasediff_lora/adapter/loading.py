@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from erasediff_lora import families
 from erasediff_lora.adapter import formats
 from erasediff_lora.adapter.checkpoint import fingerprint_of, fingerprint_of_network
 from erasediff_lora.adapter.weights import LoraAdapter
@@ -33,7 +34,7 @@ def load(
     """
     form, adapter = formats.read_as(path)
     where = base or Path(str(getattr(pipeline, "name_or_path", None) or "."))
-    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    network = _network(pipeline)
     if network.dtype in (torch.float32, torch.float16):
         mark: str | None = fingerprint_of_network(network)
     else:  # rounded in memory; the files are not
@@ -45,6 +46,19 @@ def load(
         if form != "diffusers":
             (file,) = formats.write(adapter, folder, "diffusers")
         pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+
+
+def _network(pipeline: Any) -> Any:
+    """The network that predicts.
+
+    Raises:
+        UserError: If the pipeline is of no known family.
+    """
+    for name in families.networks():
+        if (network := getattr(pipeline, name, None)) is not None:
+            return network
+    known = ", ".join(families.networks())
+    raise UserError(Problem("pipeline", type(pipeline).__name__, f"has no network of a known name: {known}."))
 
 
 def _require_fit(pipeline: Any, adapter: LoraAdapter, path: Path | str, base: Path) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
-from erasediff_lora.adapter.ldm import Slot
 from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.adapter.weighted import Weighted
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.families import Slot
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, atomic, atomic_folder
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def _other_base(adapter: LoraAdapter) -> str:
 def _rewrite(
     file: WeightFile, target: Path, updates: dict[str, list[Update]], progress: Callable[[int], object]
 ) -> None:
-    adders = {key: partial(_add, rows=file.entries[key].shape[0], updates=mine) for key, mine in updates.items()}
+    adders = {key: partial(_add, rows=file.tensors[key].shape[0], updates=mine) for key, mine in updates.items()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the blocks are shared out among threads already
     try:

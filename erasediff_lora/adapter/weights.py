@@ -1,23 +1,46 @@
-"""An adapter in memory, whatever file it came from."""
+"""An adapter, whatever file it came from: as it lies in the file, and in memory.
+
+Both forms have the same structure. What is stored can be described, checked and measured without torch.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from erasediff_lora import families
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.storage.tensors import StoredTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RANK_LIMIT = 16
 """Times the height and width of a weight: no stack of adapters needs more, and a file can claim anything."""
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class Table(Protocol):
+    """What is known of a tensor before its values are: one in a file, or in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+
+T = TypeVar("T", bound=Table)
 
 
 @dataclass(frozen=True)
-class LoraLayer:
+class Layer(Generic[T]):
     """The update of one weight: ΔW = scale · up @ down.
 
     Attributes:
@@ -25,14 +48,14 @@ class LoraLayer:
         up: B, (out, r) or (out, r, 1, 1).
         alpha: Numerator of the scale.
         rslora: Whether the scale is alpha / sqrt(r) instead of alpha / r.
-        magnitude: DoRA's magnitude vector as peft keeps it, (out,) or (1, out, 1, 1); None without DoRA.
+        magnitude: DoRA's magnitude vector, in memory as peft keeps it, (out,) or (1, out, 1, 1); None without DoRA.
     """
 
-    down: Tensor
-    up: Tensor
+    down: T
+    up: T
     alpha: float
     rslora: bool = False
-    magnitude: Tensor | None = None
+    magnitude: T | None = None
 
     @property
     def rank(self) -> int:
@@ -47,6 +70,11 @@ class LoraLayer:
         """Shape of the adapted weight, (out, in) or (out, in, kh, kw)."""
         return (int(self.up.shape[0]), *self.down.shape[1:])
 
+
+@dataclass(frozen=True)
+class LoraLayer(Layer["Tensor"]):
+    """A layer in memory."""
+
     def delta(self) -> Tensor:
         """ΔW in float32, of `shape`."""
         up, down = self.up.float().flatten(1), self.down.float().flatten(1)
@@ -54,7 +82,39 @@ class LoraLayer:
 
 
 @dataclass(frozen=True)
-class LoraAdapter:
+class StoredLayer(Layer[StoredTensor]):
+    """A layer in a file."""
+
+    def load(self) -> LoraLayer:
+        """The layer in memory."""
+        magnitude = self.magnitude
+        if magnitude is not None:
+            shape = (-1,) if self.down.ndim == 2 else (1, -1, 1, 1)
+        return LoraLayer(
+            down=self.down.tensor(),
+            up=self.up.tensor(),
+            alpha=self.alpha,
+            rslora=self.rslora,
+            magnitude=None if magnitude is None else magnitude.tensor().reshape(shape),
+        )
+
+    def squared_norm(self) -> float:
+        """‖ΔW‖² (Frobenius) in float64; the factors are read, ΔW is formed only where it is the smaller one.
+
+        Raises:
+            ValueError: If a factor, which is named, holds NaN or Inf.
+        """
+        down, up = (_finite(getattr(self, name), letter) for name, letter in (("down", "A"), ("up", "B")))
+        is_wide = self.rank**2 > up.shape[0] * down.shape[1]
+        squares = (up @ down) ** 2 if is_wide else (up.T @ up) * (down @ down.T)  # tr(Bᵀ B · A Aᵀ)
+        return self.scale**2 * max(0.0, float(squares.sum()))
+
+
+L = TypeVar("L", bound=Layer[Any])
+
+
+@dataclass(frozen=True)
+class Adapter(Generic[L]):
     """The layers of an adapter by the weight's name, such as 'unet.mid_block.attentions.0.proj_in'.
 
     Attributes:
@@ -63,7 +123,7 @@ class LoraAdapter:
         header: What else stood in the file's header, such as another trainer's notes.
     """
 
-    layers: dict[str, LoraLayer]
+    layers: dict[str, L]
     provenance: Provenance = field(default_factory=Provenance)
     header: dict[str, str] = field(default_factory=dict)
 
@@ -71,6 +131,11 @@ class LoraAdapter:
     def components(self) -> list[str]:
         """The adapted parts of the pipeline, such as ['unet']."""
         return sorted({name.partition(".")[0] for name in self.layers})
+
+    @property
+    def network(self) -> str | None:
+        """The component that predicts, such as 'unet'; None if only text encoders are adapted."""
+        return next((name for name in families.networks() if name in self.components), None)
 
     @property
     def uses_dora(self) -> bool:
@@ -81,19 +146,24 @@ class LoraAdapter:
         """The rank that most layers have."""
         return Counter(layer.rank for layer in self.layers.values()).most_common(1)[0][0]
 
-    def component(self, component: str) -> dict[str, LoraLayer]:
+    def component(self, component: str) -> dict[str, L]:
         """The layers of one component, by module path."""
         prefix = component + "."
         return {name.removeprefix(prefix): layer for name, layer in self.layers.items() if name.startswith(prefix)}
 
     @property
     def architecture(self) -> str:
-        """Modelspec id of the base's architecture: as recorded, or guessed from the width of the prompt embeddings."""
+        """Modelspec id of the base's architecture: as recorded, or told from the layers."""
         return self.provenance.architecture or architecture_of(self.layers)
 
-    def with_history(self, line: str) -> LoraAdapter:
+    def with_history(self, line: str) -> Self:
         """A copy whose provenance has one line more."""
         return replace(self, provenance=replace(self.provenance, history=(*self.provenance.history, line)))
+
+
+@dataclass(frozen=True)
+class LoraAdapter(Adapter[LoraLayer]):
+    """An adapter in memory."""
 
     def refuse_dora(self, verb: str, source: str) -> None:
         """Stop where ΔW alone would be wrong.
@@ -112,14 +182,41 @@ class LoraAdapter:
             )
 
 
-def architecture_of(layers: dict[str, LoraLayer]) -> str:
-    """Modelspec id of the base that layers fit, from the width of its prompt embeddings."""
-    if any(name.startswith("transformer.") for name in layers):
-        return "stable-diffusion-3"
-    widths = {layer.shape[1] for name, layer in layers.items() if name.endswith(("attn2.to_k", "attn2.to_v"))}
-    if widths == {2048} or any(name.startswith("text_encoder_2.") for name in layers):
-        return "stable-diffusion-xl-v1-base"
-    return "stable-diffusion-v2-512" if widths == {1024} else "stable-diffusion-v1"
+@dataclass(frozen=True)
+class StoredAdapter(Adapter[StoredLayer]):
+    """An adapter in its file."""
+
+    def load(self) -> LoraAdapter:
+        """The adapter in memory.
+
+        Raises:
+            UserError: If a factor holds NaN or Inf.
+        """
+        layers = {name: layer.load() for name, layer in self.layers.items()}
+        for name, layer in layers.items():
+            for factor, tensor in (("A", layer.down), ("B", layer.up)):
+                if not bool(tensor.float().isfinite().all()):
+                    raise not_finite(self.layers[name].down.path, factor, name)
+        return LoraAdapter(layers, self.provenance, self.header)
+
+    def norm(self) -> float:
+        """The norm of all ΔW together.
+
+        Raises:
+            UserError: If a factor holds NaN or Inf.
+        """
+        total = 0.0
+        for name, layer in self.layers.items():
+            try:
+                total += layer.squared_norm()
+            except ValueError as error:
+                raise not_finite(layer.down.path, str(error), name) from None
+        return math.sqrt(total)
+
+
+def architecture_of(layers: Mapping[str, Layer[Any]]) -> str:
+    """Modelspec id of the base that layers fit."""
+    return families.recognise({name: layer.shape for name, layer in layers.items()})
 
 
 def with_one_alpha(layers: dict[str, LoraLayer]) -> dict[str, LoraLayer]:
@@ -144,11 +241,16 @@ def unusable(source: object, what: str, remedy: str = "Export the file again.") 
     return UserError(Problem("adapter", str(source), what, remedy))
 
 
-def checked(layers: dict[str, LoraLayer], source: str) -> dict[str, LoraLayer]:
+def not_finite(source: object, factor: str, name: str) -> UserError:
+    """The complaint about a layer that holds NaN or Inf."""
+    return unusable(source, f"has NaN or Inf in {factor} of {name}.", "Train or export the file again.")
+
+
+def checked(layers: Mapping[str, L], source: object) -> dict[str, L]:
     """The layers, in the order of their names.
 
     Raises:
-        UserError: If there are none, the factors do not fit, or a number is not finite.
+        UserError: If there are none, the factors do not fit, or an alpha is not finite.
     """
     if not layers:
         raise unusable(source, "holds no LoRA layer.", "Give an adapter file, not a checkpoint.")
@@ -161,10 +263,16 @@ def checked(layers: dict[str, LoraLayer], source: str) -> dict[str, LoraLayer]:
             )
         if not 0 < layer.rank <= RANK_LIMIT * (layer.shape[0] + math.prod(layer.shape[1:])):
             raise unusable(source, f"has rank {layer.rank} at {name}, whose weight is {list(layer.shape)}.")
-        if layer.magnitude is not None and layer.magnitude.numel() != layer.shape[0]:
-            count = layer.magnitude.numel()
+        if layer.magnitude is not None and (count := math.prod(layer.magnitude.shape)) != layer.shape[0]:
             raise unusable(source, f"has {count} magnitudes at {name}, whose weight is {list(layer.shape)}.")
-        for factor, tensor in (("A", layer.down), ("B", layer.up), ("alpha", torch.tensor(layer.alpha))):
-            if not bool(torch.isfinite(tensor.float()).all()):
-                raise unusable(source, f"has NaN or Inf in {factor} of {name}.", "Train or export the file again.")
+        if not abs(layer.alpha) <= FLOAT32_MAX:
+            raise not_finite(source, "alpha", name)
     return dict(sorted(layers.items()))
+
+
+def _finite(stored: StoredTensor, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The values as a matrix, one row for each entry of the first dimension."""
+    values = stored.array().reshape(stored.shape[0], -1).astype(np.float64)
+    if not float(np.abs(values).max(initial=0.0)) <= FLOAT32_MAX:
+        raise ValueError(name)
+    return values

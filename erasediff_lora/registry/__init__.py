@@ -13,6 +13,7 @@ from erasediff_lora.registry.lookup import Registry
 
 _OBJECTIVES = "erasediff_lora.objectives"
 _PARAMETERS = "erasediff_lora.training.parameters"
+_FAMILIES = "erasediff_lora.families"
 _FORMATS = "erasediff_lora.adapter.formats"
 _METRICS = "erasediff_lora.evaluation.metrics"
 _ATTACKS = "erasediff_lora.evaluation.attacks"
@@ -39,6 +40,15 @@ PARAMETERS = Registry(
     {"lora": f"{_PARAMETERS}.lora:LowRank", "none": f"{_PARAMETERS}.full:FullWeights"},
 )
 """What is trained of a network: classes that are a `training.parameters.Trainable`."""
+
+FAMILIES = Registry(
+    "families",
+    {
+        name: f"{_FAMILIES}.{name}:FAMILY"
+        for name in ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "class_conditional")
+    },
+)
+"""Base models: a `families.Family` each."""
 
 FORMATS = Registry(
     "formats",

@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from erasediff_lora.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")
@@ -128,12 +129,13 @@ def writable(path: Path, field: str = "output") -> Iterator[None]:
         ) from error
 
 
-def open_safetensors(path: Path, field: str) -> Any:
+def open_safetensors(path: Path, field: str, framework: Literal["pt", "np"] = "pt") -> Any:
     """A checked `safe_open` handle.
 
     Args:
         path: The file.
         field: What the user calls it, for the message.
+        framework: Whose tensors the handle gives, torch's or numpy's.
 
     Raises:
         UserError: If there is no such file, or it is a pickle, damaged, or no safetensors file.
@@ -157,7 +159,7 @@ def open_safetensors(path: Path, field: str) -> Any:
     try:
         if LONGEST_HEADER < length < size:
             raise SafetensorError(f"its header has {length} bytes, and {LONGEST_HEADER} are plenty")
-        return safe_open(path, framework="pt")
+        return safe_open(path, framework=framework)
     except (SafetensorError, OSError) as error:
         raise UserError(
             Problem(
@@ -179,6 +181,8 @@ def save_safetensors(
     tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None, field: str = "output"
 ) -> None:
     """Write a safetensors file atomically."""
+    from safetensors.torch import save_file
+
     with atomic(path, field) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
 

@@ -26,8 +26,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from erasediff_lora.adapter import LoraAdapter, LoraLayer, formats, ldm, modules
+from erasediff_lora.adapter import LoraAdapter, LoraLayer, formats, modules
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
+from erasediff_lora.families import ldm
 
 CHILD = """
 import json, re, sys, time

@@ -20,7 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from erasediff_lora.adapter import Weighted, ldm, merge, write
+from erasediff_lora.adapter import Weighted, merge, write
+from erasediff_lora.families import ldm
 
 MODULES = "attention_feed_forward_convolutions"
 RANK = 4

@@ -10,7 +10,9 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file
 from single_file import unet_blocks, unet_key
 
-from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats, ldm
+from erasediff_lora import families
+from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats
+from erasediff_lora.families import ldm
 
 # Numbers of tensors in the published UNets.
 CASES = {"sd-1.5": (SD_1_5, 686), "sd-2.1": (SD_2_1, 686), "sdxl": (SDXL, 1680)}
@@ -54,7 +56,7 @@ def test_numbering_is_read_off_the_keys(unet) -> None:
     third = {i for i in numbering(unet).attention_up_blocks if i < len(unet.config["up_block_types"]) - 1}
     assert ldm.UNetNumbering.of(keys) == ldm.UNetNumbering(2, frozenset(third))
     weights = {key.removesuffix(".weight") for key in unet.state_dict() if key.endswith(".weight")}
-    found = ldm.slots(keys)
+    found = families.slots(keys)
     assert found.keys() == {f"unet.{path}" for path in weights}
     assert {slot.key for slot in found.values()} == {key for key in keys if key.endswith(".weight")}
 
@@ -83,7 +85,7 @@ def test_open_clip_projections_share_a_tensor() -> None:
         "conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
     ]
     layer = "text_encoder_2.encoder.layers.3."
-    assert ldm.slots(keys) == {
+    assert families.slots(keys) == {
         layer + "self_attn.q_proj": ldm.Slot(keys[0], 0, 3),
         layer + "self_attn.k_proj": ldm.Slot(keys[0], 1, 3),
         layer + "self_attn.v_proj": ldm.Slot(keys[0], 2, 3),

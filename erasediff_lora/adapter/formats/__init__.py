@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from erasediff_lora.adapter.formats import diffusers, peft
-from erasediff_lora.adapter.formats.base import COMPONENTS, Format, refuse_unknown, require_shapes
-from erasediff_lora.adapter.weights import LoraAdapter
+from erasediff_lora.adapter.formats.base import Format, Published, open_adapter, refuse_unknown
+from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.registry import FORMATS
-from erasediff_lora.storage.files import open_safetensors
 
 
 def read(path: Path | str) -> LoraAdapter:
@@ -23,35 +21,36 @@ def read(path: Path | str) -> LoraAdapter:
 
 def read_as(path: Path | str) -> tuple[str, LoraAdapter]:
     """The format's name, and the adapter."""
-    file = locate(Path(path).expanduser())
-    with open_safetensors(file, "adapter") as stored:
-        keys = set(stored.keys())
-        name = next((name for name, format in FORMATS.items() if keys and format.owns(keys)), None)
-        if name is None:
-            refuse_unknown(keys or {"(none)"}, file)
-            raise AssertionError
-        tensors = {key: stored.get_tensor(key) for key in keys}
-        metadata = dict(stored.metadata() or {})
-    require_shapes(tensors, file)
-    adapter: LoraAdapter = FORMATS[name].read(file, tensors, metadata)
-    if name == "peft":  # the text encoders' files lie in folders beside the UNet's
-        for other in sorted(file.parent.glob(f"*/{peft.FILE}")):
-            if other.parent.name in COMPONENTS:
-                layers = dict(sorted((adapter.layers | read(other).layers).items()))
-                adapter = LoraAdapter(layers, adapter.provenance, adapter.header)
+    name, stored = describe(path)
+    return name, stored.load()
+
+
+def describe(path: Path | str) -> tuple[str, StoredAdapter]:
+    """The format's name, and what the file says of the adapter; the weights stay in the file, and torch is not needed.
+
+    Raises:
+        UserError: If there is none, or it is damaged, unsafe, or of an unknown layout.
+    """
+    file = open_adapter(locate(Path(path).expanduser()))
+    keys = set(file.tensors)
+    name = next((name for name in FORMATS if keys and FORMATS[name].owns(keys)), None)
+    if name is None:
+        refuse_unknown(keys or {"(none)"}, file.path)
+        raise AssertionError
+    adapter: StoredAdapter = FORMATS[name].read(file)
     return name, adapter
 
 
 def locate(path: Path) -> Path:
-    """The adapter file that a path means: itself, or the one in the folder, diffusers' first.
+    """The adapter file that a path means: itself, or the one in the folder, by the formats' names in their order.
 
     Raises:
         UserError: If the folder holds none, or several of which none has a standard name.
     """
     if not path.is_dir():
         return path
-    for standard in (diffusers.FILE, peft.FILE):
-        if (path / standard).is_file():
+    for standard in [FORMATS[name].FILE for name in FORMATS]:
+        if standard is not None and (path / standard).is_file():
             return path / standard
     files = sorted(path.glob("*.safetensors"))
     if len(files) != 1:
@@ -62,7 +61,7 @@ def locate(path: Path) -> Path:
 
 def suited(adapter: LoraAdapter) -> list[str]:
     """The formats that the adapter can be written in."""
-    return [name for name, form in FORMATS.items() if form.suits(adapter)]
+    return [name for name in FORMATS if FORMATS[name].suits(adapter)]
 
 
 def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: bool = False) -> list[Path]:
@@ -70,7 +69,7 @@ def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: b
 
     Args:
         adapter: The adapter.
-        output: A folder, or for diffusers and kohya also the name of a `.safetensors` file.
+        output: A folder, or where the format is a single file also the name of a `.safetensors` file.
         format: One of FORMATS.
         overwrite: Replace a file of that name.
 
@@ -100,4 +99,4 @@ def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: b
     return written
 
 
-__all__ = ["FORMATS", "Format", "locate", "read", "read_as", "suited", "write"]
+__all__ = ["FORMATS", "Format", "Published", "describe", "locate", "read", "read_as", "suited", "write"]

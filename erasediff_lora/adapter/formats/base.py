@@ -1,39 +1,62 @@
-"""What a file format of adapters must do."""
+"""What a file format of adapters must do, and what several formats share."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from peft.utils.other import get_pattern_key
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from erasediff_lora.adapter.provenance import PREFIX
-from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, unusable
+from erasediff_lora.adapter.weights import L, LoraAdapter, LoraLayer, StoredAdapter, T, unusable
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.registry import FORMATS
+from erasediff_lora.storage.tensors import TensorFile, open_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
-NETWORKS = ("unet", "transformer")
-"""Components that predict: a pipeline has one of them."""
-COMPONENTS = (*NETWORKS, "text_encoder", "text_encoder_2", "text_encoder_3")
 OWN_HEADER = ("format", "lora_adapter_metadata", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 LARGEST_ALPHA = 1e9
 _PATTERN = re.compile(r"[\w.^$\\*\-]{1,300}")
 """Of module names in a LoraConfig: without groups, whose nesting can take exponential time."""
 
 
+@dataclass(frozen=True)
+class Published:
+    """An adapter's file on a model hub, for `Format.usage`.
+
+    Attributes:
+        adapter: What is in it.
+        repo: 'user/name'.
+        file: The file's path in the repository.
+        base: Hub id of the base.
+    """
+
+    adapter: LoraAdapter
+    repo: str
+    file: str
+    base: str
+
+
 class Format(Protocol):
-    """One module of this package each, registered in `erasediff_lora.adapter.formats`."""
+    """A module or object each, registered in `registry.FORMATS`; safetensors files all."""
+
+    FILE: str | None
+    """The name that its file has in a folder; None: any."""
+
+    FOLDER: str
+    """Where its files lie in a folder that holds all formats; '' for the folder itself."""
 
     def owns(self, keys: Collection[str]) -> bool:
         """Whether a file with these tensors is of this format."""
         ...
 
-    def read(self, file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> LoraAdapter:
-        """The adapter in the file.
+    def read(self, stored: TensorFile) -> StoredAdapter:
+        """The adapter in the file, and in what belongs to it.
 
         Raises:
             UserError: If keys are left over or the configuration is missing.
@@ -49,8 +72,27 @@ class Format(Protocol):
         ...
 
     def write(self, adapter: LoraAdapter, file: Path) -> list[Path]:
-        """Write the adapter; returns the files made."""
+        """Write the adapter; returns the files made, the weights first."""
         ...
+
+    def usage(self, published: Published) -> str:
+        """How programs load the file, as Markdown; '' if none does."""
+        ...
+
+
+def open_adapter(file: Path) -> TensorFile:
+    """An adapter's file, whose weights are tables of floats, and whose alphas are one number each.
+
+    Raises:
+        UserError: If there is none, it is damaged or unsafe, or a tensor is neither.
+    """
+    stored = open_tensors(file, "adapter")
+    for name, tensor in stored.tensors.items():
+        fits = tensor.count == 1 if name.endswith(".alpha") else tensor.ndim > 0
+        if not fits or not tensor.is_float:
+            shape = list(tensor.shape)
+            raise unusable(file, f"has a tensor {name} of shape {shape} in {tensor.dtype_name}, which is no weight.")
+    return stored
 
 
 def as_file(output: Path, default: str) -> Path:
@@ -58,8 +100,16 @@ def as_file(output: Path, default: str) -> Path:
     return output if output.suffix == ".safetensors" else output / default
 
 
-def peft_layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: Path) -> dict[str, LoraLayer]:
+def peft_layers(
+    tensors: Mapping[str, T], config: Mapping[str, Any], source: Path, layer: Callable[[T, T, float, bool, T | None], L]
+) -> dict[str, L]:
     """Layers by module path, from tensors with peft keys and a LoraConfig's fields.
+
+    Args:
+        tensors: In a file, or in memory.
+        config: A LoraConfig's fields; without alpha it is the rank.
+        source: Where they come from, for the message.
+        layer: Makes a layer of A, B, alpha, whether it is rsLoRA, and the magnitude: StoredLayer or LoraLayer.
 
     Raises:
         UserError: If a key is none of LoRA's, or a factor has no partner.
@@ -69,15 +119,15 @@ def peft_layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source
     alphas = _require_numbers(config, source)
     layers = {}
     for path in paths:
-        down = tensors[path + DOWN]
-        layers[path] = LoraLayer(
-            down=down,
-            up=partner(tensors, path + UP, source),
-            alpha=float(alphas.get(get_pattern_key(list(alphas), path), config.get("lora_alpha", down.shape[0]))),
-            rslora=bool(config.get("use_rslora", False)),
-            magnitude=tensors.get(path + MAGNITUDE),
-        )
+        down, up = tensors[path + DOWN], partner(tensors, path + UP, source)
+        alpha = float(alphas.get(matching(alphas, path), config.get("lora_alpha", down.shape[0])))
+        layers[path] = layer(down, up, alpha, bool(config.get("use_rslora", False)), tensors.get(path + MAGNITUDE))
     return layers
+
+
+def matching(patterns: Collection[str], path: str) -> str:
+    """The first pattern that the path ends in, after a dot or whole, as peft looks for it; else the path itself."""
+    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), path)
 
 
 def _require_numbers(config: Mapping[str, Any], source: Path) -> Mapping[str, Any]:
@@ -97,19 +147,6 @@ def _require_numbers(config: Mapping[str, Any], source: Path) -> Mapping[str, An
                 "or no pattern of module names.",
             )
     return dict(by_pattern)
-
-
-def require_shapes(tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Weights are tables of floats, and alphas one number each.
-
-    Raises:
-        UserError: Naming the first that is not.
-    """
-    for name, tensor in tensors.items():
-        fits = tensor.numel() == 1 if name.endswith(".alpha") else tensor.ndim > 0
-        if not fits or not tensor.is_floating_point():
-            shape = list(tensor.shape)
-            raise unusable(source, f"has a tensor {name} of shape {shape} in {tensor.dtype}, which is no weight.")
 
 
 def peft_tensors(layers: Mapping[str, LoraLayer], prefix: str) -> dict[str, Tensor]:
@@ -138,7 +175,7 @@ def peft_config(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
     return config | ({"rank_pattern": ranks} if ranks else {}) | ({"alpha_pattern": alphas} if alphas else {})
 
 
-def partner(tensors: Mapping[str, Tensor], key: str, source: Path) -> Tensor:
+def partner(tensors: Mapping[str, T], key: str, source: Path) -> T:
     """The other factor of a pair.
 
     Raises:
@@ -157,12 +194,13 @@ def refuse_unknown(keys: Collection[str], source: Path) -> None:
     """
     if keys:
         shown = ", ".join(sorted(keys)[:5]) + (", …" if len(keys) > 5 else "")
+        *others, last = FORMATS
         raise UserError(
             Problem(
                 "adapter",
                 str(source),
                 f"has {len(keys)} tensors of an unknown layout: {shown}.",
-                "Known are LoRA and DoRA in the formats diffusers, kohya and peft.",
+                f"Known are LoRA and DoRA in the formats {', '.join(others)} and {last}.",
             )
         )
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from erasediff_lora import families
 from erasediff_lora.adapter.formats.base import (
-    COMPONENTS,
     DOWN,
     MAGNITUDE,
     UP,
+    Published,
     as_file,
     other_header,
     peft_config,
@@ -22,36 +21,55 @@ from erasediff_lora.adapter.formats.base import (
     refuse_unknown,
 )
 from erasediff_lora.adapter.provenance import Provenance
-from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, checked, unusable
+from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, StoredLayer, checked, unusable
 from erasediff_lora.storage.files import save_safetensors
+from erasediff_lora.storage.tensors import TensorFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "pytorch_lora_weights.safetensors"
+FOLDER = ""
 CONFIG = "lora_adapter_metadata"
 _OLD_TEXT_PREFIX = "text_model."  # CLIPTextModel before transformers 5
+_USAGE = """\
+**diffusers**
+
+```python
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("{base}")
+pipe.load_lora_weights("{repo}", weight_name="{file}", adapter_name="erase")
+pipe.set_adapters(["erase"], [1.0])  # strength; other LoRAs can be active beside it
+pipe.fuse_lora()                     # optional: into the weights
+```"""
 
 
 def owns(keys: Collection[str]) -> bool:
     """Whether every tensor is a factor of one of a pipeline's components."""
-    return all(key.partition(".")[0] in COMPONENTS and key.endswith((DOWN, UP, MAGNITUDE)) for key in keys)
+    known = families.components()
+    return all(key.partition(".")[0] in known and key.endswith((DOWN, UP, MAGNITUDE)) for key in keys)
 
 
-def read(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> LoraAdapter:
+def read(stored: TensorFile) -> StoredAdapter:
     """Read the file. Without `lora_adapter_metadata`, alpha is the rank, as for diffusers."""
+    file, known = stored.path, families.components()
     try:
-        config = json.loads(metadata.get(CONFIG, "{}"))
+        config = json.loads(stored.metadata.get(CONFIG, "{}"))
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
     except (ValueError, RecursionError) as error:
         raise unusable(file, f"has an unreadable {CONFIG} header: {error}.") from None
-    layers: dict[str, LoraLayer] = {}
-    for component in COMPONENTS:
+    layers: dict[str, StoredLayer] = {}
+    for component in known:
         prefix = component + "."
-        mine = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        mine = {key.removeprefix(prefix): t for key, t in stored.tensors.items() if key.startswith(prefix)}
         mine = {key.removeprefix(_OLD_TEXT_PREFIX): tensor for key, tensor in mine.items()}
         fields = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
-        layers |= {prefix + path: layer for path, layer in peft_layers(mine, fields, file).items()}
-    refuse_unknown({key for key in tensors if key.partition(".")[0] not in COMPONENTS}, file)
-    return LoraAdapter(checked(layers, str(file)), Provenance.from_header(metadata), other_header(metadata))
+        layers |= {prefix + path: layer for path, layer in peft_layers(mine, fields, file, StoredLayer).items()}
+    refuse_unknown({key for key in stored.tensors if key.partition(".")[0] not in known}, file)
+    provenance = Provenance.from_header(stored.metadata)
+    return StoredAdapter(checked(layers, file), provenance, other_header(stored.metadata))
 
 
 def suits(adapter: LoraAdapter) -> bool:
@@ -75,3 +93,11 @@ def write(adapter: LoraAdapter, file: Path) -> list[Path]:
     header = {"format": "pt", CONFIG: json.dumps(config, sort_keys=True)}
     save_safetensors(tensors, file, adapter.header | header | adapter.provenance.header())
     return [file]
+
+
+def usage(published: Published) -> str:
+    """For the pipelines that diffusers has."""
+    found = families.of_architecture(published.adapter.architecture)
+    if found is None or not found[0].in_diffusers:
+        return ""
+    return _USAGE.format(pipeline=found[0].pipeline, base=published.base, repo=published.repo, file=published.file)

@@ -7,22 +7,28 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from erasediff_lora.adapter.formats.base import NETWORKS, other_header, peft_config, peft_layers, peft_tensors
+from erasediff_lora import families
+from erasediff_lora.adapter.formats.base import (
+    Published,
+    open_adapter,
+    other_header,
+    peft_config,
+    peft_layers,
+    peft_tensors,
+    refuse_unknown,
+)
 from erasediff_lora.adapter.provenance import Provenance
-from erasediff_lora.adapter.weights import LoraAdapter, checked
+from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, StoredLayer, checked
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.files import save_safetensors, write_text
+from erasediff_lora.storage.tensors import TensorFile
 
 FILE = "adapter_model.safetensors"
+FOLDER = "peft"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 COMPONENT = "erasediff_component"
-_PARTS = {
-    "unet": ("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding."),
-    "transformer": ("transformer_blocks.",),
-}
+_USAGE = '**peft**: `PeftModel.from_pretrained({component}, "{repo}", subfolder="{folder}")`.'
 
 
 def owns(keys: Collection[str]) -> bool:
@@ -30,17 +36,27 @@ def owns(keys: Collection[str]) -> bool:
     return all(key.startswith(PREFIX) for key in keys)
 
 
-def read(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> LoraAdapter:
-    """Read the file and the configuration beside it, which holds alpha."""
-    config = _config(file.with_name(CONFIG))
-    mine = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+def read(stored: TensorFile) -> StoredAdapter:
+    """Read the file and the configuration beside it, which holds alpha; and those of text encoders in folders."""
+    adapter = _read_one(stored)
+    layers = dict(adapter.layers)
+    for file in sorted(stored.path.parent.glob(f"*/{FILE}")):
+        if file.parent.name in families.components():
+            other = open_adapter(file)
+            refuse_unknown({key for key in other.tensors if not key.startswith(PREFIX)}, file)
+            layers |= _read_one(other).layers
+    return StoredAdapter(dict(sorted(layers.items())), adapter.provenance, adapter.header)
+
+
+def _read_one(stored: TensorFile) -> StoredAdapter:
+    config = _config(stored.path.with_name(CONFIG))
+    mine = {key.removeprefix(PREFIX): tensor for key, tensor in stored.tensors.items()}
     mine = {key.removeprefix("text_model."): tensor for key, tensor in mine.items()}
-    layers = peft_layers(mine, config, file)
-    component = metadata.pop(COMPONENT, None) or next(
-        (name for name, parts in _PARTS.items() if all(path.startswith(parts) for path in layers)), "text_encoder"
-    )
+    layers = peft_layers(mine, config, stored.path, StoredLayer)
+    header = other_header(stored.metadata)
+    component = header.pop(COMPONENT, None) or families.network_of(layers) or "text_encoder"
     named = {f"{component}.{path}": layer for path, layer in layers.items()}
-    return LoraAdapter(checked(named, str(file)), Provenance.from_header(metadata), other_header(metadata))
+    return StoredAdapter(checked(named, stored.path), Provenance.from_header(stored.metadata), header)
 
 
 def suits(adapter: LoraAdapter) -> bool:
@@ -64,7 +80,7 @@ def target(adapter: LoraAdapter, output: Path) -> Path:
 def write(adapter: LoraAdapter, file: Path) -> list[Path]:
     """Write both files, each further component in a folder of its name."""
     written = []
-    main = next((name for name in NETWORKS if name in adapter.components), adapter.components[0])
+    main = adapter.network or adapter.components[0]
     for component in adapter.components:
         layers = adapter.component(component)
         mine = file if component == main else file.parent / component / FILE
@@ -79,6 +95,13 @@ def write(adapter: LoraAdapter, file: Path) -> list[Path]:
         write_text(mine.with_name(CONFIG), json.dumps(config | peft_config(layers), indent=2, sort_keys=True) + "\n")
         written += [mine, mine.with_name(CONFIG)]
     return written
+
+
+def usage(published: Published) -> str:
+    """For the component that predicts."""
+    component = published.adapter.network or published.adapter.components[0]
+    folder = published.file.removesuffix(f"/{FILE}")
+    return _USAGE.format(component=component, repo=published.repo, folder=folder)
 
 
 def _config(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from erasediff_lora.adapter import formats, modules
 from erasediff_lora.adapter.formats.base import peft_layers
 from erasediff_lora.adapter.provenance import Provenance
-from erasediff_lora.adapter.weights import LoraAdapter
+from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
 from erasediff_lora.recipe.tables import AdapterSettings
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class LowRank:
     def collect(self, provenance: Provenance) -> LoraAdapter:
         """The adapter as it can be written to files."""
         fields = {"lora_alpha": self.config.lora_alpha, "use_rslora": self.config.use_rslora}
-        layers = peft_layers(self.state(), fields, Path(self.component))
+        layers = peft_layers(self.state(), fields, Path(self.component), LoraLayer)
         return LoraAdapter({f"{self.component}.{path}": layer for path, layer in layers.items()}, provenance)
 
     @property

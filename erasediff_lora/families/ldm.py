@@ -8,18 +8,12 @@ keeps the query, key and value projections in one weight.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from erasediff_lora.families.base import Slot
+
 UNET = "model.diffusion_model."
-CLIP = {
-    "cond_stage_model.transformer.text_model.": "text_encoder",
-    "conditioner.embedders.0.transformer.text_model.": "text_encoder",
-}
-OPEN_CLIP = {
-    "cond_stage_model.model.transformer.": "text_encoder",
-    "conditioner.embedders.1.model.transformer.": "text_encoder_2",
-}
 FIXED = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
@@ -40,13 +34,12 @@ RESNET = {
 OPEN_CLIP_MODULES = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Where a weight lies in a file: a tensor, or one of `parts` equal slices of its rows."""
+_IS_LDM = re.compile(r"unet\.(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.")
 
-    key: str
-    part: int = 0
-    parts: int = 1
+
+def is_ldm(module: str) -> bool:
+    """Whether a module's name, such as 'unet.input_blocks.1.1.proj_in', is of LDM's UNet instead of diffusers'."""
+    return _IS_LDM.match(module) is not None
 
 
 @dataclass(frozen=True)
@@ -115,28 +108,42 @@ class UNetNumbering:
 SDXL = UNetNumbering(2, frozenset({0, 1}))
 
 
-def slots(keys: Collection[str]) -> dict[str, Slot]:
-    """Adapter name -> slot, for every weight of the UNet and the text encoders of an LDM checkpoint."""
-    numbering = UNetNumbering.of(keys)
-    found: dict[str, Slot] = {}
-    for key in keys:
-        path = key.removesuffix(".weight")
-        if key.startswith(UNET) and path != key:
-            if (module := numbering.to_diffusers(path.removeprefix(UNET))) is not None:
-                found[f"unet.{module}"] = Slot(key)
-            continue
-        for prefix, component in CLIP.items():
-            if key.startswith(prefix) and path != key:
-                found[f"{component}.{path.removeprefix(prefix)}"] = Slot(key)
-        for prefix, component in OPEN_CLIP.items():
-            if match := re.fullmatch(re.escape(prefix) + r"resblocks\.(\d+)\.(.+?)(_weight|\.weight)", key):
-                layer = f"{component}.encoder.layers.{match[1]}."
-                if match[2] == "attn.in_proj":
-                    for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
-                        found[f"{layer}self_attn.{name}"] = Slot(key, part, 3)
-                elif match[2] in OPEN_CLIP_MODULES:
-                    found[layer + OPEN_CLIP_MODULES[match[2]]] = Slot(key)
-    return found
+@dataclass(frozen=True)
+class LdmNames:
+    """Single-file checkpoints of a family in LDM's layout.
+
+    Attributes:
+        clip: Prefix of a text encoder's keys -> component, for encoders with the names of transformers.
+        open_clip: The same for encoders with OpenCLIP's names.
+    """
+
+    clip: Mapping[str, str]
+    open_clip: Mapping[str, str]
+
+    def slots(self, keys: Collection[str]) -> dict[str, Slot]:
+        """Adapter name -> slot, for every weight of the UNet and the text encoders of a checkpoint."""
+        numbering = UNetNumbering.of(keys)
+        found: dict[str, Slot] = {}
+        for key in keys:
+            path = key.removesuffix(".weight")
+            if key.startswith(UNET) and path != key:
+                if (module := numbering.to_diffusers(path.removeprefix(UNET))) is not None:
+                    found[f"unet.{module}"] = Slot(key)
+                continue
+            for prefix, component in self.clip.items():
+                if key.startswith(prefix) and path != key:
+                    found[f"{component}.{path.removeprefix(prefix)}"] = Slot(key)
+            for prefix, component in self.open_clip.items():
+                if match := re.fullmatch(re.escape(prefix) + r"resblocks\.(\d+)\.(.+?)(_weight|\.weight)", key):
+                    found |= _open_clip_slots(key, f"{component}.encoder.layers.{match[1]}.", match[2])
+        return found
+
+
+def _open_clip_slots(key: str, layer: str, module: str) -> dict[str, Slot]:
+    """The weights that a tensor of OpenCLIP holds."""
+    if module == "attn.in_proj":
+        return {f"{layer}self_attn.{name}": Slot(key, i, 3) for i, name in enumerate(("q_proj", "k_proj", "v_proj"))}
+    return {layer + OPEN_CLIP_MODULES[module]: Slot(key)} if module in OPEN_CLIP_MODULES else {}
 
 
 def _inner(block: str, layer: int, *, is_attention: bool, tail: str) -> str | None:

@@ -1,0 +1,90 @@
+"""Families of base models: what is known of each, and which one something belongs to.
+
+A new family is a file with a `Family` and a line in `registry.FAMILIES`, or an entry point of another package in the
+group `erasediff_lora.families`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from erasediff_lora.families.base import Architecture, Family, License, Shapes, Slot
+from erasediff_lora.families.kohya import KohyaNames
+from erasediff_lora.registry import FAMILIES
+
+FALLBACK = "stable-diffusion-v1"
+"""What layers are taken for that no family recognises."""
+
+
+def asked() -> Iterator[Family]:
+    """All families, in the order in which they are asked whether something is theirs.
+
+    Those of other packages come first: Stable Diffusion takes names that it does not know for its own.
+    """
+    yield from reversed([FAMILIES[name] for name in FAMILIES])
+
+
+def networks() -> tuple[str, ...]:
+    """Components that predict; a pipeline has one of them."""
+    return tuple(dict.fromkeys(FAMILIES[name].component for name in FAMILIES))
+
+
+def components() -> tuple[str, ...]:
+    """All components that can be adapted, those that predict first."""
+    encoders = {encoder for name in FAMILIES for encoder in FAMILIES[name].encoders}
+    return (*networks(), *sorted(encoders))
+
+
+def of_pipeline(pipeline: str) -> str | None:
+    """Name of the family whose folders say that they hold this pipeline; None if no family's do."""
+    return next((name for name in FAMILIES if FAMILIES[name].pipeline == pipeline), None)
+
+
+def of_architecture(identifier: str) -> tuple[Family, Architecture] | None:
+    """The family and the architecture with this modelspec id; None if it is unknown."""
+    found = ((family, one) for family in asked() for one in family.architectures if one.id == identifier)
+    return next(found, None)
+
+
+def recognise(shapes: Shapes) -> str:
+    """Modelspec id of the architecture that adapted weights of these names and shapes fit."""
+    return next((found for family in asked() if (found := family.recognise(shapes)) is not None), FALLBACK)
+
+
+def network_of(paths: Collection[str]) -> str | None:
+    """The component that has all these module paths; None if none has."""
+    return next((family.component for family in asked() if all(p.startswith(family.modules) for p in paths)), None)
+
+
+def network_in(keys: Collection[str]) -> str | None:
+    """The component whose tensors lie in a file by diffusers' names, without its own before them; None if none do."""
+    return next((family.component for family in asked() if any(k.startswith(family.modules) for k in keys)), None)
+
+
+def slots(keys: Collection[str]) -> dict[str, Slot]:
+    """Adapter name -> slot, for every weight of a single-file checkpoint that a family knows."""
+    found: dict[str, Slot] = {}
+    for family in asked():
+        if family.single_file is not None:
+            found |= family.single_file(keys)
+    return found
+
+
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "Family",
+    "KohyaNames",
+    "License",
+    "Shapes",
+    "Slot",
+    "asked",
+    "components",
+    "network_in",
+    "network_of",
+    "networks",
+    "of_architecture",
+    "of_pipeline",
+    "recognise",
+    "slots",
+]
