@@ -1,9 +1,10 @@
-"""Which modules are trained or adapted."""
+"""Which modules of a network can be adapted, are chosen, or have been adapted."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -52,3 +53,10 @@ def resolve(targets: str | Sequence[str], presets: Mapping[str, list[str]], path
 def adaptable(network: nn.Module) -> list[str]:
     """The linear and convolution modules: those that an adapter can be put on."""
     return [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
+def lora_layers(network: nn.Module) -> dict[str, Any]:
+    """Path -> peft's wrapper of every module that has been adapted."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {path: module for path, module in network.named_modules() if isinstance(module, BaseTunerLayer)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.cli.verb import Verb, require_none
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.registry import FORMATS
 
 if TYPE_CHECKING:
     from erasediff_lora.adapter import Weighted
@@ -27,20 +28,17 @@ def _inspect(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.adapter import formats
 
-    name, adapter = formats.read_as(parsed.adapter)
-    ranks = sorted({layer.rank for layer in adapter.layers.values()})
-    scales = sorted({round(layer.scale, 6) for layer in adapter.layers.values()})
-    dtypes = sorted({str(layer.down.dtype).removeprefix("torch.") for layer in adapter.layers.values()})
-    norm = sum(float(layer.delta().square().sum()) for layer in adapter.layers.values()) ** 0.5
+    name, adapter = formats.describe(parsed.adapter)
+    layers = adapter.layers.values()
     rows = {
         "file": formats.locate(parsed.adapter),
         "format": name,
         "architecture": adapter.architecture,
         "components": ", ".join(f"{c} ({len(adapter.component(c))} weights)" for c in adapter.components),
-        "rank": ", ".join(map(str, ranks)),
-        "scale": ", ".join(f"{scale:g}" for scale in scales),
-        "dtype": ", ".join(dtypes),
-        "norm of all ΔW": f"{norm:.4g}",
+        "rank": ", ".join(map(str, sorted({layer.rank for layer in layers}))),
+        "scale": ", ".join(f"{scale:g}" for scale in sorted({round(layer.scale, 6) for layer in layers})),
+        "dtype": ", ".join(sorted({layer.down.dtype_name for layer in layers})),
+        "norm of all ΔW": f"{adapter.norm():.4g}",
         **adapter.provenance.header(),
     }
     for label, value in rows.items():
@@ -49,8 +47,8 @@ def _inspect(parsed: argparse.Namespace, rest: list[str]) -> None:
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, help="adapter file of any format, or folder with one")
-    parser.add_argument("output", type=Path, help="new file (diffusers, kohya) or folder")
-    parser.add_argument("--format", required=True, help="diffusers, kohya or peft")
+    parser.add_argument("output", type=Path, help="new folder, or new file where the format is one file")
+    parser.add_argument("--format", required=True, help=", ".join(FORMATS))
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
 
 
@@ -65,7 +63,7 @@ def _convert(parsed: argparse.Namespace, rest: list[str]) -> None:
 def _stack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help=_WEIGHTED)
     parser.add_argument("--output", type=Path, help="new file or folder; omit for the interference report alone")
-    parser.add_argument("--format", default="diffusers", help="diffusers, kohya or peft")
+    parser.add_argument("--format", default="diffusers", help=", ".join(FORMATS))
     parser.add_argument("--rank", type=int, help="compress the stack to this rank by SVD; it is exact otherwise")
     parser.add_argument("--report", type=Path, help="write the interference report, layer by layer, as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
@@ -160,7 +158,7 @@ def _extract_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="the most that a layer may have")
     parser.add_argument("--energy", type=float, help="share of a layer's change to keep, such as 0.99")
     parser.add_argument("--concepts", nargs="+", default=[], metavar="NAME", help="what was erased, for the header")
-    parser.add_argument("--format", default="diffusers", help="diffusers, kohya or peft")
+    parser.add_argument("--format", default="diffusers", help=", ".join(FORMATS))
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
 
 

@@ -11,12 +11,9 @@ from torch import Tensor
 
 from erasediff_lora.data.batches import denoising_target
 from erasediff_lora.data.buckets import choose_alike, cut
-from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.denoisers import Denoiser, NoisedBatch
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.files import sha256
-
-NoisedBatch = tuple[Tensor, Tensor, Tensor, list[str]]
-"""x_t (B, C, h, w), t (B,), the denoising target, and the captions."""
 
 
 @dataclass(frozen=True)

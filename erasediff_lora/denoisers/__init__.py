@@ -1,25 +1,32 @@
-"""Model families. A new one is a file here and a line in DENOISERS."""
+"""What runs a base model: one class for each family, a `Denoiser` all."""
 
 from __future__ import annotations
 
-from erasediff_lora.denoisers.base import SLOT, Denoiser
-from erasediff_lora.denoisers.class_conditional import ClassConditional
-from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
-from erasediff_lora.denoisers.stable_diffusion_3 import StableDiffusion3
-from erasediff_lora.denoisers.stable_diffusion_xl import StableDiffusionXL
-from erasediff_lora.recipe import Model
+import importlib
+from typing import Any
 
-DENOISERS: dict[str, type[Denoiser]] = {
-    "stable_diffusion": StableDiffusion,
-    "stable_diffusion_xl": StableDiffusionXL,
-    "stable_diffusion_3": StableDiffusion3,
-    "class_conditional": ClassConditional,
-}
+from erasediff_lora.denoisers.base import SLOT, Denoiser, NoisedBatch
+from erasediff_lora.recipe import Model
+from erasediff_lora.registry import FAMILIES
 
 
 def load(model: Model) -> Denoiser:
-    """Locate the base model that the recipe names; weights are read on first use."""
-    return DENOISERS[model.family](model)  # type: ignore[call-arg]
+    """Locate the base model that the recipe names; weights are read on first use.
+
+    Raises:
+        UserError: If there is no such base, or it is of another family.
+    """
+    denoiser: Denoiser = class_of(FAMILIES[model.family].denoiser)(model)
+    return denoiser
 
 
-__all__ = ["DENOISERS", "SLOT", "Denoiser", "load"]
+def class_of(denoiser: str | type[Any]) -> type[Any]:
+    """The class itself, or the one that 'package.module:Class' names."""
+    if not isinstance(denoiser, str):
+        return denoiser
+    module, _, name = denoiser.partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+__all__ = ["SLOT", "Denoiser", "NoisedBatch", "class_of", "load"]

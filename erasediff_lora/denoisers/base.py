@@ -15,9 +15,12 @@ from erasediff_lora.recipe import Sampling
 SLOT = "<*>"
 """Stands in a prompt for given token embeddings."""
 
+NoisedBatch = tuple[Tensor, Tensor, Tensor, list[str]]
+"""x_t (B, C, h, w), t (B,), the denoising target (B, C, h, w), and B captions."""
+
 
 class Denoiser(Protocol):
-    """A frozen base model of one family. One file each, registered in `erasediff_lora.denoisers`."""
+    """A frozen base model of one family. One file each, named by its `families.Family`."""
 
     component: ClassVar[str]
     """Name of the adapted network in the pipeline, and prefix of its keys in diffusers' LoRA files."""

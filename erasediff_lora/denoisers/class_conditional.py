@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.denoisers import loading, on_meta
 from erasediff_lora.denoisers.base import SLOT
+from erasediff_lora.denoisers.pixels import to_unit_tensor
 from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.families.class_conditional import ARCHITECTURE, FAMILY
 from erasediff_lora.recipe import Model, Sampling
 from erasediff_lora.storage.files import fingerprint
 
@@ -132,7 +133,7 @@ class ClassConditional:
     A prompt is the name of a class, and the empty prompt no class. A picture is its own latent.
     """
 
-    component: ClassVar[str] = "unet"
+    component: ClassVar[str] = FAMILY.component
     target_presets: ClassVar[dict[str, list[str]]] = {
         "attention": [_ATTENTION],
         "attention_convolutions": [_ATTENTION, _CONVOLUTIONS],
@@ -144,6 +145,7 @@ class ClassConditional:
         self.device = loading.device(model)
         self.dtype = loading.dtype(model, self.device)
         self.source = Path(model.base).expanduser()
+        self._hollow: Any = None  # the network as its configuration alone describes it
         if not (self.source / "model_index.json").is_file():
             raise UserError(
                 Problem(
@@ -162,10 +164,10 @@ class ClassConditional:
         pipeline.unet.requires_grad_(False)
         return pipeline.to(self.device)
 
-    @cached_property
+    @property
     def network(self) -> Any:
         """The UNet."""
-        return self.pipeline.unet
+        return self.pipeline.unet if self._hollow is None else self._hollow
 
     @cached_property
     def noise_scheduler(self) -> DDPMScheduler:
@@ -174,7 +176,7 @@ class ClassConditional:
 
     @property
     def architecture(self) -> str:
-        return "ddpm-class-conditional"
+        return ARCHITECTURE.id
 
     @property
     def resolution(self) -> int:
@@ -277,7 +279,7 @@ class ClassConditional:
         with loading.readable(self.model):
             networks = on_meta.networks(self.source, self.dtype)
         soften(networks["unet"])
-        self.__dict__["network"] = networks["unet"]
+        self._hollow = networks["unet"]
         return networks
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,23 +23,16 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from erasediff_lora import demo
+from erasediff_lora import demo, families
 from erasediff_lora.denoisers import loading, on_meta
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.families.stable_diffusion import FAMILY
 from erasediff_lora.recipe import Model, Sampling
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, fingerprint
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
-
-FAMILIES = {
-    "StableDiffusionPipeline": "stable_diffusion",
-    "StableDiffusionXLPipeline": "stable_diffusion_xl",
-    "StableDiffusion3Pipeline": "stable_diffusion_3",
-    "ClassConditionalPipeline": "class_conditional",
-}
-"""What a folder's model_index.json names -> the family that reads it."""
 
 CLIP_TOKENS = 77
 LARGE_LATENTS = 96
@@ -55,12 +48,12 @@ _CONVOLUTIONS = r".*\b(resnets\.\d+\.(conv1|conv2|conv_shortcut)|proj_in|proj_ou
 class StableDiffusion:
     """A Stable Diffusion base: diffusers folder, hub id, single file, or the embedded demo model."""
 
-    component: ClassVar[str] = "unet"
+    component: ClassVar[str] = FAMILY.component
     network_class: ClassVar[Any] = UNet2DConditionModel
     pipeline_class: ClassVar[Any] = StableDiffusionPipeline
     image_pipeline_class: ClassVar[Any] = StableDiffusionImg2ImgPipeline
     pipeline_options: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
-    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     optional: ClassVar[tuple[str, ...]] = ()
     """Parts that a base may do without."""
@@ -78,30 +71,34 @@ class StableDiffusion:
         self.dtype = loading.dtype(model, self.device)
         self.source = _locate(model, self.pipeline_class)
         self._quantization = loading.quantization(model, self.device, self.dtype, is_file=self.source.is_file())
+        self._pipeline: Any = None
+        self._network: Any = None
 
-    @cached_property
+    @property
     def pipeline(self) -> Any:
-        """The whole pipeline, quiet, frozen, without safety checker."""
+        """The whole pipeline, quiet, frozen, without safety checker; around `network` if that is loaded."""
+        if self._pipeline is None:
+            self._pipeline = self._load_pipeline()
+            self._network = getattr(self._pipeline, self.component)
+        return self._pipeline
+
+    @property
+    def network(self) -> Any:
+        """The network that predicts; loaded alone where the weights lie in a folder."""
+        if self._network is None and self.source.is_file():
+            return getattr(self.pipeline, self.component)
+        if self._network is None:
+            self._network = self._load_network()
+        return self._network
+
+    def _load_pipeline(self) -> Any:
         options: dict[str, Any] = {"dtype": self.dtype, **self.pipeline_options}
-        if "network" in self.__dict__ or self._quantization:
+        if self._network is not None or self._quantization:
             options[self.component] = self.network
         if self.source.is_dir():
             options |= {name: None for name in self.optional if not (self.source / name).is_dir()}
         with loading.readable(self.model):
-            if self.source.is_file():
-                pipeline = self.pipeline_class.from_single_file(
-                    str(self.source),
-                    config=None if self.model.config is None else str(self.model.config),
-                    local_files_only=self.model.config is not None,
-                    **options,
-                )
-            else:
-                pipeline = self.pipeline_class.from_pretrained(
-                    self.source,
-                    use_safetensors=None if self.model.allow_pickle else True,
-                    variant=self.model.variant,
-                    **options,
-                )
+            pipeline = self._read_file(options) if self.source.is_file() else self._read_folder(options)
         pipeline.set_progress_bar_config(disable=True)
         for name in {self.component, "vae", *self.encoders} - options.keys():  # a network at hand may be in training
             if (part := getattr(pipeline, name)) is not None:
@@ -112,11 +109,23 @@ class StableDiffusion:
             return pipeline
         return pipeline.to(self.device)
 
-    @cached_property
-    def network(self) -> Any:
-        """The network that predicts. Loaded alone where the weights lie in a folder and the encoders are not in use."""
-        if self.source.is_file() or "pipeline" in self.__dict__:
-            return getattr(self.pipeline, self.component)
+    def _read_file(self, options: Mapping[str, Any]) -> Any:
+        return self.pipeline_class.from_single_file(
+            str(self.source),
+            config=None if self.model.config is None else str(self.model.config),
+            local_files_only=self.model.config is not None,
+            **options,
+        )
+
+    def _read_folder(self, options: Mapping[str, Any]) -> Any:
+        return self.pipeline_class.from_pretrained(
+            self.source,
+            use_safetensors=None if self.model.allow_pickle else True,
+            variant=self.model.variant,
+            **options,
+        )
+
+    def _load_network(self) -> Any:
         with loading.readable(self.model):
             network = self.network_class.from_pretrained(
                 self.source,
@@ -154,7 +163,7 @@ class StableDiffusion:
     @property
     def resolution(self) -> int:
         """Pixels of the base's own pictures: latent side times the VAE's factor, which halves once a block but one."""
-        if self.source.is_dir() and "pipeline" not in self.__dict__:
+        if self.source.is_dir() and self._pipeline is None:
             with loading.readable(self.model):
                 vae = AutoencoderKL.load_config(self.source, subfolder="vae")
         else:
@@ -303,7 +312,7 @@ class StableDiffusion:
             )
         with loading.readable(self.model):
             networks = on_meta.networks(folder, self.dtype)
-        self.__dict__["network"] = networks[self.component]
+        self._network = networks[self.component]
         self._cut_up(networks[self.component], networks["vae"])
         return networks
 
@@ -314,11 +323,10 @@ class StableDiffusion:
     def release_encoders(self) -> None:
         """Keep the network and the schedule, give the memory of autoencoder and text encoder back."""
         _ = self.network, self.noise_scheduler
-        pipeline = self.__dict__.pop("pipeline", None)
-        if pipeline is not None and self.model.offload:
-            pipeline.remove_all_hooks()
+        if self._pipeline is not None and self.model.offload:
+            self._pipeline.remove_all_hooks()
             self.network.to(self.device)
-        del pipeline
+        self._pipeline = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -390,7 +398,8 @@ def _require_family(model: Model, folder: Path, pipeline_class: Any) -> None:
         named = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # the loader says what is wrong with it
-    if (family := FAMILIES.get(named, model.family)) != model.family:
+    family = families.of_pipeline(named) or model.family
+    if family != model.family:
         raise UserError(
             Problem("model.family", model.family, f"{model.base} is a {named}.", f"Set model.family: {family}.")
         )

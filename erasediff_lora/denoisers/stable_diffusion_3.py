@@ -21,6 +21,7 @@ from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.denoisers.flow_matching import FlowMatching
 from erasediff_lora.denoisers.pooled import PooledStableDiffusion, packed
 from erasediff_lora.denoisers.stable_diffusion import CLIP_TOKENS
+from erasediff_lora.families.stable_diffusion_3 import ARCHITECTURE, FAMILY
 
 T5_TOKENS = 256
 
@@ -31,12 +32,12 @@ _FEED_FORWARD = r".*\b(ff|ff_context)\.net\.(0\.proj|2)"
 class StableDiffusion3(PooledStableDiffusion):
     """A Stable Diffusion 3 base: diffusers folder or hub id."""
 
-    component: ClassVar[str] = "transformer"
+    component: ClassVar[str] = FAMILY.component
     network_class: ClassVar[Any] = SD3Transformer2DModel
     pipeline_class: ClassVar[Any] = StableDiffusion3Pipeline
     image_pipeline_class: ClassVar[Any] = StableDiffusion3Img2ImgPipeline
     pipeline_options: ClassVar[dict[str, Any]] = {}
-    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
     other_prompts: ClassVar[tuple[str, ...]] = ("prompt_2", "prompt_3")
     optional: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
@@ -55,7 +56,7 @@ class StableDiffusion3(PooledStableDiffusion):
 
     @property
     def architecture(self) -> str:
-        return "stable-diffusion-3"
+        return ARCHITECTURE.id
 
     def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
         """The network is told σ in thousandths."""

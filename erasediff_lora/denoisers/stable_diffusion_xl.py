@@ -11,6 +11,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipelin
 from torch import Tensor
 
 from erasediff_lora.denoisers.pooled import PooledStableDiffusion, packed
+from erasediff_lora.families.stable_diffusion_xl import ARCHITECTURE, FAMILY
 
 TIME_IDS = 6
 """Original height and width, top and left of the crop, target height and width."""
@@ -22,12 +23,12 @@ class StableDiffusionXL(PooledStableDiffusion):
     pipeline_class: ClassVar[Any] = StableDiffusionXLPipeline
     image_pipeline_class: ClassVar[Any] = StableDiffusionXLImg2ImgPipeline
     pipeline_options: ClassVar[dict[str, Any]] = {"add_watermarker": False}
-    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
 
     @property
     def architecture(self) -> str:
-        return "stable-diffusion-xl-v1-base"
+        return ARCHITECTURE.id
 
     @property
     def pooled_width(self) -> int:

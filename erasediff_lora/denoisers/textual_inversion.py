@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from erasediff_lora.data.captioned import NoisedBatch
-from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.denoisers.base import Denoiser, NoisedBatch
 from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
 
 

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from erasediff_lora.adapter import formats
 from erasediff_lora.adapter.loading import load
-from erasediff_lora.adapter.modules import adaptable
+from erasediff_lora.adapter.modules import adaptable, lora_layers
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.files import open_safetensors
 from erasediff_lora.storage.run_folder import WEIGHTS_FILE
-from erasediff_lora.training.parameters.lora import lora_layers
 
 ADAPTER = "erasure"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from erasediff_lora import __version__, denoisers
+from erasediff_lora import __version__
 from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.attacks import Attack, Outcome, attack
@@ -25,8 +25,9 @@ from erasediff_lora.evaluation.metrics import metric
 from erasediff_lora.evaluation.pictures import save_grid, save_pairs
 from erasediff_lora.evaluation.report import save_strips, write_report
 from erasediff_lora.evaluation.verdict import verdict
-from erasediff_lora.publishing.hub import public_recipe
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.public import public_recipe
+from erasediff_lora.registry import FAMILIES
 from erasediff_lora.storage.files import sha256, write_text
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
 
@@ -52,7 +53,7 @@ def evaluate(recipe: Recipe, adapter: Path, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the base or the adapter cannot be loaded, or do not fit each other.
     """
-    file = locate(adapter, denoisers.DENOISERS[recipe.model.family].component)
+    file = locate(adapter, FAMILIES[recipe.model.family].component)
     clock = Clock()
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)

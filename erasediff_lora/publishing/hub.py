@@ -6,34 +6,26 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from PIL import Image
 
 from erasediff_lora.adapter import formats
-from erasediff_lora.adapter.formats import diffusers, kohya
-from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.publishing.card import model_card
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.public import public_recipe
+from erasediff_lora.registry import FORMATS
 from erasediff_lora.storage.files import atomic, atomic_folder, write_text
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, SET_SHEETS, read_evaluation
 
 log = logging.getLogger(__name__)
 HUB = "hub"
-TEMPLATE = Path(__file__).parent / "card.md.jinja"
-PIPELINES = {
-    "stable-diffusion-xl": "StableDiffusionXLPipeline",
-    "stable-diffusion-3": "StableDiffusion3Pipeline",
-    "stable-diffusion-v": "StableDiffusionPipeline",
-}
-TEXT_TAGS = {"text-to-image", "template:sd-lora"}
-TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "erasediff", "concept-erasure"]
-PEFT_FOLDER = "peft"
 Pictures = Literal["both", "after", "none"]
 
 
@@ -95,8 +87,10 @@ def assemble(
     if base_model is None:
         log.warning("warning: the base has no hub id, so the card names none; give it with --base_model owner/name")
     with atomic_folder(run / HUB) as folder:
-        for name in formats.suited(adapter):
-            formats.write(adapter, folder / PEFT_FOLDER if name == "peft" else folder, name)
+        files = {
+            name: formats.write(adapter, folder / FORMATS[name].FOLDER, name)[0].relative_to(folder)
+            for name in formats.suited(adapter)
+        }
         shown = _copy_pictures(run, folder, evaluation, pictures)
         if recipe is not None:
             write_text(folder / RECIPE_FILE, yaml.safe_dump(public_recipe(recipe), sort_keys=False, allow_unicode=True))
@@ -107,7 +101,9 @@ def assemble(
             for name in SET_SHEETS.values():
                 if (run / name).is_file():
                     shutil.copy2(run / name, folder / name)
-        write_text(folder / "README.md", _card(adapter, folder, repo, base_model, license, evaluation, shown))
+        write_text(
+            folder / "README.md", model_card(adapter, folder, repo, files, base_model, license, evaluation, shown)
+        )
         ModelCard.load(folder / "README.md")  # huggingface_hub's own parser
     return run / HUB
 
@@ -146,69 +142,6 @@ def upload(folder: Path, repo: str, *, public: bool) -> None:
         ) from None
 
 
-def _card(
-    adapter: LoraAdapter,
-    folder: Path,
-    repo: str,
-    base_model: str | None,
-    license: str | None,
-    evaluation: Mapping[str, Any],
-    shown: Sequence[Mapping[str, Any]],
-) -> str:
-    """The model card of what lies in the folder."""
-    is_demo = adapter.provenance.base_model == "demo"
-    data = ModelCardData(
-        license=license or _license(adapter),
-        library_name="diffusers",
-        pipeline_tag="text-to-image" if _pipeline(adapter.architecture) else "unconditional-image-generation",
-        tags=TAGS if _pipeline(adapter.architecture) else [tag for tag in TAGS if tag not in TEXT_TAGS],
-        widget=[{"text": entry["prompt"], "output": {"url": entry["picture"]}} for entry in shown] or None,
-        base_model=base_model,
-        base_model_relation="adapter" if base_model else None,
-    )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        adapter=adapter,
-        provenance=adapter.provenance,
-        base=base_model or ("the embedded model of erasediff-lora" if is_demo else adapter.provenance.base_model),
-        base_id=base_model or "PATH_OF_THE_BASE",
-        concepts=list(adapter.provenance.concepts),
-        evaluation=evaluation,
-        repo=repo,
-        has_grid=(folder / GRID_FILE).is_file(),
-        diffusers_file=diffusers.FILE,
-        kohya_file=kohya.target(adapter, folder).name if kohya.suits(adapter) else None,
-        peft_folder=PEFT_FOLDER,
-        pipeline=_pipeline(adapter.architecture),
-        parameters=sum(layer.down.numel() + layer.up.numel() for layer in adapter.layers.values()),
-        kibibytes=round((folder / diffusers.FILE).stat().st_size / 1024),
-        has_recipe=(folder / RECIPE_FILE).is_file(),
-    )
-    return f"{card}\n"
-
-
-def _pipeline(architecture: str) -> str | None:
-    """Diffusers' pipeline that loads the adapter; None if none does."""
-    return next((name for prefix, name in PIPELINES.items() if architecture.startswith(prefix)), None)
-
-
-def public_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without this machine's folders."""
-    values: dict[str, Any] = recipe.model_dump(mode="json", exclude={"output", "cache"})
-    values["model"]["base"] = recipe.model.public_name
-    values["evaluation"] = recipe.evaluation.without_folders()
-    for table, key in (("model", "config"), ("forget", "images"), ("retain", "images")):
-        found = values[table][key]
-        if isinstance(found, dict):
-            for name in ("folder", "dataset"):
-                if found[name] and Path(found[name]).expanduser().exists():
-                    found[name] = Path(found[name]).name
-        elif found:
-            values[table][key] = Path(found).name
-    return values
-
-
 def _evaluation(run: Path) -> dict[str, Any]:
     if not (run / EVALUATION_FILE).is_file():
         log.warning("warning: %s has no evaluation.json, so the card states no numbers and shows no pictures", run)
@@ -236,10 +169,3 @@ def _copy_pictures(run: Path, folder: Path, evaluation: Mapping[str, Any], pictu
     if pictures == "both" and (run / GRID_FILE).is_file():
         shutil.copy2(run / GRID_FILE, folder / GRID_FILE)
     return shown
-
-
-def _license(adapter: LoraAdapter) -> str:
-    """That of the base's family."""
-    if adapter.provenance.base_model == "demo":
-        return "apache-2.0"
-    return "creativeml-openrail-m" if adapter.architecture == "stable-diffusion-v1" else "openrail++"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from erasediff_lora import denoisers
-from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.denoisers import SLOT
+from erasediff_lora.denoisers.pixels import to_unit_tensor
 from erasediff_lora.recipe import Model, Sampling
 
 

@@ -12,7 +12,7 @@ from tiny import tiny_base_recipe, tiny_class_pipeline, tiny_pipeline, tiny_sd3_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erasediff_lora import denoisers
+from erasediff_lora import denoisers, registry
 from erasediff_lora.memory import room
 from erasediff_lora.memory.plan import plan
 from erasediff_lora.memory.tracker import on_meta
@@ -109,7 +109,7 @@ def test_every_family_is_planned_without_its_weights(family, tmp_path, cli) -> N
     folder = tmp_path / "base"
     pipeline = FAMILIES[family]()
     pipeline.save_pretrained(folder)
-    network = getattr(pipeline, denoisers.DENOISERS[family].component)
+    network = getattr(pipeline, registry.FAMILIES[family].component)
     own = _bytes(network)
     everything = sum(_bytes(part) for part in pipeline.components.values() if isinstance(part, nn.Module))
     for file in folder.rglob("*.safetensors"):

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from erasediff_lora.adapter.modules import lora_layers
 from erasediff_lora.evaluation.erasures import ADAPTER
-from erasediff_lora.training.parameters.lora import lora_layers
 
 NAME = "relearned"
 

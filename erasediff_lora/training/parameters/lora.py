@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from erasediff_lora.adapter import formats, modules
 from erasediff_lora.adapter.formats.base import peft_layers
+from erasediff_lora.adapter.modules import lora_layers
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
 from erasediff_lora.recipe.tables import AdapterSettings
@@ -34,13 +35,6 @@ class LoraSettings(AdapterSettings):
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
     dora: bool = Field(False, description="weight-decomposed LoRA")
-
-
-def lora_layers(network: nn.Module) -> dict[str, Any]:
-    """Path -> peft's wrapper of every module that has been adapted."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return {path: module for path, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 class LowRank:

@@ -1,0 +1,24 @@
+"""The recipe as others may see it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from erasediff_lora.recipe.recipe import Recipe
+
+
+def public_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without this machine's folders."""
+    values: dict[str, Any] = recipe.model_dump(mode="json", exclude={"output", "cache"})
+    values["model"]["base"] = recipe.model.public_name
+    values["evaluation"] = recipe.evaluation.without_folders()
+    for table, key in (("model", "config"), ("forget", "images"), ("retain", "images")):
+        found = values[table][key]
+        if isinstance(found, dict):
+            for name in ("folder", "dataset"):
+                if found[name] and Path(found[name]).expanduser().exists():
+                    found[name] = Path(found[name]).name
+        elif found:
+            values[table][key] = Path(found).name
+    return values
