@@ -13,8 +13,10 @@ from erasediff_lora import __version__, families
 from erasediff_lora.adapter import factors
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
 from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, architecture_of, squeezed, with_one_alpha
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.families import Slot
 
 
 @dataclass(frozen=True)
@@ -56,29 +58,16 @@ def extract(
     layers: dict[str, LoraLayer] = {}
     unheld: list[str] = []
     total = held = 0.0
-    networks = families.networks()
     weights = [(name, file, slot) for file in after.main_files for name, slot in file.slots.items()]
     for name, file, slot in tqdm(weights, desc="extract", unit="weight"):
-        found = before.find(name)
-        if found is None and name.partition(".")[0] not in networks:
-            continue  # a text encoder's last layers, which diffusers leaves out
-        if found is None or squeezed(found[0].shape(found[1])) != squeezed(file.shape(slot)):
-            there = "missing" if found is None else list(found[0].shape(found[1]))
-            raise UserError(
-                Problem(
-                    "tuned",
-                    str(tuned),
-                    f"is no fine-tune of {base}: {name} is {list(file.shape(slot))} here and {there} there.",
-                    "Give the model that it was tuned from.",
-                )
-            )
-        old, new = found[0].weight(found[1]), file.weight(slot)
-        if torch.equal(old.to(new.dtype).reshape(new.shape), new):  # also after a cast to fewer bits
+        pair = _pair(before, name, file, slot, (base, tuned))
+        if pair is None or torch.equal(pair[0].to(pair[1].dtype), pair[1]):  # also after a cast to fewer bits
             continue
+        old, new = pair
         if new.ndim not in (2, 4) or name.endswith(("token_embedding", "position_embedding")):
             unheld.append(slot.key)
             continue
-        delta = new.double() - old.double().reshape(new.shape)
+        delta = new.double() - old.double()
         if not bool(torch.isfinite(delta).all()):
             raise UserError(Problem("tuned", str(tuned), f"or its base has NaN or Inf in {name}.", "Get a sound file."))
         layers[name], share = _factor(delta, rank, energy)
@@ -104,6 +93,34 @@ def extract(
         history=(f"extracted from {Path(tuned).name}, energy kept {share:.6f}",),
     )
     return Extracted(LoraAdapter(with_one_alpha(dict(sorted(layers.items()))), provenance), share, unheld)
+
+
+def _pair(
+    before: Checkpoint, name: str, file: WeightFile, slot: Slot, models: tuple[Path | str, Path | str]
+) -> tuple[Tensor, Tensor] | None:
+    """A weight in the base and in the tuned model, in the latter's shape; None of a text encoder's that the base lacks.
+
+    Those are its last layers, which diffusers leaves out.
+
+    Raises:
+        UserError: If the base has no such weight, or of another shape.
+    """
+    found = before.find(name)
+    if found is None and name.partition(".")[0] not in families.networks():
+        return None
+    if found is None or squeezed(found[0].shape(found[1])) != squeezed(file.shape(slot)):
+        base, tuned = models
+        there = "missing" if found is None else list(found[0].shape(found[1]))
+        raise UserError(
+            Problem(
+                "tuned",
+                str(tuned),
+                f"is no fine-tune of {base}: {name} is {list(file.shape(slot))} here and {there} there.",
+                "Give the model that it was tuned from.",
+            )
+        )
+    new = file.weight(slot)
+    return found[0].weight(found[1]).reshape(new.shape), new
 
 
 def _factor(delta: Tensor, rank: int | None, energy: float | None) -> tuple[LoraLayer, float]:
