@@ -2,50 +2,201 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from erasediff_lora.data.buckets import choose_alike, cut, of_shape
+from erasediff_lora.data.extras import Drawn, Extra
+from erasediff_lora.data.noising import denoising_target, min_snr_weights
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.objectives import Batch
-from erasediff_lora.objectives.base import Predict
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.registry import EXTRAS
 
-FORGET, RETAIN = 0, 1
 HIGH_NOISE = 0.6
 """Share of the schedule beyond which a timestep has high noise."""
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What both samplers go by.
+
+    Attributes:
+        noise_scheduler: A diffusers scheduler.
+        batch_size: Of the joint batch of all processes.
+        micro_batches: Parts that a process cuts its share into.
+        seed: Of all that is random.
+        device: Where batches go.
+        dtype: Of x_t and of embeddings.
+        rank: Which of the processes this is.
+        world: How many there are.
+    """
+
+    noise_scheduler: Any
+    batch_size: int
+    micro_batches: int
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def train_timesteps(self) -> int:
+        """T."""
+        return int(self.noise_scheduler.config.num_train_timesteps)
+
+    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and its denoising target, both (B, C, h, w)."""
+        noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
+        return noisy, denoising_target(self.noise_scheduler, latents, noise, timesteps)
+
+    def shared(self, joint: Batch) -> list[Batch]:
+        """This process's micro-batches of the joint batch."""
+        mine = torch.arange(len(joint)).chunk(self.world)[self.rank]
+        return [joint[rows].to(self.device) for rows in mine.chunk(self.micro_batches)]
+
+
+@dataclass(frozen=True)
+class ForgetSampler:
+    """Draws from D_f.
+
+    Attributes:
+        data: D_f.
+        setting: Sizes, schedule and seed.
+        extras: What computes the further fields that the objective needs.
+    """
+
+    data: EncodedSet
+    setting: Setting
+    extras: Sequence[Extra] = ()
+
+    def draw(self, step: int) -> list[Batch]:
+        """The micro-batches of a step."""
+        setting, data = self.setting, self.data
+        count = setting.batch_size
+        generator = torch.Generator().manual_seed((setting.seed * 1_000_003 + step) * 2)
+        rows, shape = choose_alike(data.shapes, count, generator)
+        latents = cut(data.latents[rows], shape)
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(0, setting.train_timesteps, (count,), generator=generator)
+        torch.rand(count, generator=generator)  # which retained samples lose their prompt: drawn by both samplers alike
+        anchor_draw = torch.rand(count, generator=generator)
+        uniform = torch.rand(latents.shape, generator=generator)
+        drawn = Drawn(rows, shape, latents, noise, timesteps, anchor_draw, uniform, generator, setting.dtype)
+        extras = {name: field for extra in self.extras for name, field in extra(drawn).items()}
+        noisy, target = setting.noised(latents, noise, timesteps)
+        joint = Batch(
+            noisy=noisy.to(setting.dtype),
+            timesteps=timesteps,
+            prompts=data.embeddings[data.captions[rows]].to(setting.dtype),
+            target=target,
+            extras=extras,
+            rows=rows,
+            condition_draw=(torch.randperm(count, generator=generator) + torch.rand(count, generator=generator))
+            / count,
+        )
+        return setting.shared(joint)
+
+
+@dataclass(frozen=True)
+class RetainSampler:
+    """Draws from D_r.
+
+    Attributes:
+        data: D_r.
+        setting: Sizes, schedule and seed.
+        forgotten: D_f, whose pictures contrasted samples show.
+        empty_prompt_share: Share of the samples without a prompt, about.
+        min_snr_gamma: γ of the losses' weights; None: all weigh alike.
+        focus: Share of the batch that is drawn by weights.
+        contrast: Share of the batch that shows forgotten pictures under retain prompts, or under none.
+        high_noise: Share of the samples whose timestep is moved up into the noisy end, about.
+    """
+
+    data: EncodedSet
+    setting: Setting
+    forgotten: EncodedSet
+    empty_prompt_share: float
+    min_snr_gamma: float | None = None
+    focus: float = 0.0
+    contrast: float = 0.0
+    high_noise: float = 0.0
+
+    def draw(self, step: int, drift_weights: Tensor | None = None) -> list[Batch]:
+        """The micro-batches of a step.
+
+        Args:
+            step: Its number.
+            drift_weights: How often each picture is drawn in the share that has a focus, (N,).
+        """
+        setting, data = self.setting, self.data
+        count = setting.batch_size
+        generator = torch.Generator().manual_seed((setting.seed * 1_000_003 + step) * 2 + 1)
+        further = torch.Generator().manual_seed(setting.seed * 1_000_003 + step)  # leaves the other draws as they are
+        rows, shape = choose_alike(data.shapes, count, generator)
+        self._focus(rows, shape, drift_weights, further)
+        latents = cut(data.latents[rows], shape)
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = self._timesteps(generator, further)
+        is_empty = torch.rand(count, generator=generator) < self.empty_prompt_share
+        contrasted = self._contrast(latents, is_empty, shape, further) if self.contrast else None
+        captions = data.captions[rows].masked_fill(is_empty, 0)
+        noisy, target = setting.noised(latents, noise, timesteps)
+        gamma = self.min_snr_gamma
+        joint = Batch(
+            noisy=noisy.to(setting.dtype),
+            timesteps=timesteps,
+            prompts=data.embeddings[captions].to(setting.dtype),
+            target=target,
+            weights=min_snr_weights(setting.noise_scheduler, timesteps, gamma) if gamma else None,
+            rows=rows,
+            contrasted=contrasted,
+        )
+        return setting.shared(joint)
+
+    def _focus(self, rows: Tensor, shape: Tensor, drift_weights: Tensor | None, generator: torch.Generator) -> None:
+        """Draw the first rows by their weights, in place."""
+        if drift_weights is not None and (focused := round(self.focus * len(rows))):
+            alike = drift_weights * of_shape(self.data.shapes, shape)
+            rows[:focused] = torch.multinomial(alike, focused, replacement=True, generator=generator)
+
+    def _timesteps(self, generator: torch.Generator, further: torch.Generator) -> Tensor:
+        count, total = self.setting.batch_size, self.setting.train_timesteps
+        timesteps = torch.randint(0, total, (count,), generator=generator)
+        if not self.high_noise:
+            return timesteps
+        raised = torch.rand(count, generator=further) < self.high_noise
+        return torch.where(raised, (total * HIGH_NOISE + timesteps * (1 - HIGH_NOISE)).long(), timesteps)
+
+    def _contrast(self, latents: Tensor, is_empty: Tensor, shape: Tensor, generator: torch.Generator) -> Tensor:
+        """Put forgotten pictures in the place of some, half of them under no prompt: both in place; which, (B,)."""
+        contrasted = torch.zeros(len(latents), dtype=torch.bool)
+        alike = of_shape(self.forgotten.shapes, shape).nonzero().flatten()
+        if len(alike):
+            swapped = torch.randperm(len(latents), generator=generator)[: round(self.contrast * len(latents))]
+            others = alike[torch.randint(len(alike), swapped.shape, generator=generator)]
+            latents[swapped] = cut(self.forgotten.latents[others], shape)
+            contrasted[swapped] = True
+            is_empty[swapped[: len(swapped) // 2]] = True
+        return contrasted
+
+
+@dataclass(frozen=True)
 class BatchSampler:
-    """Draws the micro-batches of a step.
+    """Draws the micro-batches of a step from both sets.
 
     The joint batch of all processes is drawn on each, and every process takes its own share: one process and
     several see the same data.
     """
 
-    forget: EncodedSet
-    retain: EncodedSet
-    noise_scheduler: Any
-    batch_size: int
-    micro_batches: int
-    empty_prompt_share: float
-    min_snr_gamma: float | None
-    seed: int
-    device: torch.device
-    dtype: torch.dtype
-    surrogate: Literal["noise", "anchor"] | None = None
-    focus: float = 0.0
-    contrast: float = 0.0
-    high_noise: float = 0.0
-    surrogate_rows: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
-    rank: int = 0
-    world: int = 1
+    forget: ForgetSampler
+    retain: RetainSampler
 
     @classmethod
     def of(
@@ -63,25 +214,36 @@ class BatchSampler:
         Raises:
             UserError: If the objective wants retain pictures in the place of the forgotten ones, and there are none.
         """
-        return cls(
-            forget,
-            retain,
+        training = recipe.training
+        setting = Setting(
             denoiser.noise_scheduler,
-            batch_size=recipe.training.batch_size,
-            micro_batches=recipe.training.gradient_accumulation,
-            empty_prompt_share=recipe.retain.empty_prompt_share,
-            min_snr_gamma=recipe.training.min_snr_gamma,
-            seed=recipe.training.seed,
-            device=denoiser.device,
-            dtype=denoiser.dtype,
-            surrogate=recipe.objective.surrogate,
-            focus=recipe.retain.focus,
-            contrast=recipe.retain.contrast,
-            high_noise=recipe.retain.high_noise,
-            surrogate_rows=_surrogate_rows(forget, retain) if recipe.objective.surrogate == "anchor" else {},
-            rank=rank,
-            world=world,
+            training.batch_size,
+            training.gradient_accumulation,
+            training.seed,
+            denoiser.device,
+            denoiser.dtype,
+            rank,
+            world,
         )
+        extras = [EXTRAS[name](forget, retain, denoiser.noise_scheduler) for name in recipe.objective.needs]
+        return cls(
+            ForgetSampler(forget, setting, extras),
+            RetainSampler(
+                retain,
+                setting,
+                forget,
+                recipe.retain.empty_prompt_share,
+                training.min_snr_gamma,
+                recipe.retain.focus,
+                recipe.retain.contrast,
+                recipe.retain.high_noise,
+            ),
+        )
+
+    @property
+    def plain(self) -> BatchSampler:
+        """The sampler of both sets as they are: no forgotten pictures among the retained, no more noise."""
+        return replace(self, retain=replace(self.retain, contrast=0.0, high_noise=0.0))
 
     def draw(self, step: int, drift_weights: Tensor | None = None) -> tuple[list[Batch], list[Batch]]:
         """The forget and the retain micro-batches of a step.
@@ -90,188 +252,4 @@ class BatchSampler:
             step: Its number.
             drift_weights: How often each retain picture is drawn in the share that has a focus, (N,).
         """
-        return self._draw(self.forget, step, FORGET), self._draw(self.retain, step, RETAIN, drift_weights)
-
-    def _draw(self, data: EncodedSet, step: int, kind: int, drift_weights: Tensor | None = None) -> list[Batch]:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + kind)
-        count = self.batch_size
-        chosen, shape = choose_alike(data.shapes, count, generator)
-        further = torch.Generator().manual_seed(self.seed * 1_000_003 + step)  # leaves the other draws as they are
-        if drift_weights is not None and (focused := round(self.focus * count)):
-            drift_weights = drift_weights * of_shape(data.shapes, shape)
-            chosen[:focused] = torch.multinomial(drift_weights, focused, replacement=True, generator=further)
-        latents = cut(data.latents[chosen], shape)
-        noise = torch.randn(latents.shape, generator=generator)
-        total = self.noise_scheduler.config.num_train_timesteps
-        timesteps = torch.randint(0, total, (count,), generator=generator)
-        if kind == RETAIN and self.high_noise:
-            raised = torch.rand(count, generator=further) < self.high_noise
-            timesteps = torch.where(raised, (total * HIGH_NOISE + timesteps * (1 - HIGH_NOISE)).long(), timesteps)
-        captions = data.captions[chosen]
-        is_empty = torch.rand(count, generator=generator) < self.empty_prompt_share
-        anchor_draw = torch.rand(count, generator=generator)
-        uniform = torch.rand(latents.shape, generator=generator)
-
-        contrasted: Tensor | None = None
-        if kind == RETAIN and self.contrast:
-            contrasted = torch.zeros(count, dtype=torch.bool)
-            alike = of_shape(self.forget.shapes, shape).nonzero().flatten()
-            if len(alike):
-                swapped = torch.randperm(count, generator=further)[: round(self.contrast * count)]
-                others = alike[torch.randint(len(alike), swapped.shape, generator=further)]
-                latents[swapped] = cut(self.forget.latents[others], shape)
-                contrasted[swapped] = True
-                is_empty[swapped[: len(swapped) // 2]] = True
-        if kind == RETAIN:
-            captions = torch.where(is_empty, torch.zeros_like(captions), captions)
-        anchors: Tensor | None = None
-        if data.anchors.shape[1] > 0:
-            columns = (anchor_draw * data.anchors.shape[1]).long()
-            anchors = data.anchors[chosen, columns]
-        noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
-        target = denoising_target(self.noise_scheduler, latents, noise, timesteps)
-        surrogate: tuple[Tensor, Tensor] | None = None
-        if kind == FORGET and self.surrogate is not None:
-            pictures = self._surrogates(anchors, uniform, shape, generator)
-            surrogate = (
-                self.noise_scheduler.add_noise(pictures, noise, timesteps),
-                denoising_target(self.noise_scheduler, pictures, noise, timesteps),
-            )
-        shift: Tensor | None = None
-        if data.counterparts is not None:
-            counterparts = cut(data.counterparts[chosen], shape)
-            shift = counterpart_shift(self.noise_scheduler, latents, counterparts, timesteps)
-        condition_draw = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-        weights = self._min_snr_weights(timesteps) if kind == RETAIN and self.min_snr_gamma else None
-
-        def batch(rows: Tensor) -> Batch:
-            def embed(indices: Tensor) -> Tensor:
-                return data.embeddings[indices].to(self.device, self.dtype)
-
-            return Batch(
-                noisy=noisy[rows].to(self.device, self.dtype),
-                timesteps=timesteps[rows].to(self.device),
-                prompts=embed(captions[rows]),
-                target=target[rows].to(self.device),
-                anchors=None if anchors is None else embed(anchors[rows]),
-                empty=embed(torch.zeros_like(captions[rows])) if kind == FORGET else None,
-                uniform=uniform[rows].to(self.device) if kind == FORGET else None,
-                weights=None if weights is None else weights[rows].to(self.device),
-                surrogate_noisy=None if surrogate is None else surrogate[0][rows].to(self.device, self.dtype),
-                surrogate_target=None if surrogate is None else surrogate[1][rows].to(self.device),
-                shift=None if shift is None else shift[rows].to(self.device),
-                rows=chosen[rows],
-                condition_draw=condition_draw[rows],
-                contrasted=None if contrasted is None else contrasted[rows],
-            )
-
-        mine = torch.arange(count).chunk(self.world)[self.rank]
-        return [batch(rows) for rows in mine.chunk(self.micro_batches)]
-
-    def _surrogates(self, anchors: Tensor | None, uniform: Tensor, shape: Tensor, generator: torch.Generator) -> Tensor:
-        """What stands in for forgotten pictures: uniform noise of unit variance, or pictures of their anchors."""
-        if self.surrogate == "noise" or anchors is None:
-            return (2 * uniform - 1) * 3**0.5
-        height, width = shape.tolist()
-        rows = []
-        for anchor in anchors.tolist():
-            found = self.surrogate_rows[anchor, height, width]
-            rows.append(int(found[torch.randint(len(found), (1,), generator=generator)]))
-        return cut(self.retain.latents[rows], shape)
-
-    def _min_snr_weights(self, timesteps: Tensor) -> Tensor:
-        """min(SNR, γ) in units of the x₀ loss, carried over to the prediction type (Hang et al., 2023)."""
-        alphas = self.noise_scheduler.alphas_cumprod[timesteps]
-        snr = alphas / (1 - alphas)
-        clipped = snr.clamp_max(self.min_snr_gamma)
-        match self.noise_scheduler.config.prediction_type:
-            case "epsilon":
-                return clipped / snr
-            case "v_prediction":
-                return clipped / (snr + 1)
-            case _:
-                return clipped
-
-
-def _surrogate_rows(forget: EncodedSet, retain: EncodedSet) -> dict[tuple[int, int, int], Tensor]:
-    """Rows of the retain pictures that show an anchor, by the anchor's row in the forget set, height and width."""
-    wanted = {
-        (anchor, *shape)
-        for anchors, shape in zip(forget.anchors.tolist(), forget.shapes.tolist(), strict=True)
-        for anchor in anchors
-    }
-    known = {text: row for row, text in enumerate(retain.prompts)}
-    found = {}
-    for anchor, height, width in sorted(wanted):
-        shows = retain.captions == known.get(forget.prompts[anchor], -1)
-        rows = (shows & of_shape(retain.shapes, torch.tensor([height, width]))).nonzero().flatten()
-        if not len(rows):
-            what, remedy = "", "Add the anchor to retain.concepts with the templates of the forget set."
-            if bool(shows.any()):
-                what, remedy = f" at {width}:{height}", "Add some, or set images.aspect_buckets: false for both sets."
-            raise UserError(
-                Problem(
-                    "retain",
-                    forget.prompts[anchor],
-                    f"no picture of the retain set{what} has this prompt, which names an anchor.",
-                    remedy,
-                )
-            )
-        found[anchor, height, width] = rows
-    return found
-
-
-@torch.no_grad()
-def use_base_targets(batch: Batch, predict_base: Predict) -> Batch:
-    """The batch, the contrasted samples aimed at the base's prediction, since their noise belongs to the concept."""
-    if batch.contrasted is None:
-        return batch
-    rows = batch.contrasted.nonzero().flatten()
-    asked = rows if len(rows) else torch.zeros(1, dtype=torch.long)  # split weights: all processes predict, or none
-    asked = asked.to(batch.noisy.device)
-    predicted = predict_base(batch.noisy[asked], batch.timesteps[asked], batch.prompts[asked])
-    target = batch.target.index_copy(0, asked, predicted.to(batch.target)) if len(rows) else batch.target
-    return replace(batch, target=target)
-
-
-def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the network should predict for the noised latents, by the scheduler's prediction type; (B, C, h, w).
-
-    Args:
-        noise_scheduler: A diffusers scheduler.
-        latents: Clean ones, (B, C, h, w).
-        noise: What was added, (B, C, h, w).
-        timesteps: (B,) int64.
-    """
-    match noise_scheduler.config.prediction_type:
-        case "epsilon":
-            return noise
-        case "v_prediction":
-            return noise_scheduler.get_velocity(latents, noise, timesteps)
-        case "sample":
-            return latents
-        case "flow":
-            return noise - latents
-        case other:
-            raise ValueError(f"unsupported prediction type {other!r}")
-
-
-def counterpart_shift(noise_scheduler: Any, latents: Tensor, counterparts: Tensor, timesteps: Tensor) -> Tensor:
-    """What the denoising target changes by as the picture under x_t goes to its counterpart; (B, C, h, w).
-
-    x_t = √ᾱ x_0 + √(1 − ᾱ) ε stays as it is, so picture and noise change together: to x_0 + (1 − ᾱ)² Δ and
-    ε − √ᾱ (1 − ᾱ)^{3/2} Δ, with Δ the way to the counterpart. It goes all of it where x_t is noise, and next to none
-    where x_t is the picture already: what is asked for there leaks into retained pictures. Of flow matching likewise.
-
-    Args:
-        noise_scheduler: A diffusers scheduler.
-        latents: x_0, (B, C, h, w).
-        counterparts: What it goes to, (B, C, h, w).
-        timesteps: (B,) int64.
-    """
-    one, nothing = torch.ones_like(latents), torch.zeros_like(latents)
-    signal = noise_scheduler.add_noise(one, nothing, timesteps)
-    spread = noise_scheduler.add_noise(nothing, one, timesteps)
-    share = spread.square() / (signal.square() + spread.square())
-    step = share.square() * (counterparts - latents)
-    return denoising_target(noise_scheduler, step, -signal / spread * step, timesteps)  # it is linear in both
+        return self.forget.draw(step), self.retain.draw(step, drift_weights)

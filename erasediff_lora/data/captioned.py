@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from erasediff_lora.data.batches import denoising_target
 from erasediff_lora.data.buckets import choose_alike, cut
+from erasediff_lora.data.noising import denoising_target
 from erasediff_lora.denoisers import Denoiser, NoisedBatch
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.files import sha256

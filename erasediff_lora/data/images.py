@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from erasediff_lora.data import labelled
+from erasediff_lora.data import layouts
 from erasediff_lora.data.imaging import SUFFIXES, open_picture
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import Images
@@ -34,7 +34,7 @@ def read(
 ) -> list[Picture]:
     """Read a forget set (with `concepts`) or a retain set (without).
 
-    Of a labelled set (`data/labelled.py`, or `datasets` with a ClassLabel column) only the pictures of `classes` are
+    Of a labelled set (`data/layouts`, or `datasets` with a ClassLabel column) only the pictures of `classes` are
     taken, and a caption is the first template with the class's name.
 
     A caption comes from metadata or the dataset's column, else from `images.caption`, else from the first
@@ -46,7 +46,7 @@ def read(
     """
     if images.folder is None:
         rows = _dataset_rows(field, images, classes, templates[0])
-    elif labelled.find(images.folder) is None:
+    elif layouts.find(images.folder) is None:
         rows = _folder_rows(field, images)
     else:
         rows = _labelled_rows(field, images, classes, templates[0])
@@ -95,7 +95,7 @@ Row = tuple[str, Any, dict[str, Any]]
 
 def _labelled_rows(field: str, images: Images, classes: Sequence[str], template: str) -> Iterator[Row]:
     assert images.folder is not None
-    data = labelled.read(images.folder, images.split, f"{field}.images.folder")
+    data = layouts.read(images.folder, images.split, f"{field}.images.folder")
     for name in classes:
         if name not in data.names:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from erasediff_lora.objectives.base import Batch, Direction, Draw, Network, Objective, ObjectiveSettings
+from erasediff_lora.objectives.targets import aim
 from erasediff_lora.registry import OBJECTIVES
 
 
@@ -19,5 +20,6 @@ __all__ = [
     "Network",
     "Objective",
     "ObjectiveSettings",
+    "aim",
     "create",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,32 +25,22 @@ class Batch:
         noisy: x_t, (B, C, H, W).
         timesteps: t, (B,) int64.
         prompts: Embeddings of the captions, (B, L, D).
-        target: True denoising target of the scheduler's prediction type, (B, C, H, W).
-        anchors: Embeddings of the anchor prompts (forget set only), (B, L, D).
-        empty: Embedding of the empty prompt, (B, L, D).
-        uniform: A draw from U(0, 1) of the prediction's shape (forget set only).
-        weights: Per-sample loss weights, (B,).
-        surrogate_noisy: x_t of what stands in for the pictures (forget set, on request), (B, C, H, W).
-        surrogate_target: Its true denoising target, (B, C, H, W).
-        shift: What the true target changes by as the picture becomes its counterpart (forget set, on request),
+        target: True denoising target of the scheduler's prediction type; once aimed, what the prediction is pulled to.
             (B, C, H, W).
-        rows: Which samples of the set they are, (B,) int64; to name them.
+        weights: Per-sample loss weights, (B,).
+        extras: What the objective's settings ask for by `needs` (forget set only), each (B, …).
+        rows: Which samples of the set they are, (B,) int64, on the CPU; to name them.
         condition_draw: What decides who is trained under an adversarial condition, (B,) in [0, 1), spread evenly
-            over the joint batch of all processes.
-        contrasted: Which samples show forget pictures (retain set only), (B,) bool.
+            over the joint batch of all processes; on the CPU (forget set only).
+        contrasted: Which samples show forget pictures, (B,) bool, on the CPU (retain set only, on request).
     """
 
     noisy: Tensor
     timesteps: Tensor
     prompts: Tensor
     target: Tensor
-    anchors: Tensor | None = None
-    empty: Tensor | None = None
-    uniform: Tensor | None = None
     weights: Tensor | None = None
-    surrogate_noisy: Tensor | None = None
-    surrogate_target: Tensor | None = None
-    shift: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
     rows: Tensor | None = None
     condition_draw: Tensor | None = None
     contrasted: Tensor | None = None
@@ -57,9 +48,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.noisy)
 
-    def __getitem__(self, rows: slice) -> Batch:
-        cut: dict[str, Any] = {name: None if value is None else value[rows] for name, value in vars(self).items()}
-        return Batch(**cut)
+    def __getitem__(self, rows: slice | Tensor) -> Batch:
+        """The samples of these rows."""
+        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors, extras={name: value[rows] for name, value in self.extras.items()})
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; what is read on the CPU stays there."""
+        moved = {name: getattr(self, name).to(device) for name in ("noisy", "timesteps", "prompts", "target")}
+        weights = None if self.weights is None else self.weights.to(device)
+        return replace(self, **moved, weights=weights, extras={n: v.to(device) for n, v in self.extras.items()})
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,7 @@ class Network:
         base_weights: W of every adapted module, frozen.
         weight_changes: ΔW of every adapted module, differentiable in θ; in the order of `base_weights`.
         train_timesteps: T of the noise schedule.
+        is_split: Whether the weights are split among processes: all of them predict, or none does.
     """
 
     parameters: Sequence[Tensor]
@@ -97,42 +96,67 @@ class Network:
     base_weights: Sequence[Tensor] = ()
     weight_changes: Callable[[], Sequence[Tensor]] = list
     train_timesteps: int = 1000
+    is_split: bool = False
 
 
 Draw = Callable[[int], tuple[Sequence[Batch], Sequence[Batch]]]
 """The number of a step -> micro-batches of D_f and of D_r."""
 
 
-class Objective(Protocol):
-    """A method. One file each, registered in `erasediff_lora.objectives`."""
+class Objective(ABC):
+    """A method. One file each, and a line in the registry.
+
+    Args:
+        settings: Of its own class, `Settings`.
+        network: What it trains.
+    """
 
     Settings: ClassVar[type[ObjectiveSettings]]
 
-    network: Network
-    prepared: Sequence[Tensor]
-    """What `prepare` returned, here or in an earlier run; set before the first step."""
+    curves: ClassVar[dict[str, str]] = {"retain_loss": "retain loss L_r", "forget_loss": "forget loss L_f"}
+    """Metric -> label of those that the report draws by step, from top to bottom."""
+
+    def __init__(self, settings: Any, network: Network) -> None:
+        self.settings = settings
+        self.network = network
+        self.prepared: Sequence[Tensor] = ()
+        """What `prepare` returned, here or in an earlier run; set before the first step."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the chosen options, said once at the start."""
+        return []
+
+    @property
+    def retain_target(self) -> Literal["data", "base"] | None:
+        """What retained samples are aimed at: their true target, or the base's prediction; None: no retain loss."""
+        return "data"
 
     def prepare(self, draw: Draw) -> Sequence[Tensor]:
         """What the method computes once, on the fresh adapter; its time is the method's.
 
         Args:
-            draw: Batches of its own, which no step of the loop sees.
+            draw: Batches of its own, which no step of the loop sees; they are not aimed.
         """
-        ...
+        return ()
 
+    @abstractmethod
+    def forget_target(self, batch: Batch) -> Tensor | None:
+        """y_f, what forgotten samples are aimed at, (B, C, H, W); None: no forget loss. Gradients are off."""
+
+    @abstractmethod
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
         """Return the direction for the current parameters.
 
         Args:
-            forget: Micro-batches of D_f.
-            retain: Micro-batches of D_r.
+            forget: Micro-batches of D_f, aimed by `targets.aim`; empty without a forget loss.
+            retain: Micro-batches of D_r, aimed likewise; empty without a retain loss.
         """
-        ...
 
-    @property
-    def notes(self) -> list[str]:
-        """What a user should know about the chosen options, said once at the start."""
-        ...
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean squared error of the prediction for the batch's own prompts."""
+        prediction = self.network.predict(batch.noisy, batch.timesteps, batch.prompts)
+        return mean_squared_error(prediction, batch.target, batch.weights)
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -156,21 +180,11 @@ def loss_and_gradient(
     return network.mean(total), network.mean(gradient)
 
 
-class WeightedSum:
+class WeightedSum(Objective):
     """Base of the methods that step along a ∇‖y_f − ε_θ‖² + b ∇L_r: subclasses say what y_f, a and b are."""
 
-    Settings: ClassVar[type[ObjectiveSettings]]
     forget_weight: float = 1.0
     """a."""
-
-    def __init__(self, settings: Any, network: Network) -> None:
-        self.settings = settings
-        self.network = network
-        self.prepared: Sequence[Tensor] = ()
-
-    @property
-    def notes(self) -> list[str]:
-        return []
 
     @property
     def retain_weight(self) -> float:
@@ -181,44 +195,30 @@ class WeightedSum:
         """B for these batches, in units of a loss that is a mean over elements."""
         return self.retain_weight
 
-    def prepare(self, draw: Draw) -> Sequence[Tensor]:
-        """Nothing is computed beforehand."""
-        return ()
-
-    def forget_target(self, batch: Batch) -> Tensor | None:
-        """y_f, a constant (B, C, H, W); None leaves the forget loss out."""
-        raise NotImplementedError
+    @property
+    def retain_target(self) -> Literal["data", "base"] | None:
+        return "data" if self.retain_weight else None
 
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
         parts: list[Tensor] = []
         metrics: dict[str, Tensor | None] = {"forget_loss": None, "retain_loss": None}
-        with torch.no_grad():
-            targets = [self.forget_target(batch) for batch in forget]
-        aimed = [replace(b, target=t.detach()) for b, t in zip(forget, targets, strict=True) if t is not None]
-        if aimed:
-            loss, gradient = loss_and_gradient(self.network, aimed, self.loss)
+        if forget:
+            metrics["forget_loss"], gradient = loss_and_gradient(self.network, forget, self.loss)
             parts.append(self.forget_weight * gradient)
-            metrics["forget_loss"] = loss
-        if self.retain_weight:
-            loss, gradient = loss_and_gradient(self.network, retain, self.loss)
+        if retain:
+            metrics["retain_loss"], gradient = loss_and_gradient(self.network, retain, self.loss)
             parts.append(self.retain_weight_for(retain) * gradient)
-            metrics["retain_loss"] = loss
-        vector, further = self.adjusted(torch.stack(parts).sum(dim=0), forget)
+        vector, further = self.adjusted(torch.stack(parts).sum(dim=0), [*forget, *retain])
         return Direction(vector, floats(metrics | further | {"direction_norm": vector.norm()}))
 
-    def adjusted(self, vector: Tensor, forget: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+    def adjusted(self, vector: Tensor, batches: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
         """What a method makes of the sum before it is stepped along, and metrics of its own."""
         return vector, {}
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean squared error of the prediction for the batch's own prompts."""
-        prediction = self.network.predict(batch.noisy, batch.timesteps, batch.prompts)
-        return mean_squared_error(prediction, batch.target, batch.weights)
-
 
 def required(tensor: Tensor | None) -> Tensor:
-    """The tensor, which this objective's settings make sure that batches have."""
-    assert tensor is not None, "the batch lacks what this target needs"
+    """The tensor, which this objective's settings make sure is there."""
+    assert tensor is not None, "the objective lacks what it needs"
     return tensor
 
 

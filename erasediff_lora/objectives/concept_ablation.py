@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from erasediff_lora.objectives.base import Batch, ObjectiveSettings, WeightedSum, required
+from erasediff_lora.objectives.base import Batch, ObjectiveSettings, WeightedSum
 
 
 class ConceptAblationSettings(ObjectiveSettings):
@@ -26,6 +26,10 @@ class ConceptAblationSettings(ObjectiveSettings):
     def anchors(self) -> Literal["named", "any"] | None:
         return "named"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("anchors",)
+
 
 class ConceptAblation(WeightedSum):
     """∇‖ε_θ(x_t, c) − sg ε(x_t, c_a)‖² + w ∇L_r."""
@@ -34,4 +38,4 @@ class ConceptAblation(WeightedSum):
 
     def forget_target(self, batch: Batch) -> Tensor | None:
         predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
-        return predict(batch.noisy, batch.timesteps, required(batch.anchors))
+        return predict(batch.noisy, batch.timesteps, batch.extras["anchors"])

@@ -13,7 +13,6 @@ every sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,14 +22,12 @@ from torch import Tensor
 from erasediff_lora.objectives.base import (
     Batch,
     Direction,
-    Draw,
-    Network,
+    Objective,
     ObjectiveSettings,
     assign,
     flatten,
     floats,
     loss_and_gradient,
-    mean_squared_error,
     required,
     unflatten,
 )
@@ -84,24 +81,25 @@ class EraseDiffSettings(ObjectiveSettings):
         return self.picture_guidance > 0 and self.anchors is not None
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        condition = {"uniform": "uniform", "uncond": "empty"}.get(self.target, "anchors")
+        return (condition, "shift") if self.counterparts else (condition,)
+
+    @property
     def inner_steps_are_inert(self) -> bool:
         """Whether φ^K enters the update nowhere: it is a constant, and no barrier reads ĝ."""
         return self.gradient == "detached" and self.barrier != "gap"
 
 
-class EraseDiff:
+class EraseDiff(Objective):
     """Update direction δ = ∇L_r + λ∇ĝ, with ĝ(θ) = L_f(θ) − L_f(φ^K)."""
 
     Settings = EraseDiffSettings
-
-    def __init__(self, settings: EraseDiffSettings, network: Network) -> None:
-        self.settings = settings
-        self.network = network
-        self.prepared: Sequence[Tensor] = ()
-
-    def prepare(self, draw: Draw) -> Sequence[Tensor]:
-        """Nothing is computed beforehand."""
-        return ()
+    curves = Objective.curves | {
+        "gap": "violation ĝ",
+        "lambda": "multiplier λ",
+        "gradient_cosine": "cosine of the two gradients",
+    }
 
     @property
     def notes(self) -> list[str]:
@@ -115,15 +113,16 @@ class EraseDiff:
             notes.append("objective.picture_guidance is not used: it leads to an anchor, and the target has none.")
         return notes
 
+    @property
+    def retain_target(self) -> Literal["data", "base"] | None:
+        chosen: Literal["data", "base"] = self.settings.retain_target
+        return chosen
+
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
         """One EraseDiff direction: ∇L_r, the inner problem from φ⁰ = θ, ∇ĝ, λ, δ."""
         settings = self.settings
-        forget = [replace(batch, target=self.forget_target(batch)) for batch in forget]
-        if settings.retain_target == "base":
-            retain = [replace(batch, target=self._base_prediction(batch, batch.prompts)) for batch in retain]
-
-        retain_loss, retain_gradient = loss_and_gradient(self.network, retain, self._loss)
-        forget_loss, forget_gradient = loss_and_gradient(self.network, forget, self._loss)
+        retain_loss, retain_gradient = loss_and_gradient(self.network, retain, self.loss)
+        forget_loss, forget_gradient = loss_and_gradient(self.network, forget, self.loss)
 
         gap: Tensor | None = None
         constraint_gradient = forget_gradient
@@ -155,30 +154,20 @@ class EraseDiff:
         }
         return Direction(direction, floats(metrics))
 
-    def forget_target(self, batch: Batch) -> Tensor:
-        """y_f, a constant: no gradient flows into it.
+    def forget_target(self, batch: Batch) -> Tensor | None:
+        """On a noised picture of the concept, what the base makes of the anchor is in part the concept.
 
-        On a noised picture of the concept, what the base makes of the anchor is in part the concept: the picture
-        shows it. With picture guidance r the target is moved by r of the way to the picture's counterpart: see
-        `data.batches.counterpart_shift`.
+        The picture shows it. With picture guidance r the target is moved by r of the way to the picture's counterpart:
+        see `data.noising.counterpart_shift`.
         """
         if self.settings.target == "uniform":
-            return required(batch.uniform)
-        condition = batch.empty if self.settings.target == "uncond" else batch.anchors
+            return batch.extras["uniform"]
+        condition = batch.extras["empty" if self.settings.target == "uncond" else "anchors"]
         predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
-        with torch.no_grad():
-            target = predict(batch.noisy, batch.timesteps, required(condition)).detach()
+        target = predict(batch.noisy, batch.timesteps, condition)
         if self.settings.counterparts:
-            target = target + self.settings.picture_guidance * required(batch.shift).to(target)
+            target = target + self.settings.picture_guidance * batch.extras["shift"].to(target)
         return target
-
-    @torch.no_grad()
-    def _base_prediction(self, batch: Batch, prompts: Tensor) -> Tensor:
-        return self.network.predict_base(batch.noisy, batch.timesteps, prompts)
-
-    def _loss(self, batch: Batch) -> Tensor:
-        prediction = self.network.predict(batch.noisy, batch.timesteps, batch.prompts)
-        return mean_squared_error(prediction, batch.target, batch.weights)
 
     def _solve_inner_problem(self, forget: Sequence[Batch], first_gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         """φ^{k+1} = φ^k − ζ∇L_f(φ^k) from φ⁰ = θ; θ itself is put back before returning.
@@ -196,13 +185,13 @@ class EraseDiff:
         try:
             for step in range(self.settings.inner_steps):
                 if step > 0:
-                    _, gradient = loss_and_gradient(self.network, forget, self._loss)
+                    _, gradient = loss_and_gradient(self.network, forget, self.loss)
                 phi = phi - self.settings.inner_learning_rate * gradient
                 assign(parameters, unflatten(phi, parameters))
             if self.settings.gradient == "first_order":
-                return loss_and_gradient(self.network, forget, self._loss)
+                return loss_and_gradient(self.network, forget, self.loss)
             with torch.no_grad():
-                loss = torch.stack([self._loss(batch) for batch in forget]).mean()
+                loss = torch.stack([self.loss(batch) for batch in forget]).mean()
             return self.network.mean(loss), None
         finally:
             assign(parameters, theta)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from erasediff_lora.objectives.base import Batch, ObjectiveSettings, WeightedSum, required
+from erasediff_lora.objectives.base import Batch, ObjectiveSettings, WeightedSum
 
 
 class EsdSettings(ObjectiveSettings):
@@ -28,6 +28,10 @@ class EsdSettings(ObjectiveSettings):
     guidance: float = Field(1.0, ge=0, description="eta, guidance away from the concept; 1 in the paper")
     retain_weight: float = Field(0.0, ge=0, description="weight of a retain loss, which the paper has none of")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("empty",)
+
 
 class Esd(WeightedSum):
     """∇‖ε_θ(x_t, c) − sg[ε_0(x_t, ∅) − η(ε_0(x_t, c) − ε_0(x_t, ∅))]‖² + w ∇L_r."""
@@ -35,6 +39,6 @@ class Esd(WeightedSum):
     Settings = EsdSettings
 
     def forget_target(self, batch: Batch) -> Tensor | None:
-        empty = self.network.predict_base(batch.noisy, batch.timesteps, required(batch.empty))
+        empty = self.network.predict_base(batch.noisy, batch.timesteps, batch.extras["empty"])
         concept = self.network.predict_base(batch.noisy, batch.timesteps, batch.prompts)
         return empty - self.settings.guidance * (concept - empty)

@@ -61,6 +61,10 @@ class SaliencySettings(ObjectiveSettings):
     def anchors(self) -> Literal["named", "any"] | None:
         return "named"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("anchors", "empty") if self.mask_guidance else ("anchors",)
+
 
 class Saliency(WeightedSum):
     """m ⊙ (∇‖ε_θ(x_t, c) − sg ε(x_t, c_a)‖² + α ∇L_r), m marking the top ρ of |Σ ∇L_noise(D_f)|.
@@ -92,13 +96,13 @@ class Saliency(WeightedSum):
 
     def forget_target(self, batch: Batch) -> Tensor | None:
         predict = self.network.predict_base if self.settings.target_from == "base" else self.network.predict
-        return predict(batch.noisy, batch.timesteps, required(batch.anchors))
+        return predict(batch.noisy, batch.timesteps, batch.extras["anchors"])
 
     def retain_weight_for(self, retain: Sequence[Batch]) -> float:
         elements = retain[0].target[0].numel() if self.settings.retain_reduction == "sum" else 1
         return self.retain_weight * elements
 
-    def adjusted(self, vector: Tensor, forget: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+    def adjusted(self, vector: Tensor, batches: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
         return vector * self.prepared[0], {}
 
     def _guided_loss(self, batch: Batch) -> Tensor:
@@ -106,7 +110,7 @@ class Saliency(WeightedSum):
         if not guidance:
             return self.loss(batch)
         prediction = self.network.predict(batch.noisy, batch.timesteps, batch.prompts)
-        unconditional = self.network.predict(batch.noisy, batch.timesteps, required(batch.empty))
+        unconditional = self.network.predict(batch.noisy, batch.timesteps, batch.extras["empty"])
         return mean_squared_error((1 + guidance) * prediction - guidance * unconditional, batch.target, batch.weights)
 
 

@@ -22,7 +22,6 @@ from erasediff_lora.objectives.base import (
     WeightedSum,
     flatten,
     mean_squared_error,
-    required,
 )
 from erasediff_lora.recipe.checks import Sections, no_whole_weights
 
@@ -54,8 +53,8 @@ class SelectiveAmnesiaSettings(ObjectiveSettings):
         return "named" if self.surrogate_pictures == "anchor" else None
 
     @property
-    def surrogate(self) -> Literal["noise", "anchor"] | None:
-        return self.surrogate_pictures
+    def needs(self) -> tuple[str, ...]:
+        return ("noise_surrogate",) if self.surrogate_pictures == "noise" else ("anchors", "anchor_surrogate")
 
     def check(self, sections: Sections) -> list[Problem]:
         return no_whole_weights(sections, "selective_amnesia differentiates by them")
@@ -72,6 +71,7 @@ class SelectiveAmnesia(WeightedSum):
     """
 
     Settings = SelectiveAmnesiaSettings
+    curves = WeightedSum.curves | {"fisher_penalty": "Fisher penalty"}
 
     def prepare(self, draw: Draw) -> Sequence[Tensor]:
         """The diagonal Fisher information of every adapted weight of the base."""
@@ -92,14 +92,14 @@ class SelectiveAmnesia(WeightedSum):
         return [self.network.mean(total) for total in fisher]
 
     def forget_target(self, batch: Batch) -> Tensor | None:
-        return required(batch.surrogate_target)
+        return batch.extras["surrogate_target"]
 
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
-        corrupted = [replace(batch, noisy=required(batch.surrogate_noisy)) for batch in forget]
+        corrupted = [replace(batch, noisy=batch.extras["surrogate_noisy"]) for batch in forget]
         return super().direction(corrupted, retain)
 
-    def adjusted(self, vector: Tensor, forget: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
-        penalty = self.fisher_penalty(forget[0].noisy[0].numel())
+    def adjusted(self, vector: Tensor, batches: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+        penalty = self.fisher_penalty(batches[0].noisy[0].numel())
         gradient = flatten(torch.autograd.grad(penalty, list(self.network.parameters)))
         return vector + gradient.to(vector), {"fisher_penalty": penalty}
 

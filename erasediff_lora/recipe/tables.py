@@ -201,9 +201,9 @@ class ObjectiveSettings(Variant):
         return False
 
     @property
-    def surrogate(self) -> Literal["noise", "anchor"] | None:
-        """What stands in for forgotten pictures: uniform noise, retain pictures of the anchor, or nothing."""
-        return None
+    def needs(self) -> tuple[str, ...]:
+        """What forget batches are to hold besides x_t, t, c and their target: names of the registry's EXTRAS."""
+        return ()
 
 
 class Training(Section):

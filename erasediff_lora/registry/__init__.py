@@ -12,6 +12,8 @@ from __future__ import annotations
 from erasediff_lora.registry.lookup import Registry
 
 _OBJECTIVES = "erasediff_lora.objectives"
+_EXTRAS = "erasediff_lora.data.extras"
+_LAYOUTS = "erasediff_lora.data.layouts"
 _PARAMETERS = "erasediff_lora.training.parameters"
 _FAMILIES = "erasediff_lora.families"
 _FORMATS = "erasediff_lora.adapter.formats"
@@ -34,6 +36,25 @@ OBJECTIVES = Registry(
     },
 )
 """Erasure methods: classes that are an `objectives.Objective`."""
+
+EXTRAS = Registry(
+    "extras",
+    {
+        "anchors": f"{_EXTRAS}:Anchors",
+        "empty": f"{_EXTRAS}:Empty",
+        "uniform": f"{_EXTRAS}:Uniform",
+        "shift": f"{_EXTRAS}:Shift",
+        "noise_surrogate": f"{_EXTRAS}:NoiseSurrogate",
+        "anchor_surrogate": f"{_EXTRAS}:AnchorSurrogate",
+    },
+)
+"""What objectives may need of a forget batch: classes that are a `data.extras.Extra`."""
+
+LAYOUTS = Registry(
+    "layouts",
+    {"fashion_mnist": f"{_LAYOUTS}.fashion_mnist:FashionMnist", "cifar10": f"{_LAYOUTS}.cifar10:Cifar10"},
+)
+"""Labelled image sets as their authors distribute them: classes that are a `data.layouts.Layout`."""
 
 PARAMETERS = Registry(
     "parameters",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from erasediff_lora.storage.files import sweep, writable
 
@@ -42,15 +43,22 @@ def lock(path: Path, field: str = "output", waiting_for: str | None = None) -> I
         Held: If another process has it and `waiting_for` is None.
         UserError: If the file cannot be made.
     """
-    handle = _acquire(path, field, waiting_for)
+    held = FileLock(path, on_acquired=_sign)
+    with writable(path, field):
+        try:
+            held.acquire(blocking=False)
+        except Timeout:
+            owner = _owner(path)
+            if waiting_for is None:
+                raise Held(owner) from None
+            log.info("waiting for %s, which makes %s", owner, waiting_for)
+            held.acquire(poll_interval=0.2)
     try:
-        with writable(path, field):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the lock goes, so that nobody holds a file that is about to vanish
-        os.close(handle)
+        with suppress(PermissionError):  # of Windows, where letting go removes the file
+            path.unlink(missing_ok=True)  # before the lock goes, so that nobody holds a file that is about to vanish
+        held.release()
 
 
 @contextmanager
@@ -71,37 +79,15 @@ def making(entry: Path, what: str) -> Iterator[None]:
         yield
 
 
-def _acquire(path: Path, field: str, waiting_for: str | None) -> int:
-    while True:
-        with writable(path, field):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = _owner(handle)
-                if waiting_for is None:
-                    raise Held(owner) from None
-                log.info("waiting for %s, which makes %s", owner, waiting_for)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if _is_at(handle, path):
-                return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # its last holder removed it meanwhile
+def _sign(handle: int) -> None:
+    """Say in the file who holds it."""
+    os.ftruncate(handle, 0)
+    os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
 
 
-def _is_at(handle: int, path: Path) -> bool:
+def _owner(path: Path) -> str:
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _owner(handle: int) -> str:
-    try:
-        owner: dict[str, Any] = json.loads(os.pread(handle, 1000, 0))
+        owner: dict[str, Any] = json.loads(path.read_bytes()[:1000])
         return f"process {int(owner['pid'])} on {owner['host']}"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"

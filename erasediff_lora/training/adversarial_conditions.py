@@ -8,7 +8,7 @@ share of the forget pictures is trained under the words that it has found.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -21,11 +21,12 @@ from erasediff_lora.denoisers import SLOT, Denoiser
 from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
 from erasediff_lora.objectives import Batch
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.training.hooks import Hook
 
 log = logging.getLogger(__name__)
 
 
-class AdversarialSet:
+class AdversarialSet(Hook):
     """The conditions of every concept, and their part in the forget batch.
 
     Args:
@@ -34,6 +35,8 @@ class AdversarialSet:
         forget: D_f.
         mean: Averages over processes, so that all of them go on with the same conditions.
     """
+
+    name = "adversary"
 
     def __init__(
         self, recipe: Recipe, denoiser: Denoiser, forget: EncodedSet, mean: Callable[[Tensor], Tensor]
@@ -56,7 +59,7 @@ class AdversarialSet:
         self.loss: float | None = None
         """Denoising loss that the last search came down to: it rises as the concept gets harder to bring back."""
 
-    def refresh(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """Search for a condition of every concept, if it is time; the oldest one gives way.
 
         A search that goes on from one of the pool replaces that one, and counts as new.
@@ -78,17 +81,21 @@ class AdversarialSet:
                 continue
             self.pools[name] = torch.stack([*pool, found])[-self.settings.pool :]
 
-    def mixed(self, forget: Sequence[Batch]) -> list[Batch]:
+    def change_forget(self, batches: list[Batch]) -> list[Batch]:
         """The forget batch, a share of it under adversarial conditions in the place of the concept's name."""
-        return [self._mix(batch) for batch in forget]
+        return [self._mix(batch) for batch in batches]
+
+    def metrics(self) -> dict[str, float | None]:
+        """The loss that the last search came down to."""
+        return {"adversary_loss": self.loss}
 
     def state(self) -> dict[str, Tensor]:
         """The conditions, on the CPU."""
         return {name: pool.cpu() for name, pool in self.pools.items()}
 
-    def load_state(self, pools: Mapping[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put what `state` returned back."""
-        self.pools = {name: pool.to(self.denoiser.device) for name, pool in pools.items()}
+        self.pools = {name: pool.to(self.denoiser.device) for name, pool in state.items()}
 
     def _place(self, known: int, seed: int) -> int | None:
         """Where in the pool a search goes on; None: it starts anew."""

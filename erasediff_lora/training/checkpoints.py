@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,21 @@ from erasediff_lora.storage.files import atomic, atomic_folder, sha256
 from erasediff_lora.storage.run_folder import ADAPTER_FILE, CHECKPOINTS, RECIPE_FILE, TRAINER_FILE
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run goes on from.
+
+    Attributes:
+        step: How many were taken.
+        adapter: θ by name.
+        trainer: The rest of the state.
+    """
+
+    step: int
+    adapter: dict[str, Tensor]
+    trainer: dict[str, Any]
 
 
 def check_same_run(recipe: Recipe) -> None:
@@ -68,8 +84,8 @@ def save_checkpoint(folder: Path, step: int, adapter: dict[str, Tensor], trainer
     return final
 
 
-def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The adapter and the trainer's state of the newest whole checkpoint; None if there is none yet.
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint; None if there is none yet.
 
     Raises:
         UserError: If there are some, and all of them are damaged.
@@ -85,7 +101,7 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] 
     return None
 
 
-def _checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _checkpoint(path: Path) -> Checkpoint | None:
     """What `save_checkpoint` wrote, if it is still that."""
     try:
         adapter, mark = checksummed.read(path / ADAPTER_FILE)
@@ -96,4 +112,5 @@ def _checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if mark.get(TRAINER_FILE) != sha256(content):
         log.warning("the checkpoint %s is damaged (%s does not match its hash)", path, TRAINER_FILE)
         return None
-    return adapter, torch.load(io.BytesIO(content), weights_only=True)
+    trainer = torch.load(io.BytesIO(content), weights_only=True)
+    return Checkpoint(trainer["step"], adapter, trainer)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
+from torch import Tensor
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Recipe
@@ -25,6 +27,35 @@ ENGINES = {
     "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
 }
 """What `accelerate launch` sets -> the distributed type that asked for it."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Those that share every batch, as one of them sees them; by default it is alone.
+
+    Attributes:
+        rank: This one's number.
+        world: How many there are.
+        mean: Averages a tensor over all of them.
+    """
+
+    rank: int = 0
+    world: int = 1
+    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> Processes:
+        """As accelerate has joined them."""
+
+        def mean(tensor: Tensor) -> Tensor:
+            return accelerator.reduce(tensor, reduction="mean")
+
+        return cls(accelerator.process_index, accelerator.num_processes, mean)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes and draws for all."""
+        return self.rank == 0
 
 
 def start(recipe: Recipe) -> Accelerator:

@@ -12,12 +12,13 @@ from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.objectives.base import Predict
 from erasediff_lora.recipe import RetainSet
+from erasediff_lora.training.hooks import Hook
 
 MEMORY = 0.7
 """Share of a prompt's earlier score that is left after a new measurement of it."""
 
 
-class DriftSampler:
+class DriftSampler(Hook):
     """‖ε_θ − ε_0‖² of every retain prompt, measured on a few noised retain pictures from time to time.
 
     Args:
@@ -28,6 +29,8 @@ class DriftSampler:
         mean: Averages over processes, so that all of them draw the same batches.
         seed: Of the pictures, timesteps and noise.
     """
+
+    name = "drift_sampler"
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class DriftSampler:
         """By prompt; 0: not measured yet, or not disturbed at all."""
 
     @torch.no_grad()
-    def measure(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """Look at some pictures, if it is time."""
         if step == 0 or step % self.settings.focus_every:
             return
@@ -62,10 +65,18 @@ class DriftSampler:
             if torch.isfinite(new):
                 self.scores[caption] = new if old == 0 else MEMORY * old + (1 - MEMORY) * new
 
-    def drift_weights(self) -> Tensor | None:
+    def retain_weights(self) -> Tensor | None:
         """How often each retain picture should be drawn, (N,), relative to the others; None: all alike."""
         known = self.scores > 0
         if not bool(known.any()):
             return None
         scores = torch.where(known, self.scores, self.scores[known].mean())
         return scores[self.retain.captions]
+
+    def state(self) -> Tensor:
+        """The scores."""
+        return self.scores
+
+    def load_state(self, state: Tensor) -> None:
+        """Put what `state` returned back."""
+        self.scores = state

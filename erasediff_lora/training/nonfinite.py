@@ -13,7 +13,8 @@ from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.objectives import Batch, Direction, Objective
 from erasediff_lora.objectives.base import flatten, mean_squared_error
 
-WORDS = {"noisy": "latents", "prompts": "prompt embedding", "target": "denoising target", "anchors": "anchor embedding"}
+WORDS = {"noisy": "latents", "prompts": "prompt embedding", "target": "denoising target"}
+EXTRA_WORDS = {"anchors": "anchor embedding"}
 MOST_SKIPPED = 10
 """Steps in a row that may be left out."""
 
@@ -53,8 +54,8 @@ def find_nonfinite_sample(objective: Objective, forget: Sequence[Batch], retain:
 
     Args:
         objective: At the parameters that the step started from.
-        forget: Micro-batches of D_f.
-        retain: Micro-batches of D_r.
+        forget: Micro-batches of D_f, before they were aimed.
+        retain: Micro-batches of D_r, likewise.
     """
     for name, batches in (("retain", retain), ("forget", forget)):
         for batch in batches:
@@ -74,6 +75,9 @@ def _broken(objective: Objective, sample: Batch) -> str | None:
     for field, words in WORDS.items():
         if not _finite(getattr(sample, field)):
             return words
+    for name, tensor in sample.extras.items():
+        if not _finite(tensor):
+            return EXTRA_WORDS.get(name, name)
     network = objective.network
     prediction = network.predict(sample.noisy, sample.timesteps, sample.prompts)
     if not _finite(prediction):

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -32,9 +32,9 @@ class Preparation:
         processor_seconds: Of the process.
     """
 
-    tensors: list[Tensor]
-    seconds: float
-    processor_seconds: float
+    tensors: list[Tensor] = field(default_factory=list)
+    seconds: float = 0.0
+    processor_seconds: float = 0.0
 
 
 def prepared(

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +27,9 @@ from erasediff_lora.evaluation.shares import share
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import save_safetensors, write_text
 from erasediff_lora.storage.run_folder import BEST_FILE, SELECTION_FILE
+from erasediff_lora.training.hooks import Hook
+from erasediff_lora.training.parameters import Trainable
+from erasediff_lora.training.sample_sheets import network_at_rest
 
 log = logging.getLogger(__name__)
 SEED_OFFSET = 500_000
@@ -35,18 +37,26 @@ SEED_OFFSET = 500_000
 
 
 @dataclass
-class Selection:
+class Selection(Hook):
     """The adapters of a run that were evaluated while it went on.
 
     Attributes:
         recipe: Says how many pictures, of which prompts, and the floor.
         denoiser: With the adapter in training.
-        disabled: Switches the adapter off, for the base's own retain accuracy.
+        trainable: That adapter; it is switched off for the base's own retain accuracy.
+        every: Steps from one evaluation to the next.
     """
 
     recipe: Recipe
     denoiser: Denoiser
-    disabled: Callable[[], AbstractContextManager[Any]]
+    trainable: Trainable
+    every: int
+
+    def after_saving(self, done: int) -> None:
+        """Evaluate the adapter as it is, if it is time, and keep it if it is the best so far."""
+        if done % self.every == 0:
+            with network_at_rest(self.denoiser):
+                self.consider(done, self.trainable.state())
 
     def consider(self, step: int, adapter: Mapping[str, Tensor]) -> None:
         """Evaluate the adapter as it is, and keep it if it is the best so far."""
@@ -62,7 +72,7 @@ class Selection:
             ", the best so far" if best_row(rows) is row else "",
         )
 
-    def best(self) -> dict[str, Tensor] | None:
+    def adapter(self) -> dict[str, Tensor] | None:
         """The adapter to keep; None if none was evaluated or all fall below the floor."""
         rows = self._read()
         best = best_row(rows)
@@ -95,7 +105,7 @@ class Selection:
             floor = rows[-1]["floor"]
         else:
             store = PictureStore.of(self.recipe, self.denoiser, None)
-            with self.disabled():
+            with self.trainable.disabled():
                 before = generate(paint, self.recipe, retain, seed + len(forget), "retain, base", store)
             floor = options.retain_floor * (share([row[0] for row in kept(judge, before)]) or 0.0)
         forgotten = generate(paint, self.recipe, forget, seed, f"forget, step {step}")

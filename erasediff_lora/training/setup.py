@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,21 +13,26 @@ from torch import Tensor
 from erasediff_lora import denoisers, objectives
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.objectives import Network, Objective
 from erasediff_lora.objectives.loss_scaling import loss_scale
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import write_text
-from erasediff_lora.storage.run_folder import LOG_FILE, RECIPE_FILE, SET_SHEETS, JsonLog
+from erasediff_lora.storage.run_folder import RECIPE_FILE, SET_SHEETS
 from erasediff_lora.training import parameters
 from erasediff_lora.training.adversarial_conditions import AdversarialSet
-from erasediff_lora.training.checkpoints import check_same_run, newest_checkpoint
+from erasediff_lora.training.checkpoints import Checkpoint, check_same_run, newest_checkpoint
+from erasediff_lora.training.distributed import Processes
 from erasediff_lora.training.drift_sampling import DriftSampler
 from erasediff_lora.training.fsdp import shard
+from erasediff_lora.training.hooks import Hook, Hooks
 from erasediff_lora.training.optimizers import create_optimizer, create_schedule
 from erasediff_lora.training.parameters import Trainable
 from erasediff_lora.training.precompute import Preparation, prepared
-from erasediff_lora.training.weight_averaging import Average
+from erasediff_lora.training.sample_sheets import SampleSheets
+from erasediff_lora.training.selection import Selection
+from erasediff_lora.training.weight_averaging import WeightAverage
 
 log = logging.getLogger(__name__)
 PREPARATION = 1_000_000
@@ -36,98 +40,152 @@ PREPARATION = 1_000_000
 
 @dataclass
 class Run:
-    """All that the loop needs."""
+    """What a step is made of, and where the run stands.
+
+    Attributes:
+        recipe: The recipe.
+        denoiser: The base.
+        trainable: θ, in the base's network.
+        sampler: Draws the batches.
+        objective: Finds the direction.
+        optimizer: Steps along it.
+        schedule: Of the learning rate.
+        hooks: What else takes part.
+        processes: Those that share the batches.
+        preparation: What the objective computed beforehand, and what that cost.
+        start: Steps that were taken before the run was resumed.
+        skipped: Steps that were left out in a row.
+    """
 
     recipe: Recipe
-    accelerator: Accelerator
     denoiser: Denoiser
     trainable: Trainable
     sampler: BatchSampler
     objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
-    log: JsonLog | None
-    start: int
-    preparation: Preparation
-    average: Average
-    adversary: AdversarialSet | None = None
-    drift_sampler: DriftSampler | None = None
+    hooks: Hooks = field(default_factory=Hooks)
+    processes: Processes = field(default_factory=Processes)
+    preparation: Preparation = field(default_factory=Preparation)
+    start: int = 0
     skipped: int = 0
-    """Steps that were left out in a row."""
 
 
 def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
-    """Load the base, encode the sets, add the adapter, restore the checkpoint."""
+    """Load the base, load the sets, build the run, prepare the objective, restore the checkpoint.
+
+    Args:
+        recipe: What to erase, from what, how.
+        accelerator: The processes.
+        resume: Go on from the newest whole checkpoint, if there is one.
+
+    Raises:
+        UserError: If something in the recipe cannot be used, or is not that of the run that is resumed.
+    """
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
-    saved = None
-    if resume:
-        check_same_run(recipe)
-        saved = newest_checkpoint(recipe.output)
-        if saved is None:
-            log.info("no checkpoint in %s yet: starting from the beginning", recipe.output)
+    saved = find_checkpoint(recipe) if resume else None
+    denoiser = load_base(recipe, accelerator)
+    forget, retain = load_data(recipe, denoiser, accelerator)
+    run = build(recipe, denoiser, forget, retain, Processes.of(accelerator))
+    prepare(run, accelerator)
+    if saved is not None:
+        restore(run, saved)
+    for note in [*run.objective.notes, run.trainable.summary]:
+        log.info(note)
+    if run.processes.world > 1:
+        log.info("%d processes share every batch", run.processes.world)
+    if run.processes.is_main:
+        write_text(recipe.output / RECIPE_FILE, recipe.to_yaml())
+    return run
+
+
+def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
+    """The newest whole checkpoint of the run, if there is one.
+
+    Raises:
+        UserError: If the run was begun with another recipe, or all of its checkpoints are damaged.
+    """
+    check_same_run(recipe)
+    saved = newest_checkpoint(recipe.output)
+    if saved is None:
+        log.info("no checkpoint in %s yet: starting from the beginning", recipe.output)
+    return saved
+
+
+def load_base(recipe: Recipe, accelerator: Accelerator) -> Denoiser:
+    """The base, on the device that the recipe or accelerate says."""
     denoiser = denoisers.load(recipe.model)
     if recipe.model.device == "auto":
         denoiser.device = accelerator.device
+    return denoiser
+
+
+def load_data(recipe: Recipe, denoiser: Denoiser, accelerator: Accelerator) -> tuple[EncodedSet, EncodedSet]:
+    """D_f and D_r; the first process draws, reads and encodes them where they are not in the cache.
+
+    Raises:
+        UserError: For unusable pictures, or when the cache cannot be written.
+    """
     with accelerator.main_process_first():
         forget = sets.prepare(recipe, denoiser, "forget", sheet=recipe.output / SET_SHEETS["forget"])
         retain = sets.prepare(recipe, denoiser, "retain", sheet=recipe.output / SET_SHEETS["retain"])
     if not recipe.adversary.pool:
         denoiser.release_encoders()
+    return forget, retain
 
-    trainable = _adapt_here(recipe, denoiser, accelerator.num_processes)
+
+def build(recipe: Recipe, denoiser: Denoiser, forget: EncodedSet, retain: EncodedSet, processes: Processes) -> Run:
+    """The adapter in the network, the optimizer, the objective, the sampler and the hooks.
+
+    Raises:
+        UserError: If the targets match nothing, an optimizer is not installed, or a set lacks what is needed of it.
+    """
+    trainable = _adapt_here(recipe, denoiser, processes.world)
     optimizer = create_optimizer(recipe.training, trainable.parameters)
-    schedule = create_schedule(recipe.training, optimizer)
-
-    def mean(tensor: Tensor) -> Tensor:
-        return accelerator.reduce(tensor, reduction="mean")
-
-    objective = create_objective(recipe, denoiser, trainable, mean)
-    adversary = AdversarialSet(recipe, denoiser, forget, mean) if recipe.adversary.pool else None
-    drift_sampler = None
-    if recipe.retain.focus:
-        predict_base = objective.network.predict_base
-        drift_sampler = DriftSampler(recipe.retain, denoiser, retain, predict_base, mean, recipe.training.seed)
-    sampler = BatchSampler.of(
-        recipe, forget, retain, denoiser, rank=accelerator.process_index, world=accelerator.num_processes
-    )
-    # On the fresh adapter, on D_f and D_r as they are, and on steps far from the loop's: a resumed run prepares alike.
-    plain = replace(sampler, contrast=0.0, high_noise=0.0)
-    preparation = prepared(
+    objective = create_objective(recipe, denoiser, trainable, processes)
+    return Run(
         recipe,
-        denoiser.fingerprint,
-        accelerator,
-        lambda: objective.prepare(lambda step: plain.draw(PREPARATION + step)),
-    )
-    objective.prepared = [tensor.to(denoiser.device) for tensor in preparation.tensors]
-    start = saved[1]["step"] if saved else 0
-    run = Run(
-        recipe,
-        accelerator,
         denoiser,
         trainable,
-        sampler,
+        BatchSampler.of(recipe, forget, retain, denoiser, rank=processes.rank, world=processes.world),
         objective,
         optimizer,
-        schedule,
-        JsonLog(recipe.output / LOG_FILE, start) if accelerator.is_main_process else None,
-        start,
-        preparation,
-        Average(recipe.training),
-        adversary,
-        drift_sampler,
+        create_schedule(recipe.training, optimizer),
+        create_hooks(recipe, denoiser, trainable, objective, forget, retain, processes),
+        processes,
     )
-    if saved is not None:
-        _restore(run, *saved)
-    for note in objective.notes:
-        log.info(note)
-    log.info(trainable.summary)
-    if accelerator.num_processes > 1:
-        log.info("%d processes share every batch", accelerator.num_processes)
-    if accelerator.is_main_process:
-        write_text(recipe.output / RECIPE_FILE, recipe.to_yaml())
-    accelerator.init_trackers("erasediff-lora", config={"recipe": recipe.to_yaml()})
-    return run
+
+
+def create_hooks(
+    recipe: Recipe,
+    denoiser: Denoiser,
+    trainable: Trainable,
+    objective: Objective,
+    forget: EncodedSet,
+    retain: EncodedSet,
+    processes: Processes,
+) -> Hooks:
+    """What takes part in a run besides the objective, in the order in which it is asked.
+
+    Raises:
+        UserError: If no picture of the forget set shows a concept that is searched for.
+    """
+    training = recipe.training
+    hooks: list[Hook] = []
+    if recipe.retain.focus:
+        base = objective.network.predict_base
+        hooks.append(DriftSampler(recipe.retain, denoiser, retain, base, processes.mean, training.seed))
+    if recipe.adversary.pool:
+        hooks.append(AdversarialSet(recipe, denoiser, forget, processes.mean))
+    if processes.is_main:
+        if training.average > 1 and not training.evaluate_every:
+            hooks.append(WeightAverage(training, trainable))
+        if training.sample_every:
+            hooks.append(SampleSheets(recipe, denoiser, training.sample_every))
+        if training.evaluate_every:
+            hooks.append(Selection(recipe, denoiser, trainable, training.evaluate_every))
+    return Hooks(hooks)
 
 
 def adapt(recipe: Recipe, denoiser: Denoiser) -> Trainable:
@@ -143,7 +201,7 @@ def adapt(recipe: Recipe, denoiser: Denoiser) -> Trainable:
 def _adapt_here(recipe: Recipe, denoiser: Denoiser, world: int) -> Trainable:
     """Adapt the network, and lay it out, compile and split it as the recipe says."""
     training, device = recipe.training, denoiser.device
-    split = training.shard and world > 1
+    split = is_split(recipe, world)
     if split:
         denoiser.device = torch.device("cpu")
     trainable = adapt(recipe, denoiser)
@@ -158,10 +216,16 @@ def _adapt_here(recipe: Recipe, denoiser: Denoiser, world: int) -> Trainable:
     return trainable
 
 
+def is_split(recipe: Recipe, world: int) -> bool:
+    """Whether so many processes split the frozen weights."""
+    return recipe.training.shard and world > 1
+
+
 def create_objective(
-    recipe: Recipe, denoiser: Denoiser, trainable: Trainable, mean: Callable[[Tensor], Tensor]
+    recipe: Recipe, denoiser: Denoiser, trainable: Trainable, processes: Processes | None = None
 ) -> Objective:
-    """The recipe's objective on the network; `mean` averages over processes."""
+    """The recipe's objective on the network; one process without `processes`."""
+    processes = processes or Processes()
 
     def predict_base(noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
         with trainable.disabled():
@@ -173,23 +237,44 @@ def create_objective(
             trainable.parameters,
             denoiser.predict,
             predict_base,
-            mean=mean,
+            mean=processes.mean,
             loss_scale=loss_scale(denoiser.dtype),
             base_weights=trainable.base_weights,
             weight_changes=trainable.weight_changes,
             train_timesteps=denoiser.noise_scheduler.config.num_train_timesteps,
+            is_split=is_split(recipe, processes.world),
         ),
     )
 
 
-def _restore(run: Run, weights: dict[str, Tensor], trainer: dict[str, Any]) -> None:
+def prepare(run: Run, accelerator: Accelerator) -> None:
+    """Let the objective compute what it needs once, on the fresh adapter: a resumed run does it alike.
+
+    The batches are of D_f and D_r as they are, from steps far from the loop's.
+    """
+    plain = run.sampler.plain
+    run.preparation = prepared(
+        run.recipe,
+        run.denoiser.fingerprint,
+        accelerator,
+        lambda: run.objective.prepare(lambda step: plain.draw(PREPARATION + step)),
+    )
+    run.objective.prepared = [tensor.to(run.denoiser.device) for tensor in run.preparation.tensors]
+
+
+def restore(run: Run, saved: Checkpoint) -> None:
     """Go on from a checkpoint."""
-    run.trainable.load_state(weights)
-    run.optimizer.load_state_dict(trainer["optimizer"])
-    run.schedule.load_state_dict(trainer["schedule"])
-    run.average.load_state(trainer["average"])
-    run.average.consider(run.start, run.trainable)
-    if run.adversary is not None:
-        run.adversary.load_state(trainer["adversary"])
-    if run.drift_sampler is not None:
-        run.drift_sampler.scores = trainer["drift_sampler"]
+    run.start = saved.step
+    run.trainable.load_state(saved.adapter)
+    run.optimizer.load_state_dict(saved.trainer["optimizer"])
+    run.schedule.load_state_dict(saved.trainer["schedule"])
+    run.hooks.load_state(saved.trainer["hooks"])
+
+
+def trainer_state(run: Run) -> dict[str, Any]:
+    """What `restore` reads."""
+    return {
+        "optimizer": run.optimizer.state_dict(),
+        "schedule": run.schedule.state_dict(),
+        "hooks": run.hooks.state(),
+    }

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import threading
+from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads between two steps; a second one kills."""
+    """Turns SIGINT and SIGTERM into a flag that the loop reads between two steps; a second one kills.
+
+    Python hands signals to its main thread alone: in another one, of a notebook say, they do what they did before.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        else:
+            log.info("training in a thread: SIGINT and SIGTERM save no checkpoint before they stop the program")
         return self
 
     def _note(self, signum: int, frame: object) -> None:
         self.signum = signum
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._restore()

@@ -6,38 +6,60 @@ Wider Optima and Better Generalization, 2018).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from erasediff_lora.recipe import Training
+from erasediff_lora.training.hooks import Hook
 from erasediff_lora.training.parameters import Trainable
 
+log = logging.getLogger(__name__)
 
-class Average:
-    """The adapters of a run whose mean is written.
+
+class WeightAverage(Hook):
+    """The sum of the adapters of a run whose mean is written, but for the last one.
 
     Args:
         training: `average` adapters, `average_every` steps apart, the last step's among them.
+        trainable: The adapter in training.
     """
 
-    def __init__(self, training: Training) -> None:
+    name = "average"
+
+    def __init__(self, training: Training, trainable: Trainable) -> None:
         self.earlier = {training.steps - ago * training.average_every for ago in range(1, training.average)}
-        self.adapters: dict[int, dict[str, Tensor]] = {}
+        self.trainable = trainable
+        self.steps: list[int] = []
+        """Those that are in the sum."""
+        self.total: dict[str, Tensor] = {}
+        self.done = 0
 
-    def consider(self, step: int, trainable: Trainable) -> None:
-        """Remember the adapter as it is, if this step is one of the earlier ones that count."""
-        if step in self.earlier:
-            self.adapters[step] = trainable.state()
+    def after_step(self, done: int) -> None:
+        """Add the adapter as it is, if this step is one of the earlier ones that count."""
+        self.done = done
+        if done in self.earlier and done not in self.steps:
+            adapter = self.trainable.state()
+            self.total = {name: self.total[name] + t for name, t in adapter.items()} if self.total else adapter
+            self.steps.append(done)
 
-    def mean(self, last: Trainable) -> dict[str, Tensor] | None:
-        """Of the adapters that were remembered and the last one; None if it is alone."""
-        if not self.adapters:
+    def adapter(self) -> Mapping[str, Tensor] | None:
+        """The mean of those that were added and the last one; None if it is alone."""
+        if not self.steps:
             return None
-        adapters = [*self.adapters.values(), last.state()]
-        return {name: torch.stack([adapter[name] for adapter in adapters]).mean(0) for name in adapters[0]}
+        count = len(self.steps) + 1
+        return {name: (self.total[name] + last) / count for name, last in self.trainable.state().items()}
 
-    def load_state(self, adapters: Mapping[int, dict[str, Tensor]]) -> None:
-        """Put the adapters of a checkpoint back: of a run that was to be shorter, some may not count any more."""
-        self.adapters = {step: adapter for step, adapter in adapters.items() if step in self.earlier}
+    def state(self) -> dict[str, Any]:
+        """The sum, and what is in it."""
+        return {"steps": self.steps, "total": self.total, "done": self.done}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put what `state` returned back: of a run that was to be shorter, the sum may not count any more."""
+        if set(state["steps"]) <= self.earlier:
+            self.steps, self.total = list(state["steps"]), dict(state["total"])
+        elif wanted := sorted(self.earlier.intersection(state["steps"])):
+            log.warning("the mean of the last steps leaves out %s: it was summed up with earlier ones", wanted)
+        self.after_step(state["done"])  # the checkpoint's step may count now

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from erasediff_lora.data import labelled
+from erasediff_lora.data import layouts
 from erasediff_lora.denoisers.class_conditional import ClassConditionalPipeline
 from erasediff_lora.evaluation.judges.classifier import Classifier
 from erasediff_lora.storage.files import write_text
@@ -40,14 +40,14 @@ def find_data(folder: Path) -> None:
     Raises:
         SystemExit: With what to do, if there is no data.
     """
-    if labelled.find(folder) is None:
+    if layouts.find(folder) is None:
         raise SystemExit(
             f"--data = {folder}: there is no data set. Run: sudo apt-get install {PACKAGE}, or give a folder with "
             "Fashion-MNIST's four idx.gz files, or with the .bin files of CIFAR-10's binary version."
         )
 
 
-def tensors(data: labelled.Labelled) -> tuple[Tensor, Tensor]:
+def tensors(data: layouts.Labelled) -> tuple[Tensor, Tensor]:
     """Pixels (N, C, H, W) uint8 and labels (N,)."""
     return torch.tensor(data.pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.labels)
 
@@ -174,7 +174,7 @@ def main() -> None:
     arguments = parser.parse_args()
     find_data(arguments.data)
     torch.manual_seed(0)
-    training = labelled.read(arguments.data, "train", "--data")
+    training = layouts.read(arguments.data, "train", "--data")
     pixels, labels = tensors(training)
     judge_file, model = arguments.work / "judge.safetensors", arguments.work / "model"
     if not model.exists():
@@ -182,7 +182,7 @@ def main() -> None:
         train_unet(pixels, labels, training.names, model, *size)
     if not judge_file.exists():
         judge = train_judge(pixels, labels, training.names, arguments.judge_steps)
-        reached = accuracy(judge, *tensors(labelled.read(arguments.data, "test", "--data")))
+        reached = accuracy(judge, *tensors(layouts.read(arguments.data, "test", "--data")))
         print(f"judge: {reached:.1%} of the test pictures")
         judge.save(judge_file)
         write_text(arguments.work / "judge.json", json.dumps({"test_accuracy": reached}) + "\n")

@@ -18,7 +18,7 @@ import hostile_files
 import torch
 
 from erasediff_lora.adapter import formats
-from erasediff_lora.data import images, labelled
+from erasediff_lora.data import images, layouts
 from erasediff_lora.errors import UserError
 from erasediff_lora.recipe import Images, Recipe
 
@@ -74,7 +74,7 @@ def labelled_set(data: bytes) -> None:
     for name, part in (("train-images-idx3-ubyte.gz", data[2:cut]), ("train-labels-idx1-ubyte.gz", data[cut:])):
         packed = part if part[:1] < b"\x10" else gzip.compress(part, 0)
         (WORK / name).write_bytes(packed)
-    labelled.read(WORK)
+    layouts.read(WORK)
 
 
 def captions(data: bytes) -> None:

@@ -17,12 +17,13 @@ from tiny import tiny_class_pipeline
 from torch.nn import functional as F
 
 from erasediff_lora import denoisers
-from erasediff_lora.data import labelled
+from erasediff_lora.data import layouts
+from erasediff_lora.data.layouts import fashion_mnist
 from erasediff_lora.denoisers.class_conditional import ClassConditionalPipeline
 from erasediff_lora.evaluation.judges.classifier import Classifier
 from erasediff_lora.recipe import Model, Recipe, Sampling
 
-NAMES = labelled.FASHION_MNIST
+NAMES = fashion_mnist.NAMES
 CLASSES = dict(enumerate(NAMES))
 SIDE = 8
 
@@ -218,7 +219,7 @@ def test_only_the_classes_that_are_asked_for(base) -> None:
     source = Images(folder=base / "data", per_concept=2)
     pictures = images.read("retain", source, [], ["a {concept}"], ["coat", "bag"])
     assert [picture.caption for picture in pictures] == ["a coat"] * 2 + ["a bag"] * 2
-    data = labelled.read(base / "data")
+    data = layouts.read(base / "data")
     assert np.array_equal(np.array(pictures[0].image)[..., 0], data.pixels[NAMES.index("coat")][..., 0])
 
 
@@ -228,7 +229,7 @@ def test_cifar_in_its_binary_version(tmp_path) -> None:
     rows = np.concatenate([np.array([[9], [0], [3], [3]], np.uint8), planes.reshape(4, -1)], axis=1)
     for number in range(1, 6):
         rows.tofile(tmp_path / f"data_batch_{number}.bin")
-    data = labelled.read(tmp_path)
+    data = layouts.read(tmp_path)
     assert len(data.pixels) == 20 and data.names[data.labels[0]] == "truck" and data.names[data.labels[1]] == "airplane"
     assert np.array_equal(data.pixels[1], planes[1].transpose(1, 2, 0))
 

@@ -1,0 +1,43 @@
+"""A sheet of pictures from time to time, drawn with the adapter as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.evaluation.pictures import generate_prompts, prompt_sheet
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.training.hooks import Hook
+
+
+@dataclass
+class SampleSheets(Hook):
+    """Draws forget and retain prompts.
+
+    Attributes:
+        recipe: The prompts.
+        denoiser: With the adapter in training.
+        every: Steps from one sheet to the next.
+    """
+
+    recipe: Recipe
+    denoiser: Denoiser
+    every: int
+
+    def after_saving(self, done: int) -> None:
+        """Draw, if it is time."""
+        if done % self.every == 0:
+            file = self.recipe.output / "samples" / f"step-{done:06d}.png"
+            with network_at_rest(self.denoiser):
+                prompt_sheet(generate_prompts(self.denoiser, self.recipe), file)
+
+
+@contextmanager
+def network_at_rest(denoiser: Denoiser) -> Iterator[None]:
+    """The network as it draws pictures, with the encoders for the time being."""
+    denoiser.network.eval()
+    yield
+    denoiser.release_encoders()
+    denoiser.network.train()
