@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from erasediff_lora.objectives import Batch, Network
+from erasediff_lora.objectives import Batch, Direction, Network, Objective, aim
 
 
 class Toy(nn.Module):
@@ -56,12 +58,19 @@ def batch(seed: int, count: int = 4) -> Batch:
         timesteps=torch.randint(0, 1000, (count,), generator=g),
         prompts=draw(count, 3, 6),
         target=draw(count, 6, 1, 1),
-        anchors=draw(count, 3, 6),
-        empty=draw(count, 3, 6),
-        uniform=torch.rand(count, 6, 1, 1, generator=g, dtype=torch.float64),
-        surrogate_noisy=draw(count, 6, 1, 1),
-        surrogate_target=draw(count, 6, 1, 1),
+        extras={
+            "anchors": draw(count, 3, 6),
+            "empty": draw(count, 3, 6),
+            "uniform": torch.rand(count, 6, 1, 1, generator=g, dtype=torch.float64),
+            "surrogate_noisy": draw(count, 6, 1, 1),
+            "surrogate_target": draw(count, 6, 1, 1),
+        },
     )
+
+
+def direction(objective: Objective, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
+    """As the loop finds it."""
+    return objective.direction(*aim(objective, forget, retain))
 
 
 def finite_difference(function, at: Tensor, step: float = 1e-6) -> Tensor:

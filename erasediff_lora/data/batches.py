@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -185,6 +185,19 @@ class RetainSampler:
             contrasted[swapped] = True
             is_empty[swapped[: len(swapped) // 2]] = True
         return contrasted
+
+
+class Sampler(Protocol):
+    """What a step and an objective's preparation draw from."""
+
+    @property
+    def plain(self) -> Sampler:
+        """A sampler of both sets as they are."""
+        ...
+
+    def draw(self, step: int, drift_weights: Tensor | None = None) -> tuple[list[Batch], list[Batch]]:
+        """The forget and the retain micro-batches of a step."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from erasediff_lora import denoisers
+from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.memory.tracker import on_meta
 from erasediff_lora.objectives import Batch
@@ -22,7 +23,7 @@ from erasediff_lora.recipe import Recipe
 from erasediff_lora.training import loop
 from erasediff_lora.training.fsdp import largest_group
 from erasediff_lora.training.optimizers import create_schedule, state_bytes
-from erasediff_lora.training.setup import adapt, create_objective
+from erasediff_lora.training.setup import Run, adapt, create_objective
 
 CUDA_CONTEXT = 450 * 2**20
 """Bytes that a process takes of a GPU before its first tensor."""
@@ -108,7 +109,7 @@ def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         sizes.append(_frozen_bytes(recipe, denoiser.network))
         weights = max(sizes) if recipe.model.offload else sum(sizes)
         count = min(recipe.sampling.batch_size, max(recipe.forget.count, recipe.retain.count))
-        latents = _latents(recipe, denoiser, count)
+        latents = _batch(recipe, denoiser, count).noisy
         memory.reset()
         before = memory.live
         has_images = [data.images is not None for data in (recipe.forget, recipe.retain)]
@@ -129,8 +130,11 @@ def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
 
 def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """A step of the loop, with what the objective prepares before it."""
+    recipe = _shortened(recipe)
     with on_meta() as memory:
         networks = denoiser.without_weights()
+    sampler = Repeated.of(recipe, denoiser)
+    with on_meta(memory):
         network = denoiser.network
         encoders = 0
         if recipe.adversary.pool:  # they stay, since its conditions are token embeddings
@@ -141,29 +145,15 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
             frozen = min(frozen, frozen // world + GATHERED_BLOCKS * largest_group(network))
         kernels = _kernel_bytes(network)
         trainable = adapt(recipe, denoiser)
-        parameters = trainable.parameters
-        trained = sum(parameter.nbytes for parameter in parameters)
-        once = recipe.objective.model_copy(update=dict.fromkeys(recipe.objective.repeats, 1))
-        recipe = recipe.model_copy(update={"objective": once})
-        objective = create_objective(recipe, denoiser, trainable, mean=lambda tensor: tensor)
+        trained = sum(parameter.nbytes for parameter in trainable.parameters)
         # Without state or arithmetic of its own, so that what bitsandbytes would hold is added by formula.
-        optimizer = torch.optim.SGD(parameters, lr=1.0)
-        rows = -(-recipe.training.batch_size // (recipe.training.gradient_accumulation * world))
-        count = recipe.training.gradient_accumulation
-        batches = [_batch(recipe, denoiser, rows) for _ in range(min(count, 2))]  # further ones are like the second
+        optimizer = torch.optim.SGD(trainable.parameters, lr=1.0)
+        schedule = create_schedule(recipe.training, optimizer)
+        objective = create_objective(recipe, denoiser, trainable)
+        run = Run(recipe, denoiser, trainable, sampler, objective, optimizer, schedule)
         memory.reset()
         before = memory.live
-        objective.prepared = objective.prepare(lambda step: (batches, batches))
-        run: Any = SimpleNamespace(
-            recipe=recipe,
-            sampler=SimpleNamespace(draw=lambda step, drift_weights: (batches, batches)),
-            objective=objective,
-            trainable=trainable,
-            adversary=None,
-            drift_sampler=None,
-            optimizer=optimizer,
-            schedule=create_schedule(recipe.training, optimizer),
-        )
+        objective.prepared = objective.prepare(sampler.plain.draw)
         loop.take_step(run, 0)
         if recipe.adversary.pool:
             _search(denoiser, _batch(recipe, denoiser, recipe.adversary.batch_size))
@@ -171,13 +161,52 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     gradients = min(trained, at_work)
     return {
         "weights": frozen + encoders,
-        # An adapter, or the copy that is kept of the base's own weights; and those that the mean is taken of.
-        "trained": recipe.training.average * trained,
+        # An adapter, or the copy that is kept of the base's own weights; and the sum that the mean is taken of.
+        "trained": min(recipe.training.average, 2) * trained,
         "gradients": gradients,
-        "optimizer": state_bytes(recipe.training, parameters),
+        "optimizer": state_bytes(recipe.training, trainable.parameters),
         "activations": int((at_work - gradients) * (1 + SLACK)),
         "kernels": kernels,
     }
+
+
+def _shortened(recipe: Recipe) -> Recipe:
+    """One process's share, of two micro-batches at most, and one of all that an objective repeats: no less memory."""
+    training = recipe.training
+    parts = min(training.gradient_accumulation, 2)
+    rows = -(-training.batch_size // (training.gradient_accumulation * processes()))
+    changes: dict[str, Any] = {
+        "training": training.model_copy(update={"batch_size": rows * parts, "gradient_accumulation": parts}),
+        "objective": recipe.objective.model_copy(update=dict.fromkeys(recipe.objective.repeats, 1)),
+    }
+    return recipe.model_copy(update=changes)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Batches that were drawn beforehand, as random choices have values, and nothing has on the meta device."""
+
+    batches: tuple[list[Batch], list[Batch]]
+
+    @classmethod
+    def of(cls, recipe: Recipe, denoiser: Denoiser) -> Repeated:
+        """What the run's own sampler draws, of sets of one picture."""
+        channels, side = _latent_shape(recipe, denoiser)
+        latents = torch.zeros(1, channels, side, side)
+        first = torch.zeros(1, dtype=torch.long)
+        embeddings = torch.zeros(1, *denoiser.prompt_shape, dtype=denoiser.dtype)
+        shapes = torch.tensor([[side, side]])
+        hollow = EncodedSet(latents, shapes, embeddings, first, first[None], [""], counterparts=latents)
+        return cls(BatchSampler.of(recipe, hollow, hollow, denoiser).draw(0))
+
+    @property
+    def plain(self) -> Repeated:
+        """The same."""
+        return self
+
+    def draw(self, step: int, drift_weights: Tensor | None = None) -> tuple[list[Batch], list[Batch]]:
+        """The same batches at every step."""
+        return self.batches
 
 
 def _search(denoiser: Denoiser, batch: Batch) -> None:
@@ -196,30 +225,19 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _latents(recipe: Recipe, denoiser: Denoiser, count: int) -> Tensor:
-    side = recipe.sampling.resolution or denoiser.resolution
+def _latent_shape(recipe: Recipe, denoiser: Denoiser) -> tuple[int, int]:
+    """Channels and side."""
     config = denoiser.network.config
-    side = side * int(config.sample_size) // denoiser.resolution
-    return torch.empty(count, config.in_channels, side, side, dtype=denoiser.dtype)
+    side = recipe.sampling.resolution or denoiser.resolution
+    return config.in_channels, side * int(config.sample_size) // denoiser.resolution
 
 
 def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
-    """A batch with all that any objective may ask for."""
-    latents = _latents(recipe, denoiser, count)
+    """Noised pictures with their prompts."""
+    channels, side = _latent_shape(recipe, denoiser)
+    latents = torch.empty(count, channels, side, side, dtype=denoiser.dtype)
     prompts = torch.empty(count, *denoiser.prompt_shape, dtype=denoiser.dtype)
-    full = torch.empty(latents.shape)
-    return Batch(
-        noisy=latents,
-        timesteps=torch.zeros(count, dtype=torch.long),
-        prompts=prompts,
-        target=full,
-        anchors=prompts,
-        empty=prompts,
-        uniform=full,
-        surrogate_noisy=latents,
-        surrogate_target=full,
-        shift=full,
-    )
+    return Batch(latents, torch.zeros(count, dtype=torch.long), prompts, torch.empty(latents.shape))
 
 
 def _weight_bytes(network: nn.Module) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from erasediff_lora import denoisers, objectives
 from erasediff_lora.data import sets
-from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.data.batches import BatchSampler, Sampler
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.objectives import Network, Objective
@@ -60,7 +60,7 @@ class Run:
     recipe: Recipe
     denoiser: Denoiser
     trainable: Trainable
-    sampler: BatchSampler
+    sampler: Sampler
     objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler

@@ -27,7 +27,7 @@ import bench_memory
 import torch
 
 from erasediff_lora import __version__
-from erasediff_lora.data.batches import denoising_target
+from erasediff_lora.data.noising import denoising_target
 from erasediff_lora.objectives.base import loss_and_gradient
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.yaml_io import overlay, read_yaml
@@ -117,7 +117,7 @@ def measure(recipe: Recipe, rounds: int, warm_up: int) -> dict[str, float]:
             objective: Any = run.objective
             jobs |= {
                 "bare": partial(bare_passes, run, forget, retain),
-                "retain": partial(loss_and_gradient, objective.network, retain, objective._loss),
+                "retain": partial(loss_and_gradient, objective.network, retain, objective.loss),
                 "diffusers": partial(diffusers_step, run, retain),
             }
         for name, job in jobs.items():

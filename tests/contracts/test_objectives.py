@@ -13,7 +13,7 @@ import yaml
 from refusals import refused
 from safetensors.torch import load_file
 from torch import Tensor
-from toy import Toy, batch, finite_difference, network
+from toy import Toy, batch, direction, finite_difference, network
 
 from erasediff_lora.objectives import Batch
 from erasediff_lora.registry import OBJECTIVES
@@ -49,7 +49,7 @@ Loss = Callable[[Toy, Tensor, Batch, Batch], Tensor]
 
 def anchored(weight: float, *, base: bool) -> Loss:
     def loss(toy: Toy, at: Tensor, forget: Batch, retain: Batch) -> Tensor:
-        target = predict(toy, None if base else flat(toy), forget, forget.anchors)
+        target = predict(toy, None if base else flat(toy), forget, forget.extras["anchors"])
         return error(toy, at, forget, target) + weight * error(toy, at, retain, retain.target)
 
     return loss
@@ -57,7 +57,7 @@ def anchored(weight: float, *, base: bool) -> Loss:
 
 def away(eta: float, weight: float) -> Loss:
     def loss(toy: Toy, at: Tensor, forget: Batch, retain: Batch) -> Tensor:
-        empty, concept = (predict(toy, None, forget, prompts) for prompts in (forget.empty, forget.prompts))
+        empty, concept = (predict(toy, None, forget, prompts) for prompts in (forget.extras["empty"], forget.prompts))
         guided = empty - eta * (concept - empty)
         return error(toy, at, forget, guided) + weight * error(toy, at, retain, retain.target)
 
@@ -66,10 +66,10 @@ def away(eta: float, weight: float) -> Loss:
 
 def amnesia(weight: float, penalty: float, samples: int) -> Loss:
     def loss(toy: Toy, at: Tensor, forget: Batch, retain: Batch) -> Tensor:
-        corrupted = replace(forget, noisy=forget.surrogate_noisy)
+        corrupted = replace(forget, noisy=forget.extras["surrogate_noisy"])
         change = at[12:].view(6, 2) @ at[:12].view(2, 6)
         return (
-            error(toy, at, corrupted, forget.surrogate_target)
+            error(toy, at, corrupted, forget.extras["surrogate_target"])
             + weight * error(toy, at, retain, retain.target)
             + penalty * 50 * 6 * (fisher(toy, samples) * change**2).sum()
         )
@@ -139,18 +139,18 @@ FORMULAS: list[tuple[str, dict, Loss]] = [
 def test_the_direction_is_the_gradient_of_the_formula(name, options, loss) -> None:
     """By finite differences of the restated loss, the target held still."""
     toy, forget, retain = Toy(), batch(1), batch(2)
-    direction = prepared(name, toy, **options).direction([forget], [retain])
+    found = direction(prepared(name, toy, **options), [forget], [retain])
     expected = finite_difference(lambda at: float(loss(toy, at, forget, retain)), flat(toy))
-    torch.testing.assert_close(direction.vector, expected, atol=1e-7, rtol=1e-6)
-    assert float(direction.vector.norm()) > 1e-4
+    torch.testing.assert_close(found.vector, expected, atol=1e-7, rtol=1e-6)
+    assert float(found.vector.norm()) > 1e-4
 
 
 @pytest.mark.parametrize("density", [0.25, 0.5])
 def test_saliency_changes_the_top_share_of_all_entries_only(density) -> None:
     toy, forget, retain = Toy(), batch(1), batch(2)
     options = {"density": density, "mask_batches": 3}
-    vector = prepared("saliency", toy, **options).direction([forget], [retain]).vector
-    full = prepared("saliency", toy, density=1.0).direction([forget], [retain]).vector
+    vector = direction(prepared("saliency", toy, **options), [forget], [retain]).vector
+    full = direction(prepared("saliency", toy, density=1.0), [forget], [retain]).vector
     summed = torch.zeros(24, dtype=torch.float64)
     for step in range(3):
         data = batch(100 + step)
@@ -171,8 +171,8 @@ def test_saliency_of_a_fresh_adapter_masks_nothing_where_nothing_is_salient() ->
 def test_micro_batches_make_the_same_direction(name) -> None:
     toy, forget, retain = Toy(), batch(1), batch(2)
 
-    whole = prepared(name, toy).direction([forget], [retain])
-    cut = prepared(name, toy).direction([forget[:2], forget[2:]], [retain[:2], retain[2:]])
+    whole = direction(prepared(name, toy), [forget], [retain])
+    cut = direction(prepared(name, toy), [forget[:2], forget[2:]], [retain[:2], retain[2:]])
     torch.testing.assert_close(whole.vector, cut.vector, atol=1e-12, rtol=1e-9)
 
 
@@ -180,16 +180,16 @@ def test_micro_batches_make_the_same_direction(name) -> None:
 def test_parameters_and_base_stay_as_they_are(name) -> None:
     toy = Toy()
     before = [tensor.detach().clone() for tensor in (toy.base, toy.down, toy.up)]
-    direction = prepared(name, toy).direction([batch(1)], [batch(2)])
+    found = direction(prepared(name, toy), [batch(1)], [batch(2)])
     assert all(torch.equal(one, other) for one, other in zip(before, (toy.base, toy.down, toy.up), strict=True))
-    assert direction.vector.shape == (24,) and not direction.vector.requires_grad
-    assert {"retain_loss", "forget_loss", "direction_norm"} <= direction.metrics.keys()
-    assert direction.metrics["direction_norm"] == pytest.approx(float(direction.vector.norm()))
+    assert found.vector.shape == (24,) and not found.vector.requires_grad
+    assert {"retain_loss", "forget_loss", "direction_norm"} <= found.metrics.keys()
+    assert found.metrics["direction_norm"] == pytest.approx(float(found.vector.norm()))
 
 
 def test_an_absent_retain_loss_costs_nothing() -> None:
     toy = Toy()
-    prepared("esd", toy).direction([batch(1)], [batch(2)])
+    direction(prepared("esd", toy), [batch(1)], [batch(2)])
     assert toy.calls == 3, "empty, concept, erased"
 
 
@@ -283,8 +283,8 @@ def test_the_stand_in_is_noised_like_the_pictures(tiny_base, recipe_file) -> Non
         data = [sets.prepare(recipe, denoiser, kind) for kind in ("forget", "retain")]
         ((drawn,), _) = BatchSampler.of(recipe, *data, denoiser).draw(0)
         alphas = denoiser.noise_scheduler.alphas_cumprod[drawn.timesteps][:, None, None, None]
-        assert torch.equal(drawn.surrogate_target, drawn.target), "the same noise"
-        clean = (drawn.surrogate_noisy - (1 - alphas).sqrt() * drawn.target) / alphas.sqrt()
+        assert torch.equal(drawn.extras["surrogate_target"], drawn.target), "the same noise"
+        clean = (drawn.extras["surrogate_noisy"] - (1 - alphas).sqrt() * drawn.target) / alphas.sqrt()
         clear = drawn.timesteps < 500  # beyond, rounding is magnified
         if kind == "noise":
             assert float(clean[clear].abs().max()) <= 3**0.5 + 1e-3

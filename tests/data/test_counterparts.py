@@ -13,7 +13,8 @@ from torch import Tensor
 
 from erasediff_lora import denoisers
 from erasediff_lora.data import sets
-from erasediff_lora.data.batches import BatchSampler, counterpart_shift, denoising_target
+from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.data.noising import counterpart_shift, denoising_target
 from erasediff_lora.denoisers.flow_matching import FlowMatching
 from erasediff_lora.recipe import Recipe
 
@@ -106,8 +107,8 @@ def test_counterparts_of_pictures_have_their_shapes(recipe_file, tmp_path) -> No
     sampler = BatchSampler.of(recipe, data["forget"], data["retain"], denoiser)
     for step in range(3):
         ((batch,), (retained,)) = sampler.draw(step)
-        assert batch.shift is not None and batch.shift.shape == batch.noisy.shape
-        assert retained.shift is None
+        assert batch.extras["shift"].shape == batch.noisy.shape
+        assert not retained.extras
 
 
 def test_pictures_that_were_read_share_as_many_as_the_recipe_says(recipe_file, tmp_path) -> None:

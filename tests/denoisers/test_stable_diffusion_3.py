@@ -10,7 +10,7 @@ from refusals import refused
 from safetensors.torch import load_file
 from tiny import tiny_sd3_pipeline
 
-from erasediff_lora.data.batches import denoising_target
+from erasediff_lora.data.noising import denoising_target
 from erasediff_lora.recipe import Sampling
 
 FAMILY, PIPELINE = "stable_diffusion_3", tiny_sd3_pipeline

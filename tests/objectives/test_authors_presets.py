@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
-from toy import Toy, batch, network
+from toy import Toy, batch, direction, network
 
 from erasediff_lora.objectives import Batch
 from erasediff_lora.registry import OBJECTIVES
@@ -55,7 +55,7 @@ def salun_mask(model: Model, guidance: float, loss: Callable[[Tensor, Tensor], T
     total = torch.zeros_like(model.theta)
     for step in range(16):
         ((data,), _) = prepared_batches(step)
-        guided = (1 + guidance) * model(data, data.prompts) - guidance * model(data, data.empty)
+        guided = (1 + guidance) * model(data, data.prompts) - guidance * model(data, data.extras["empty"])
         gradient = model.gradient(loss(guided, data.target))
         if clip is not None:
             gradient = gradient * min(1.0, clip / (float(gradient.norm()) + 1e-6))  # clip_grad_norm_
@@ -65,14 +65,14 @@ def salun_mask(model: Model, guidance: float, loss: Callable[[Tensor, Tensor], T
 
 
 def salun_ddpm(model: Model) -> Tensor:
-    pseudo = model(FORGET, FORGET.anchors).detach()
+    pseudo = model(FORGET, FORGET.extras["anchors"]).detach()
     forget_loss = mse_loss(pseudo, model(FORGET, FORGET.prompts))
     remain_loss = summed(model(RETAIN, RETAIN.prompts), RETAIN.target)
     return model.gradient(forget_loss + 1e-3 * remain_loss) * salun_mask(model, 2.0, summed, 1.0)
 
 
 def salun_sd(model: Model) -> Tensor:
-    pseudo = model(FORGET, FORGET.anchors).detach()
+    pseudo = model(FORGET, FORGET.extras["anchors"]).detach()
     forget_loss = mse_loss(model(FORGET, FORGET.prompts), pseudo)
     remain_loss = mse_loss(model(RETAIN, RETAIN.prompts), RETAIN.target)
     return model.gradient(forget_loss + 0.5 * remain_loss) * salun_mask(model, 7.5, mse_loss, None)
@@ -84,7 +84,9 @@ def gradient_ascent(model: Model) -> Tensor:
 
 
 def esd_sd(model: Model) -> Tensor:
-    concept, empty = (model(FORGET, prompts, adapted=False).detach() for prompts in (FORGET.prompts, FORGET.empty))
+    concept, empty = (
+        model(FORGET, prompts, adapted=False).detach() for prompts in (FORGET.prompts, FORGET.extras["empty"])
+    )
     return model.gradient(mse_loss(model(FORGET, FORGET.prompts), concept - 2 * (concept - empty)))
 
 
@@ -95,7 +97,7 @@ def amnesia(model: Model, penalty: float, loss: Callable[[Tensor, Tensor], Tenso
         data = batch(200 + number // 4)[number % 4 : number % 4 + 1]
         (gradient,) = torch.autograd.grad(loss(model(data, data.prompts, adapted=False), data.target), [model.base])
         fisher += T * gradient.square() / samples
-    forget = (FORGET.surrogate_noisy, FORGET.timesteps, FORGET.prompts, FORGET.surrogate_target)
+    forget = (FORGET.extras["surrogate_noisy"], FORGET.timesteps, FORGET.prompts, FORGET.extras["surrogate_target"])
     corrupted = Batch(*forget)
     total = loss(model(corrupted, corrupted.prompts), corrupted.target)
     total = total + 1 * loss(model(RETAIN, RETAIN.prompts), RETAIN.target)
@@ -104,20 +106,20 @@ def amnesia(model: Model, penalty: float, loss: Callable[[Tensor, Tensor], Tenso
 
 def erasediff_paper(model: Model) -> Tensor:
     retain = model.gradient(mse_loss(model(RETAIN, RETAIN.prompts), RETAIN.target))
-    constraint = model.gradient(mse_loss(model(FORGET, FORGET.prompts), FORGET.uniform))
+    constraint = model.gradient(mse_loss(model(FORGET, FORGET.prompts), FORGET.extras["uniform"]))
     barrier = 1.0 * constraint.square().sum()
     multiplier = max(0.0, float((barrier - retain @ constraint) / constraint.square().sum()))
     return retain + multiplier * constraint
 
 
 def erasediff_public_sd(model: Model) -> Tensor:
-    pseudo = model(FORGET, FORGET.anchors).detach()
+    pseudo = model(FORGET, FORGET.extras["anchors"]).detach()
     loss = mse_loss(model(FORGET, FORGET.prompts), pseudo)
     return model.gradient(mse_loss(model(RETAIN, RETAIN.prompts), RETAIN.target) + 1.0 * loss)
 
 
 def concept_ablation(model: Model) -> Tensor:
-    anchor = model(FORGET, FORGET.anchors).detach()
+    anchor = model(FORGET, FORGET.extras["anchors"]).detach()
     prior = mse_loss(model(RETAIN, RETAIN.prompts), RETAIN.target)
     return model.gradient(mse_loss(model(FORGET, FORGET.prompts), anchor) + 1.0 * prior)
 
@@ -149,7 +151,7 @@ def test_the_direction_is_that_of_the_authors(name: str, preset: str) -> None:
     method, model = OBJECTIVES[name], Model()
     objective = method(method.Settings(name=name, preset=preset, **options), network(Toy()))
     objective.prepared = objective.prepare(prepared_batches)
-    vector = objective.direction([FORGET], [RETAIN]).vector
+    vector = direction(objective, [FORGET], [RETAIN]).vector
     expected = formula(model)
     assert float((vector - expected).abs().max() / expected.abs().max()) <= 1e-6
     assert float(expected.norm()) > 1e-4

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from toy import Toy, batch, finite_difference, network
+from toy import Toy, batch, direction, finite_difference, network
 
-from erasediff_lora.objectives import Batch
+from erasediff_lora.objectives import Batch, aim
 from erasediff_lora.objectives.erasediff import EraseDiff, EraseDiffSettings, constraint_multiplier
 
 COMBINATIONS = list(itertools.product(("grad_norm", "gap", "fixed"), ("detached", "first_order")))
@@ -31,9 +31,9 @@ def theta_of(toy: Toy) -> Tensor:
 def constraint_gradient(toy: Toy, data: Batch, **options: object) -> Tensor:
     """∇ĝ as the update uses it: the difference of the directions for λ = 1 and λ = 0."""
     one, zero = (
-        EraseDiff(EraseDiffSettings(barrier="fixed", multiplier=m, **options), network(toy))
-        .direction([data], [batch(9)])
-        .vector
+        direction(
+            EraseDiff(EraseDiffSettings(barrier="fixed", multiplier=m, **options), network(toy)), [data], [batch(9)]
+        ).vector
         for m in (1.0, 0.0)
     )
     return one - zero
@@ -76,7 +76,7 @@ def test_a_vanishing_constraint_gradient_leaves_the_retain_gradient() -> None:
 
 def test_detached_gradient_is_that_of_the_forget_loss() -> None:
     toy, data = Toy(), batch(1)
-    target = toy.forward_base(data.noisy, data.timesteps, data.anchors)
+    target = toy.forward_base(data.noisy, data.timesteps, data.extras["anchors"])
     expected = finite_difference(lambda at: forget_loss_at(toy, at, data, target), theta_of(toy))
     torch.testing.assert_close(constraint_gradient(toy, data, gradient="detached"), expected, rtol=1e-6, atol=1e-8)
 
@@ -84,7 +84,7 @@ def test_detached_gradient_is_that_of_the_forget_loss() -> None:
 @pytest.mark.parametrize("inner_steps", [1, 3])
 def test_first_order_gradient_subtracts_that_at_the_inner_solution(inner_steps: int) -> None:
     toy, data, rate = Toy(), batch(1), 0.5
-    target = toy.forward_base(data.noisy, data.timesteps, data.anchors)
+    target = toy.forward_base(data.noisy, data.timesteps, data.extras["anchors"])
 
     def loss(at: Tensor) -> Tensor:
         return forget_loss_at(toy, at, data, target)
@@ -96,11 +96,11 @@ def test_first_order_gradient_subtracts_that_at_the_inner_solution(inner_steps: 
     actual = constraint_gradient(toy, data, gradient="first_order", inner_steps=inner_steps, inner_learning_rate=rate)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-8)
 
-    gap = (
-        EraseDiff(EraseDiffSettings(barrier="gap", inner_steps=inner_steps, inner_learning_rate=rate), network(toy))
-        .direction([data], [batch(9)])
-        .metrics["gap"]
-    )
+    gap = direction(
+        EraseDiff(EraseDiffSettings(barrier="gap", inner_steps=inner_steps, inner_learning_rate=rate), network(toy)),
+        [data],
+        [batch(9)],
+    ).metrics["gap"]
     assert gap == pytest.approx(float(loss(theta_of(toy)) - loss(phi)), rel=1e-6)
 
 
@@ -108,14 +108,14 @@ def test_first_order_gradient_subtracts_that_at_the_inner_solution(inner_steps: 
 @pytest.mark.parametrize("barrier", ["grad_norm", "gap"])
 def test_direction_meets_its_barrier(barrier: str, eta: float) -> None:
     toy, data = Toy(), batch(1)
-    direction = EraseDiff(EraseDiffSettings(barrier=barrier, eta=eta), network(toy)).direction([data], [batch(9)])
+    found = direction(EraseDiff(EraseDiffSettings(barrier=barrier, eta=eta), network(toy)), [data], [batch(9)])
     gradient = constraint_gradient(toy, data)
-    level = eta * (gradient @ gradient if barrier == "grad_norm" else max(direction.metrics["gap"], 0))
-    if direction.metrics["lambda"] > 0:
-        assert float(gradient @ direction.vector) == pytest.approx(float(level), rel=1e-6)
+    level = eta * (gradient @ gradient if barrier == "grad_norm" else max(found.metrics["gap"], 0))
+    if found.metrics["lambda"] > 0:
+        assert float(gradient @ found.vector) == pytest.approx(float(level), rel=1e-6)
     else:
-        assert float(gradient @ direction.vector) >= float(level)
-    assert direction.metrics["direction_norm"] == pytest.approx(float(direction.vector.norm()))
+        assert float(gradient @ found.vector) >= float(level)
+    assert found.metrics["direction_norm"] == pytest.approx(float(found.vector.norm()))
 
 
 @pytest.mark.parametrize(("barrier", "gradient"), COMBINATIONS)
@@ -128,7 +128,7 @@ def test_inner_steps_leave_parameters_and_outer_optimizer_untouched(barrier: str
     parameters = [parameter.detach().clone() for parameter in toy.parameters()]
     moments = [s[key].clone() for s in optimizer.state.values() for key in ("step", "exp_avg", "exp_avg_sq")]
     settings = EraseDiffSettings(barrier=barrier, gradient=gradient, inner_steps=3, inner_learning_rate=1.0)
-    EraseDiff(settings, network(toy)).direction([batch(1)], [batch(9)])
+    direction(EraseDiff(settings, network(toy)), [batch(1)], [batch(9)])
     assert all(torch.equal(a, b) for a, b in zip(parameters, toy.parameters(), strict=True))
     after = [s[key] for s in optimizer.state.values() for key in ("step", "exp_avg", "exp_avg_sq")]
     assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
@@ -142,7 +142,7 @@ def test_inner_steps_are_skipped_exactly_when_they_are_inert(barrier: str, gradi
         objective = EraseDiff(
             EraseDiffSettings(barrier=barrier, gradient=gradient, inner_steps=inner_steps), network(toy)
         )
-        vector = objective.direction([batch(1)], [batch(9)]).vector
+        vector = direction(objective, [batch(1)], [batch(9)]).vector
         is_inert = barrier != "gap" and gradient == "detached"
         assert bool(objective.notes) == is_inert
         return vector, toy.calls
@@ -156,35 +156,41 @@ def test_inner_steps_are_skipped_exactly_when_they_are_inert(barrier: str, gradi
         assert many_calls == few_calls + 3
 
 
+def aimed(objective: EraseDiff, data: Batch) -> Tensor:
+    """What a forget batch is aimed at."""
+    ((forget,), _) = aim(objective, [data], [])
+    return forget.target
+
+
 def test_forget_targets() -> None:
     toy, data = Toy(), batch(1)
 
     def target(name: str, source: str = "base") -> Tensor:
-        return EraseDiff(EraseDiffSettings(target=name, target_from=source), network(toy)).forget_target(data)
+        return aimed(EraseDiff(EraseDiffSettings(target=name, target_from=source), network(toy)), data)
 
-    assert torch.equal(target("uniform"), data.uniform)
-    assert torch.equal(target("uncond"), toy.forward_base(data.noisy, data.timesteps, data.empty))
+    assert torch.equal(target("uniform"), data.extras["uniform"])
+    assert torch.equal(target("uncond"), toy.forward_base(data.noisy, data.timesteps, data.extras["empty"]))
     for name in ("anchor", "random_anchor"):
-        assert torch.equal(target(name), toy.forward_base(data.noisy, data.timesteps, data.anchors))
+        assert torch.equal(target(name), toy.forward_base(data.noisy, data.timesteps, data.extras["anchors"]))
     current = target("anchor", "current")
-    assert torch.equal(current, toy(data.noisy, data.timesteps, data.anchors))
+    assert torch.equal(current, toy(data.noisy, data.timesteps, data.extras["anchors"]))
     assert not current.requires_grad
 
 
 def test_picture_guidance_adds_the_way_to_the_counterpart() -> None:
     toy, data = Toy(), batch(1)
-    data = replace(data, shift=data.target + 1)
+    data = replace(data, extras={**data.extras, "shift": data.target + 1})
 
     def target(**options: object) -> Tensor:
-        return EraseDiff(EraseDiffSettings(picture_guidance=0.6, **options), network(toy)).forget_target(data)
+        return aimed(EraseDiff(EraseDiffSettings(picture_guidance=0.6, **options), network(toy)), data)
 
-    anchor = toy.forward_base(data.noisy, data.timesteps, data.anchors)
-    torch.testing.assert_close(target(target="anchor"), anchor + 0.6 * data.shift)
-    current = toy(data.noisy, data.timesteps, data.anchors).detach()
-    torch.testing.assert_close(target(target="anchor", target_from="current"), current + 0.6 * data.shift)
+    anchor = toy.forward_base(data.noisy, data.timesteps, data.extras["anchors"])
+    torch.testing.assert_close(target(target="anchor"), anchor + 0.6 * data.extras["shift"])
+    current = toy(data.noisy, data.timesteps, data.extras["anchors"]).detach()
+    torch.testing.assert_close(target(target="anchor", target_from="current"), current + 0.6 * data.extras["shift"])
     assert not target(target="anchor").requires_grad
-    assert torch.equal(target(target="uncond"), toy.forward_base(data.noisy, data.timesteps, data.empty))
-    assert torch.equal(target(target="uniform"), data.uniform)
+    assert torch.equal(target(target="uncond"), toy.forward_base(data.noisy, data.timesteps, data.extras["empty"]))
+    assert torch.equal(target(target="uniform"), data.extras["uniform"])
 
 
 def test_a_setting_without_effect_is_noted() -> None:
@@ -200,12 +206,11 @@ def test_a_setting_without_effect_is_noted() -> None:
 @pytest.mark.parametrize(("barrier", "gradient"), COMBINATIONS)
 def test_micro_batches_add_up_to_the_whole(barrier: str, gradient: str) -> None:
     def halves(data: Batch) -> list[Batch]:
-        fields = {name: value for name, value in vars(data).items() if value is not None}
-        return [replace(data, **{n: v[rows] for n, v in fields.items()}) for rows in (slice(0, 2), slice(2, 4))]
+        return [data[:2], data[2:]]
 
     settings = EraseDiffSettings(barrier=barrier, gradient=gradient, inner_steps=2)
-    whole = EraseDiff(settings, network(Toy())).direction([batch(1)], [batch(9)])
-    parts = EraseDiff(settings, network(Toy())).direction(halves(batch(1)), halves(batch(9)))
+    whole = direction(EraseDiff(settings, network(Toy())), [batch(1)], [batch(9)])
+    parts = direction(EraseDiff(settings, network(Toy())), halves(batch(1)), halves(batch(9)))
     torch.testing.assert_close(parts.vector, whole.vector)
     assert parts.metrics == pytest.approx(whole.metrics)
 

@@ -50,14 +50,14 @@ def adapter_of(folder) -> dict[str, torch.Tensor]:
 def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(made) -> None:
     adversary, forget, sampler = made
     (batch,) = sampler.draw(0)[0]
-    assert adversary.mixed([batch])[0] is batch, "nothing has been found yet"
+    assert adversary.change_forget([batch])[0] is batch, "nothing has been found yet"
     for step in range(3):
-        adversary.refresh(step)
+        adversary.before_step(step)
     denoiser = adversary.denoiser
     changed, used = [], set()
     for step in range(6):
         (batch,) = sampler.draw(step)[0]
-        (mixed,) = adversary.mixed([batch])
+        (mixed,) = adversary.change_forget([batch])
         texts = [forget.prompts[row] for row in forget.captions[batch.rows].tolist()]
         changed.append(0)
         for text, before, after in zip(texts, batch.prompts, mixed.prompts, strict=True):
@@ -71,7 +71,7 @@ def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(mad
                 assert any(fits), f"{text} goes on under a condition of {concept}, in its own wording"
                 used.add((concept, fits.index(True)))
                 changed[-1] += 1
-        assert mixed.anchors is batch.anchors and torch.equal(mixed.noisy, batch.noisy)
+        assert mixed.extras is batch.extras and torch.equal(mixed.noisy, batch.noisy)
     assert changed == [4] * 6, "half of each batch"
     assert len(used) >= 4, "of all conditions"
 
@@ -91,7 +91,7 @@ def test_a_search_finds_what_the_network_denoises_better_by(made) -> None:
 
 def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(recipe_file, monkeypatch) -> None:
     """On a loss so small that its gradient vanishes in float16 where it is not scaled."""
-    from erasediff_lora.evaluation.attacks import search
+    from erasediff_lora.denoisers import textual_inversion as search
 
     plain = search.slot_loss
     monkeypatch.setattr(search, "slot_loss", lambda *arguments: SMALL * plain(*arguments))
@@ -118,12 +118,12 @@ def test_the_newest_conditions_are_kept_and_come_back(made) -> None:
     adversary, _, _ = made
     seen = []
     for step in range(5):
-        adversary.refresh(step)
+        adversary.before_step(step)
         seen.append(adversary.pools["cat"][-1].clone())
     assert adversary.pools["cat"].shape == (3, 1, 32)
     assert torch.equal(adversary.pools["cat"], torch.stack(seen[-3:]))
     state = adversary.state()
-    adversary.refresh(5)
+    adversary.before_step(5)
     adversary.load_state(state)
     assert torch.equal(adversary.pools["cat"], torch.stack(seen[-3:]))
 
@@ -131,11 +131,11 @@ def test_the_newest_conditions_are_kept_and_come_back(made) -> None:
 def test_a_search_that_is_not_finite_is_left_out(made, monkeypatch, caplog) -> None:
     adversary, _, sampler = made
     monkeypatch.setattr(adversary.denoiser, "predict", lambda noisy, t, prompts: noisy * prompts.mean() * float("nan"))
-    adversary.refresh(0)
+    adversary.before_step(0)
     assert adversary.pools == {}
     assert "the search for a condition of cat at step 1 is not finite and left out" in caplog.text
     (batch,) = sampler.draw(0)[0]
-    assert torch.equal(adversary.mixed([batch])[0].prompts, batch.prompts)
+    assert torch.equal(adversary.change_forget([batch])[0].prompts, batch.prompts)
 
 
 def test_refreshing_keeps_to_its_period(recipe_file) -> None:
@@ -144,7 +144,7 @@ def test_refreshing_keeps_to_its_period(recipe_file) -> None:
     adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
     sizes = []
     for step in range(7):
-        adversary.refresh(step)
+        adversary.before_step(step)
         sizes.append(len(adversary.pools["cat"]))
     assert sizes == [1, 1, 1, 2, 2, 2, 3]
 
@@ -160,7 +160,7 @@ def test_searches_go_on_from_conditions_of_the_pool(recipe_file) -> None:
     for step in range(3):
         stream = adversary.pictures["cat"].noised(denoiser, 2, step)
         found, _ = invert(denoiser, stream, found, steps=3, learning_rate=recipe.adversary.learning_rate)
-        adversary.refresh(step)
+        adversary.before_step(step)
         assert torch.equal(adversary.pools["cat"], found[None]), "in the place of the one that it went on from"
 
 
@@ -169,7 +169,7 @@ def test_some_searches_go_on_and_some_start_anew(recipe_file) -> None:
     denoiser = denoisers.load(recipe.model)
     adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
     for step in range(24):
-        adversary.refresh(step)
+        adversary.before_step(step)
     assert 6 <= len(adversary.pools["cat"]) <= 18
 
 

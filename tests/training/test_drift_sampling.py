@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from erasediff_lora import denoisers
 from erasediff_lora.data import sets
-from erasediff_lora.data.batches import BatchSampler, use_base_targets
+from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.objectives import aim
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.registry import OBJECTIVES
 from erasediff_lora.training.drift_sampling import MEMORY, DriftSampler
@@ -41,7 +40,7 @@ def retain(recipe, denoiser):
 def drift_sampler(recipe, denoiser, retain):
     """Of an adapter that has changed."""
     trainable = adapt(recipe, denoiser)
-    objective = create_objective(recipe, denoiser, trainable, mean=lambda tensor: tensor)
+    objective = create_objective(recipe, denoiser, trainable)
     generator = torch.Generator().manual_seed(0)
     for parameter in trainable.parameters:
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
@@ -49,10 +48,10 @@ def drift_sampler(recipe, denoiser, retain):
 
 
 def test_scores_are_the_drift_of_each_prompt(drift_sampler, denoiser, retain) -> None:
-    drift_sampler.measure(0)
-    drift_sampler.measure(3)
-    assert drift_sampler.drift_weights() is None, "not yet, and not between the periods"
-    drift_sampler.measure(STEP)
+    drift_sampler.before_step(0)
+    drift_sampler.before_step(3)
+    assert drift_sampler.retain_weights() is None, "not yet, and not between the periods"
+    drift_sampler.before_step(STEP)
     captions = [retain.prompts[row] for row in retain.captions.tolist()]
     noisy, timesteps, _, texts = next(drift_sampler.pictures.noised(denoiser, 9, STEP))
     for text in set(captions):
@@ -65,9 +64,9 @@ def test_scores_are_the_drift_of_each_prompt(drift_sampler, denoiser, retain) ->
         assert drift > 0
         score = drift_sampler.scores[retain.prompts.index(text)]
         torch.testing.assert_close(score, drift)
-        assert drift_sampler.drift_weights()[captions.index(text)] == score
+        assert drift_sampler.retain_weights()[captions.index(text)] == score
     before = drift_sampler.scores.clone()
-    drift_sampler.measure(STEP + 2)
+    drift_sampler.before_step(STEP + 2)
     disturbance_again = drift_sampler.scores
     assert not torch.equal(before, disturbance_again)
     known = before > 0
@@ -95,10 +94,10 @@ def test_the_focused_share_of_a_batch_is_drawn_by_the_odds(recipe, denoiser, ret
 
 
 def test_what_is_not_finite_is_not_counted(drift_sampler, monkeypatch) -> None:
-    drift_sampler.measure(2)
+    drift_sampler.before_step(2)
     before = drift_sampler.scores.clone()
     monkeypatch.setattr(drift_sampler, "predict_base", lambda noisy, *rest: torch.full_like(noisy, float("inf")))
-    drift_sampler.measure(4)
+    drift_sampler.before_step(4)
     assert torch.equal(drift_sampler.scores, before)
 
 
@@ -116,8 +115,10 @@ def test_contrasted_samples_show_forget_pictures_held_to_the_base(recipe, denois
         assert float(distances.amin(dim=1).max()) < 1e-3
     empty = (batch.prompts == retain.embeddings[0]).all(dim=2).all(dim=1)
     assert int((empty & batch.contrasted).sum()) >= 2, "half of them under no prompt"
-    held = use_base_targets(batch, lambda noisy, timesteps, prompts: torch.full_like(noisy, 7.0))
-    assert bool((held.target[batch.contrasted] == 7).all())
+    objective = create_objective(recipe, denoiser, adapt(recipe, denoiser))
+    _, (held,) = aim(objective, [], [batch])
+    given = batch.noisy[batch.contrasted], batch.timesteps[batch.contrasted], batch.prompts[batch.contrasted]
+    assert torch.equal(held.target[batch.contrasted], objective.network.predict_base(*given).detach())
     assert torch.equal(held.target[~batch.contrasted], batch.target[~batch.contrasted])
     (without,) = BatchSampler.of(recipe, forget, retain, denoiser).draw(3)[0]
     assert without.contrasted is None, "none in the forget batch"
@@ -127,8 +128,8 @@ def test_a_share_of_the_retain_batch_has_high_noise(recipe, denoiser, retain) ->
     forget = sets.prepare(recipe, denoiser, "forget")
     recipe = recipe.model_copy(update={"retain": recipe.retain.model_copy(update={"high_noise": 0.5})})
     after = BatchSampler.of(recipe, forget, retain, denoiser)
-    assert after.high_noise == 0.5
-    before = replace(after, high_noise=0.0)
+    assert after.retain.high_noise == 0.5
+    before = after.plain
     moved, late = [], []
     for step in range(100):
         (forgotten,), (was,) = before.draw(step)

@@ -79,11 +79,7 @@ def test_the_first_step_is_the_papers(full, tiny_base, cli, tmp_path) -> None:
     recipe = Recipe.load(file)
     denoiser = denoisers.load(recipe.model)
     data = [sets.prepare(recipe, denoiser, kind) for kind in ("forget", "retain")]
-    sampler = BatchSampler(
-        *data, denoiser.noise_scheduler, batch_size=4, micro_batches=1, empty_prompt_share=0.1,
-        min_snr_gamma=None, seed=0, device=torch.device("cpu"), dtype=torch.float32,
-    )  # fmt: skip
-    (forget,), (retain,) = sampler.draw(0)
+    (forget,), (retain,) = BatchSampler.of(recipe, *data, denoiser).draw(0)
     unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet").train()
     parameters = [p for _, p in sorted(unet.named_parameters())]
 
@@ -91,7 +87,7 @@ def test_the_first_step_is_the_papers(full, tiny_base, cli, tmp_path) -> None:
         loss = (unet(batch.noisy, batch.timesteps, batch.prompts).sample - target).square().mean()
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
-    retained, erased = gradient(retain, retain.target), gradient(forget, forget.uniform)
+    retained, erased = gradient(retain, retain.target), gradient(forget, forget.extras["uniform"])
     multiplier = torch.clamp((erased @ erased - retained @ erased) / (erased @ erased), min=0)
     direction = retained + multiplier * erased
     after = load_file(tmp_path / "run" / WEIGHTS)

@@ -242,7 +242,7 @@ def test_v_prediction_follows_the_schedulers_velocity(tmp_path, cli) -> None:
     """The batch's target is sqrt(a) ε − sqrt(1 − a) x0, and the whole program runs on such a base."""
     from erasediff_lora import denoisers
     from erasediff_lora.data import sets
-    from erasediff_lora.data.batches import BatchSampler
+    from erasediff_lora.data.batches import RetainSampler, Setting
     from erasediff_lora.recipe import Recipe
 
     base = tmp_path / "v"
@@ -256,8 +256,8 @@ def test_v_prediction_follows_the_schedulers_velocity(tmp_path, cli) -> None:
     data = sets.prepare(recipe, denoiser, "retain")
     scheduler = denoiser.noise_scheduler
     assert scheduler.config.prediction_type == "v_prediction"
-    sampler = BatchSampler(data, data, scheduler, 16, 1, 0.5, 5.0, 0, denoiser.device, denoiser.dtype)
-    ((batch,),) = (sampler._draw(data, 3, 1),)
+    setting = Setting(scheduler, 16, 1, 0, denoiser.device, denoiser.dtype)
+    (batch,) = RetainSampler(data, setting, data, empty_prompt_share=0.5, min_snr_gamma=5.0).draw(3)
     a = scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     # x_t and v determine x0 and ε: x0 = sqrt(a) x_t − sqrt(1 − a) v, ε = sqrt(1 − a) x_t + sqrt(a) v
     clean = a.sqrt() * batch.noisy - (1 - a).sqrt() * batch.target
