@@ -135,6 +135,7 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         networks = denoiser.without_weights()
     sampler = Repeated.of(recipe, denoiser)
     with on_meta(memory):
+        sampler = sampler.to(denoiser.device)
         network = denoiser.network
         encoders = 0
         if recipe.adversary.pool:  # they stay, since its conditions are token embeddings
@@ -190,7 +191,9 @@ class Repeated:
 
     @classmethod
     def of(cls, recipe: Recipe, denoiser: Denoiser) -> Repeated:
-        """What the run's own sampler draws, of sets of one picture."""
+        """What the run's own sampler draws, of sets of one picture; on the CPU."""
+        denoiser = copy.copy(denoiser)
+        denoiser.device = torch.device("cpu")
         channels, side = _latent_shape(recipe, denoiser)
         latents = torch.zeros(1, channels, side, side)
         first = torch.zeros(1, dtype=torch.long)
@@ -198,6 +201,11 @@ class Repeated:
         shapes = torch.tensor([[side, side]])
         hollow = EncodedSet(latents, shapes, embeddings, first, first[None], [""], counterparts=latents)
         return cls(BatchSampler.of(recipe, hollow, hollow, denoiser).draw(0))
+
+    def to(self, device: torch.device) -> Repeated:
+        """The batches on a device."""
+        forget, retain = ([batch.to(device) for batch in batches] for batches in self.batches)
+        return Repeated((forget, retain))
 
     @property
     def plain(self) -> Repeated:

@@ -25,9 +25,11 @@ from typing import Any
 
 import bench_memory
 import torch
+from accelerate import Accelerator
 
 from erasediff_lora import __version__
 from erasediff_lora.data.noising import denoising_target
+from erasediff_lora.objectives import aim
 from erasediff_lora.objectives.base import loss_and_gradient
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.yaml_io import overlay, read_yaml
@@ -57,27 +59,27 @@ def recipe_of(name: str, work: Path, overrides: dict[str, Any]) -> Recipe:
 def bare_passes(run: Run, forget: list, retain: list) -> None:
     """The forward and backward passes of one step, and nothing else."""
     settings = run.recipe.objective
-    network = run.objective.network  # type: ignore[attr-defined]
+    network = run.objective.network
 
     def forward_backward(batch, target) -> None:
         prediction = network.predict(batch.noisy, batch.timesteps, batch.prompts)
         loss = torch.nn.functional.mse_loss(prediction.float(), target.float())
         torch.autograd.grad(loss, run.trainable.parameters, allow_unused=True)
 
-    targets = [run.objective.forget_target(batch) for batch in forget]  # type: ignore[attr-defined]
+    forget, retain = aim(run.objective, forget, retain)
     for batch in retain:
         forward_backward(batch, batch.target)
     inner = 0 if settings.inner_steps_are_inert else settings.inner_steps - 1  # the first reuses the outer gradient
     for _ in range(1 + inner + (settings.gradient == "first_order")):
-        for batch, target in zip(forget, targets, strict=True):
-            forward_backward(batch, target)
+        for batch in forget:
+            forward_backward(batch, batch.target)
     if not settings.inner_steps_are_inert and settings.gradient == "detached":
         with torch.no_grad():
             for batch in forget:
                 network.predict(batch.noisy, batch.timesteps, batch.prompts)
 
 
-def diffusers_step(run: Run, retain: list) -> None:
+def diffusers_step(run: Run, accelerator: Accelerator, retain: list) -> None:
     """As examples/text_to_image/train_text_to_image_lora.py steps, from latents and embeddings on."""
     scheduler = run.denoiser.noise_scheduler
     parameters = run.trainable.parameters
@@ -89,8 +91,8 @@ def diffusers_step(run: Run, retain: list) -> None:
         target = denoising_target(scheduler, latents, noise, timesteps)
         prediction = run.denoiser.predict(noisy, timesteps, batch.prompts)
         loss = torch.nn.functional.mse_loss(prediction.float(), target.float(), reduction="mean")
-        run.accelerator.backward(loss / len(retain))
-    run.accelerator.clip_grad_norm_(parameters, 1.0)
+        accelerator.backward(loss / len(retain))
+    accelerator.clip_grad_norm_(parameters, 1.0)
     run.optimizer.step()
     run.schedule.step()
     run.optimizer.zero_grad()
@@ -108,17 +110,18 @@ def seconds(work: Callable[[], object]) -> float:
 
 def measure(recipe: Recipe, rounds: int, warm_up: int) -> dict[str, float]:
     """Median seconds of everything that is compared, in turns; the first `warm_up` rounds do not count."""
-    run = set_up(recipe, distributed.start(recipe), resume=False)
+    accelerator = distributed.start(recipe)
+    run = set_up(recipe, accelerator, resume=False)
     times: dict[str, list[float]] = {"bare": [], "step": [], "retain": [], "diffusers": []}
     for step in range(rounds + warm_up):
         forget, retain = run.sampler.draw(step)
         jobs: dict[str, Callable[[], object]] = {"step": partial(loop.take_step, run, step)}
         if recipe.adapter.kind == "lora":
-            objective: Any = run.objective
+            objective = run.objective
             jobs |= {
                 "bare": partial(bare_passes, run, forget, retain),
                 "retain": partial(loss_and_gradient, objective.network, retain, objective.loss),
-                "diffusers": partial(diffusers_step, run, retain),
+                "diffusers": partial(diffusers_step, run, accelerator, retain),
             }
         for name, job in jobs.items():
             times[name].append(seconds(job))
