@@ -66,18 +66,14 @@ def attacks(found: Mapping[str, Any]) -> Chart:
     return draw("Attacks", f"Share of pictures in which the concept is back. {listed}", paint, 1.6 * len(names))
 
 
-CURVES = {
-    "retain_loss": "retain loss L_r",
-    "forget_loss": "forget loss L_f",
-    "gap": "violation ĝ",
-    "lambda": "multiplier λ",
-    "gradient_cosine": "cosine of the two gradients",
-}
+def training(lines: Sequence[Mapping[str, Any]], curves: Mapping[str, str]) -> Chart:
+    """The quantities of the training log.
 
-
-def training(lines: Sequence[Mapping[str, Any]]) -> Chart:
-    """The quantities of the training log."""
-    shown = {name: label for name, label in CURVES.items() if any(line.get(name) is not None for line in lines)}
+    Args:
+        lines: Of the log.
+        curves: Quantity -> label, as the objective has them.
+    """
+    shown = {name: label for name, label in curves.items() if any(line.get(name) is not None for line in lines)}
 
     def paint(figure: Figure) -> None:
         all_axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]

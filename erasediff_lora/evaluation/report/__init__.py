@@ -20,6 +20,8 @@ from erasediff_lora.evaluation.parts import Found, Part, Table
 from erasediff_lora.evaluation.pictures import Drawn, by_concept
 from erasediff_lora.evaluation.results import asked, attacked, measured
 from erasediff_lora.evaluation.shares import percent
+from erasediff_lora.objectives import Objective
+from erasediff_lora.registry import OBJECTIVES
 from erasediff_lora.storage.files import atomic, write_text
 from erasediff_lora.storage.run_folder import LOG_FILE, REPORT_FILE, SELECTION_FILE, read_evaluation
 
@@ -130,7 +132,8 @@ def _charts(folder: Path, result: Mapping[str, Any]) -> list[Chart]:
     if (folder / LOG_FILE).is_file():
         lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
         if lines:
-            found.append(charts.training([json.loads(line) for line in lines]))
+            objective = OBJECTIVES.get(result["recipe"]["objective"]["name"], Objective)
+            found.append(charts.training([json.loads(line) for line in lines], objective.curves))
     return found
 
 
