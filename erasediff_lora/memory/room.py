@@ -16,6 +16,7 @@ from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.memory.plan import MemoryPlan, plan, processes
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.yaml_io import overlay
+from erasediff_lora.registry import FAMILIES
 
 log = logging.getLogger(__name__)
 SMALL_BASE = 256 * 2**20
@@ -36,7 +37,7 @@ def changes(recipe: Recipe, device: str) -> list[tuple[str, list[Any]]]:
         ("training.gradient_checkpointing", [] if training.gradient_checkpointing else [True]),
         ("training.optimizer", ["adamw8bit"] if training.optimizer == "adamw" else []),
     ]
-    if recipe.adapter.kind == "none":
+    if recipe.adapter.trains_base:
         return found  # its weights are trained in float32
     wide = recipe.model.dtype == "float32" or (recipe.model.dtype == "auto" and device == "cpu")
     found.append(("model.dtype", ["bfloat16"] if wide else []))
@@ -78,7 +79,8 @@ def remedy(recipe: Recipe, found: MemoryPlan, capacity: int) -> tuple[dict[str, 
 
 def may_offload(recipe: Recipe) -> bool:
     """Whether the networks may take turns: where there are several, and no search needs them together."""
-    return not (recipe.model.offload or recipe.adversary.pool or recipe.model.family == "class_conditional")
+    several = FAMILIES[recipe.model.family].has_autoencoder
+    return several and not (recipe.model.offload or recipe.adversary.pool)
 
 
 def _first_that_fits(
