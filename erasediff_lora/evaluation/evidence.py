@@ -13,7 +13,6 @@ from erasediff_lora.evaluation import judges
 from erasediff_lora.evaluation.candidates import Candidate, Candidates
 from erasediff_lora.evaluation.features import Extract
 from erasediff_lora.evaluation.judges import Names, PictureJudge
-from erasediff_lora.evaluation.metrics.distances import DistancesSettings
 from erasediff_lora.evaluation.pictures import Drawn, forget_prompts, retain_prompts
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.schema import Section
@@ -37,6 +36,7 @@ class Evidence:
     recipe: Recipe
     candidates: Candidates
     _drawn: dict[tuple[str, str], list[Drawn]] = field(default_factory=dict)
+    _features: dict[str, Extract] = field(default_factory=dict)
 
     def settings(self, kind: type[S]) -> S:
         """The options of a metric or an attack: `evidence.settings(InversionSettings).steps`."""
@@ -116,13 +116,21 @@ class Evidence:
         """The base's pictures of the retain prompts from other seeds: what distances are measured from."""
         return self._draw(self.candidates.base, "reference", self.retain_prompts, self.spare_seed)
 
-    @cached_property
-    def features(self) -> tuple[str, Extract]:
-        """Name and function of the features that distances are computed in."""
+    def features(self, spec: str | None) -> tuple[str, Extract]:
+        """Name and function of the features that pictures are compared in.
+
+        Args:
+            spec: As the recipe names them; None: the judge's own, or else the default's.
+
+        Raises:
+            UserError: If they cannot be loaded.
+        """
         judge, _, weights = (self.recipe.evaluation.judge or "").partition(":")
         judges_own = JUDGES[judge].features(weights) if judge else None
-        spec = self.settings(DistancesSettings).features or judges_own or DEFAULT_FEATURES
-        return spec.partition(":")[0], feature_nets.load(spec)
+        chosen = spec or judges_own or DEFAULT_FEATURES
+        if chosen not in self._features:
+            self._features[chosen] = feature_nets.load(chosen)
+        return chosen.partition(":")[0], self._features[chosen]
 
     def _draw(self, candidate: Candidate, kind: str, prompts: list[Prompt], seed: int) -> list[Drawn]:
         key = (candidate.name, kind)

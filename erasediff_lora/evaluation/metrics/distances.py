@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.evaluation.features import Extract
 
 SUBSETS = 50
 NEIGHBOURS = 3
@@ -57,7 +58,7 @@ class Distances(Metric):
         Raises:
             UserError: If the features cannot be loaded, or the folder of real pictures is of no use.
         """
-        name, extract = evidence.features
+        name, extract = features_of(evidence)
         real_folder = evidence.settings(DistancesSettings).real_images
         real = None if real_folder is None else read_images(real_folder)
         sets = {
@@ -95,6 +96,11 @@ class Distances(Metric):
 
     def damage(self, found: Found) -> float:
         return float(found["own_samples"]["erased"]["frechet"])
+
+
+def features_of(evidence: Evidence) -> tuple[str, Extract]:
+    """Name and function of the features that the recipe chooses, for all metrics that compare pictures."""
+    return evidence.features(evidence.settings(DistancesSettings).features)
 
 
 def compare(reference: Tensor, found: Tensor) -> dict[str, float]:

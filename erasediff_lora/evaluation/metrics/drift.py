@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.evaluation.metrics.base import Metric
+from erasediff_lora.evaluation.metrics.distances import features_of
 from erasediff_lora.evaluation.parts import Found, Table
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Drift(Metric):
 
         base, erased = evidence.candidates.base, evidence.candidates.erased
         before, after = evidence.retain(base), evidence.retain(erased)
-        name, extract = evidence.features
+        name, extract = features_of(evidence)
         one, other = extract([item.image for item in before]), extract([item.image for item in after])
         similarity = structural_similarity([item.image for item in before], [item.image for item in after])
         return {

@@ -9,7 +9,7 @@ from pydantic import Field
 from erasediff_lora.errors import Problem
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
 from erasediff_lora.evaluation.metrics.base import Metric
-from erasediff_lora.evaluation.metrics.distances import frechet_distance
+from erasediff_lora.evaluation.metrics.distances import features_of, frechet_distance
 from erasediff_lora.evaluation.parts import Found, Table, out_of_range
 from erasediff_lora.evaluation.shares import percent, share
 from erasediff_lora.recipe.schema import Section
@@ -48,7 +48,7 @@ class StrengthSweep(Metric):
             UserError: If there is no judge, or the features cannot be loaded.
         """
         judge = evidence.require_judge(self.name)
-        name, extract = evidence.features
+        name, extract = features_of(evidence)
         options = evidence.settings(SweepSettings)
         forget = evidence.forget_prompts[: options.samples]
         retain = evidence.retain_prompts[: options.samples]
