@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticKnownError
 
 from erasediff_lora.errors import Problem, UserError, nearest
@@ -84,16 +84,17 @@ class Variant(Section):
         return [part.Settings for part in cls.parts.values()]
 
 
-def one_of(parts: Registry) -> AfterValidator:
-    """Checks that a string names a registered part, with the message of a `Literal` of these names."""
+def one_of(parts: Registry) -> BeforeValidator:
+    """Checks that a value names a registered part, with the message of a `Literal` of these names."""
 
-    def check(name: str) -> str:
-        if name not in parts:
-            *others, last = (f"'{known}'" for known in parts)
-            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
-        return name
+    def check(value: Any) -> Any:
+        if value not in parts:
+            *others, last = (repr(name) for name in parts)
+            expected = f"{', '.join(others)} or {last}" if others else last
+            raise PydanticKnownError("literal_error", {"expected": expected})
+        return value
 
-    return AfterValidator(check)
+    return BeforeValidator(check)
 
 
 def section_types(model: type[BaseModel]) -> Iterator[tuple[str, type[Section]]]:
