@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.cli.verb import Verb, require_none
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.registry import FORMATS
 
 if TYPE_CHECKING:
     from erasediff_lora.adapter import Weighted
@@ -48,7 +47,7 @@ def _inspect(parsed: argparse.Namespace, rest: list[str]) -> None:
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, help="adapter file of any format, or folder with one")
     parser.add_argument("output", type=Path, help="new folder, or new file where the format is one file")
-    parser.add_argument("--format", required=True, help=", ".join(FORMATS))
+    parser.add_argument("--format", required=True, help="file format, such as diffusers, kohya or peft")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
 
 
@@ -63,7 +62,7 @@ def _convert(parsed: argparse.Namespace, rest: list[str]) -> None:
 def _stack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help=_WEIGHTED)
     parser.add_argument("--output", type=Path, help="new file or folder; omit for the interference report alone")
-    parser.add_argument("--format", default="diffusers", help=", ".join(FORMATS))
+    parser.add_argument("--format", default="diffusers", help="file format, such as diffusers, kohya or peft")
     parser.add_argument("--rank", type=int, help="compress the stack to this rank by SVD; it is exact otherwise")
     parser.add_argument("--report", type=Path, help="write the interference report, layer by layer, as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
@@ -158,7 +157,7 @@ def _extract_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="the most that a layer may have")
     parser.add_argument("--energy", type=float, help="share of a layer's change to keep, such as 0.99")
     parser.add_argument("--concepts", nargs="+", default=[], metavar="NAME", help="what was erased, for the header")
-    parser.add_argument("--format", default="diffusers", help=", ".join(FORMATS))
+    parser.add_argument("--format", default="diffusers", help="file format, such as diffusers, kohya or peft")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
 
 

@@ -28,6 +28,7 @@ from erasediff_lora.recipe.tables import (
     Sampling,
     Training,
 )
+from erasediff_lora.registry import FAMILIES
 from erasediff_lora.storage.files import PICKLE_SUFFIXES
 
 
@@ -191,7 +192,10 @@ def _sharding(sections: Sections) -> Iterator[Problem]:
 
 def _family(sections: Sections) -> Iterator[Problem]:
     model, training = sections.model, sections.training
-    if training and training.min_snr_gamma and model and model.family == "stable_diffusion_3":
+    if model is None:
+        return
+    family = FAMILIES[model.family]
+    if training and training.min_snr_gamma and family.flow_matching:
         yield Problem(
             "training.min_snr_gamma",
             training.min_snr_gamma,
@@ -199,7 +203,7 @@ def _family(sections: Sections) -> Iterator[Problem]:
             "Omit it.",
         )
     for name in ("vae_tiling", "offload"):
-        if model and getattr(model, name) and model.family == "class_conditional":
+        if getattr(model, name) and not family.has_autoencoder:
             yield Problem(f"model.{name}", True, "needs an autoencoder; this family has none.", "Omit it.")
 
 

@@ -8,17 +8,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from erasediff_lora.recipe.schema import Section, Variant
-from erasediff_lora.registry import OBJECTIVES, PARAMETERS, Registry
+from erasediff_lora.recipe.schema import Section, Variant, one_of
+from erasediff_lora.registry import FAMILIES, OBJECTIVES, PARAMETERS, Registry
 
 
 class Model(Section):
     """The base model, which stays frozen."""
 
     base: str = Field("demo", description="'demo', a diffusers folder, a hub id, or a single-file checkpoint")
-    family: Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "class_conditional"] = Field(
-        "stable_diffusion", description="model family"
-    )
+    family: Annotated[str, one_of(FAMILIES)] = Field("stable_diffusion", description="model family")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
         "auto",
         description="of the base's weights; auto: bfloat16 on a GPU, float32 on a CPU and where they are trained; "

@@ -42,12 +42,12 @@ def test_all_problems_are_reported_at_once(recipe_file, cli, tmp_path) -> None:
         adapter={"rank": 0, "target": "attention"},
         training={"steps": "many", "optimizer": "adam8bit"},
         sampling={"guidance": -1},
-        model={"dtype": "float8"},
+        model={"dtype": "float8", "family": "sdxl"},
         objetive={"name": "erasediff"},
     )
     result = cli("train", file, "--trainig.steps", "5")
     assert result.status == 2
-    assert "8 problems" in result.err
+    assert "9 problems" in result.err
     for line in (
         "adapter.rank = 0: must be greater than or equal to 1",
         "adapter.target = 'attention': is unknown. Did you mean 'targets'?",
@@ -55,6 +55,7 @@ def test_all_problems_are_reported_at_once(recipe_file, cli, tmp_path) -> None:
         "training.optimizer = 'adam8bit': must be 'adamw', 'adamw8bit'",
         "sampling.guidance = -1: must be greater than or equal to 0",
         "model.dtype = 'float8': must be 'auto', 'float32', 'bfloat16', 'float16' or 'float64'. Did you mean '",
+        "model.family = 'sdxl': must be 'stable_diffusion', 'stable_diffusion_xl', 'stable_diffusion_3' or 'class_cond",
         "objetive = {'name': 'erasediff'}: is unknown. Did you mean 'objective'?",
         "argument = '--trainig.steps': is no field of the recipe. Did you mean 'training.steps'?",
     ):
