@@ -35,7 +35,7 @@ def demo(**sections: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load((ROOT / "recipes/demo_concept.yaml").read_text())
     for section, changes in sections.items():
         values[section] = values.get(section, {}) | changes
-    return values | {"evaluation": values["evaluation"] | EVALUATION}
+    return values | {"evaluation": EVALUATION}
 
 
 def tiny(make: Callable[[], DiffusionPipeline], family: str, bases: Path) -> dict[str, Any]:
