@@ -74,14 +74,18 @@ def demo_overrides(concept: str) -> dict[str, Any]:
 def _prepare(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora import denoisers
     from erasediff_lora.data import sets
+    from erasediff_lora.data.set_report import write_data_report
     from erasediff_lora.storage.run_folder import SET_SHEETS
 
     recipe = _recipe(parsed, rest)
     denoiser = denoisers.load(recipe.model)
-    for kind in ("forget", "retain"):
-        sheet = recipe.output / SET_SHEETS[kind]
-        encoded = sets.prepare(recipe, denoiser, kind, sheet=sheet)
-        print(f"{kind} set: {len(encoded.latents)} pictures, {len(encoded.prompts)} prompts; see {sheet}")
+    sheets = {kind: recipe.output / name for kind, name in SET_SHEETS.items()}
+    forget = sets.prepare(recipe, denoiser, "forget", sheet=sheets["forget"])
+    retain = sets.prepare(recipe, denoiser, "retain", sheet=sheets["retain"])
+    write_data_report(recipe.output, forget.report, retain.report)
+    for kind, data in {"forget": forget, "retain": retain}.items():
+        print(f"{kind} set: {len(data.latents)} pictures, {len(data.prompts)} prompts; see {sheets[kind]}")
+        print(data.report.table())
 
 
 def _train(parsed: argparse.Namespace, rest: list[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from erasediff_lora.data.buckets import choose_alike, cut
 from erasediff_lora.data.noising import denoising_target
 from erasediff_lora.denoisers import Denoiser, NoisedBatch
-from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.files import sha256
 
 
@@ -47,21 +46,3 @@ class CaptionedPictures:
             noisy = scheduler.add_noise(latents, noise, timesteps).to(denoiser.device, denoiser.dtype)
             target = denoising_target(scheduler, latents, noise, timesteps).to(denoiser.device)
             yield noisy, timesteps.to(denoiser.device), target, [self.captions[row] for row in rows.tolist()]
-
-
-def showing(texts: Sequence[str], concept: str, others: Sequence[str]) -> list[int]:
-    """Which of the forget set's captions are of a concept: those that name it, or none of the other forgotten ones.
-
-    Raises:
-        UserError: If none is.
-    """
-    chosen = [
-        index
-        for index, text in enumerate(texts)
-        if concept.lower() in text.lower() or not any(name.lower() in text.lower() for name in others)
-    ]
-    if not chosen:
-        raise UserError(
-            Problem("forget", concept, "no picture of the forget set shows it.", "Add pictures with such captions.")
-        )
-    return chosen

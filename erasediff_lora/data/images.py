@@ -1,198 +1,248 @@
-"""Forget and retain pictures from disk: imagefolder layouts, labelled sets and `datasets`."""
+"""Forget and retain pictures from disk: which of them are taken, and what their captions are."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
-import numpy as np
 from PIL import Image
 
-from erasediff_lora.data import layouts
-from erasediff_lora.data.imaging import SUFFIXES, open_picture
+from erasediff_lora.data.captions import caption_of
+from erasediff_lora.data.labels import Asked, labels_in, match
+from erasediff_lora.data.pictures import look_at, open_picture
+from erasediff_lora.data.prompts import attributes_of, templates_of
+from erasediff_lora.data.rows import Kind, Row, find_rows
+from erasediff_lora.data.set_report import LeftOut, Noted, SetReport, summary
 from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.recipe import Images
+from erasediff_lora.recipe import ForgetSet, Images, RetainSet
+from erasediff_lora.recipe.templates import fill, fill_known, names_in
+from erasediff_lora.storage.files import sha256
 
 log = logging.getLogger(__name__)
+MOST_LABELS = 20
+"""That a message lists."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A captioned picture; `concept` is the forget concept it shows, None in a retain set."""
+    """A captioned picture; its pixels are read when they are asked for.
 
-    image: Image.Image
+    Attributes:
+        name: Its file, or where it is in a data set.
+        caption: What the model reads.
+        concept: What it is labelled with; None in a retain set without labels.
+        size: Width and height.
+        pixels: SHA-256 of size and pixels.
+    """
+
+    name: str
     caption: str
     concept: str | None
+    size: tuple[int, int]
+    pixels: str
+    _open: Callable[[], Image.Image] = field(repr=False)
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture in RGB, read anew."""
+        return self._open()
 
 
 def read(
-    field: str, images: Images, concepts: Sequence[str], templates: Sequence[str], classes: Sequence[str] = ()
+    kind: Kind,
+    data: ForgetSet | RetainSet,
+    report: SetReport | None = None,
+    *,
+    forgotten: Sequence[str] = (),
+    seed: int = 0,
 ) -> list[Picture]:
-    """Read a forget set (with `concepts`) or a retain set (without).
+    """Read a set, as far as its pictures are labelled with what it asks for.
 
-    Of a labelled set (`data/layouts`, or `datasets` with a ClassLabel column) only the pictures of `classes` are
-    taken, and a caption is the first template with the class's name.
+    A label comes from `images.concept`, the column or key of labels, else from the folders that the picture lies in. A
+    picture without any shows the one concept to forget, or in a retain set nothing in particular. What is labelled
+    otherwise is left out and counted.
 
-    A caption comes from metadata or the dataset's column, else from `images.caption`, else from the first
-    template. A concept comes from metadata, else from the picture's folder, else it is the only one.
+    A caption comes from metadata, the column of captions or a text file beside the picture, else from `images.caption`,
+    else from the first template. An empty one is a caption.
+
+    Args:
+        kind: 'forget' or 'retain'.
+        data: That table of the recipe, with `images`.
+        report: Counts what is left out, and what is to be known.
+        forgotten: What is to be forgotten: left out of a retain set.
+        seed: Of the choice of {names} in templates.
 
     Raises:
-        UserError: For an unreadable picture (unless images.on_error is skip), a picture without caption or
-            concept, or an empty set.
+        UserError: For an unreadable picture (unless images.on_error is skip), a picture without caption or concept, a
+            concept to forget without a picture, or an empty set.
     """
-    if images.folder is None:
-        rows = _dataset_rows(field, images, classes, templates[0])
-    elif layouts.find(images.folder) is None:
-        rows = _folder_rows(field, images)
-    else:
-        rows = _labelled_rows(field, images, classes, templates[0])
-    pictures = []
-    for name, raw, values in rows:
+    report = SetReport() if report is None else report
+    images = data.images
+    assert images is not None
+    names = [concept if isinstance(concept, str) else concept.name for concept in data.concepts]
+    rows = list(find_rows(kind, images, names, report))
+    named = any(match(row.folders, names) is not None for row in rows)
+    # In a retain set folders may be called anything: they are labels if that is all there is, or if they prove to be.
+    asked = Asked(names, forgotten, kind == "forget" or not names or named, images.concept)
+    captioner = _Captioner(kind, data, images, seed, report)
+    found: list[Picture] = []
+    for row in rows:
         try:
-            image = open_picture(raw)
+            labels = labels_in(row.values, images.concept_column, row.classes)
+        except ValueError as error:
+            raise _unusable(kind, row, f"{error}.", "Write the name of a concept.") from None
+        concept, left_out = asked.concept_of(labels, row.folders)
+        if left_out is not None:
+            report.leave_out(*left_out)
+            continue
+        if concept is None and isinstance(data, ForgetSet):
+            concept = _only(kind, images, row, names)
+        try:
+            image, noted = look_at(row.source(), images.background)
         except OSError as error:
             if images.on_error == "skip":
-                log.warning("skipped unreadable picture %s: %s", name, error)
+                log.warning("skipped unreadable picture %s: %s", row.name, error)
+                report.leave_out(LeftOut.UNREADABLE, row.name)
                 continue
-            raise UserError(
-                Problem(
-                    f"{field}.images",
-                    name,
-                    f"is not a readable picture: {error}",
-                    f"Replace it, or set {field}.images.on_error: skip.",
-                )
-            ) from None
-        concept = _concept(field, images, name, values, concepts)
-        caption = values.get(images.caption_column) or images.caption or (templates[0] if concept else None)
-        if not isinstance(caption, str):
-            raise UserError(
-                Problem(
-                    f"{field}.images",
-                    name,
+            remedy = f"Replace it, or set {kind}.images.on_error: skip."
+            raise _unusable(kind, row, f"is not a readable picture: {error}", remedy) from None
+        for what in noted:
+            report.note(what, row.name)
+        caption = captioner.caption(row, concept, len(found))
+        pixels = sha256(repr(image.size).encode() + image.tobytes())
+        report.add_picture(row.name, pixels)
+        found.append(Picture(row.name, caption, concept, image.size, pixels, partial(_open, row, images.background)))
+    _require_pictures(kind, images, names, found, report)
+    return found
+
+
+def _open(row: Row, background: str) -> Image.Image:
+    return open_picture(row.source(), background)
+
+
+@dataclass(frozen=True)
+class _Captioner:
+    """Captions of a set's pictures."""
+
+    kind: Kind
+    data: ForgetSet | RetainSet
+    images: Images
+    seed: int
+    report: SetReport
+
+    def caption(self, row: Row, concept: str | None, index: int) -> str:
+        """What the model reads of a picture, the set's `index`-th."""
+        try:
+            own = caption_of(row.values, self.images.caption_column)
+        except ValueError as error:
+            raise _unusable(self.kind, row, f"{error}.", "Write the caption as text.") from None
+        if own is not None:
+            return self._written(own, row, concept, index)
+        self.report.note(Noted.NO_CAPTION, row.name)
+        templates, placeholders = self._templates(concept)
+        template = self.images.caption
+        if template is None:
+            if concept is None:
+                raise _unusable(
+                    self.kind,
+                    row,
                     "has no caption.",
-                    f"Write metadata.jsonl with {images.caption_column!r}, or set {field}.images.caption.",
+                    f"Write metadata.jsonl with {self.images.caption_column!r}, or set {self.kind}.images.caption.",
                 )
+            template = templates[0]
+        if concept is None and "concept" in names_in(template):
+            raise _unusable(
+                self.kind,
+                row,
+                f"has no label for the {{concept}} of {template!r}.",
+                f"Put it into a folder named after its concept, or set {self.kind}.images.concept.",
             )
-        pictures.append(Picture(image, caption.replace("{concept}", concept or "{concept}"), concept))
-    if not pictures:
+        return fill(template, concept, attributes_of(template, placeholders, self.seed, index, row.values))
+
+    def _written(self, caption: str, row: Row, concept: str | None, index: int) -> str:
+        """A caption of the picture's own, in which the recipe's {names} may stand."""
+        if not caption.strip():
+            self.report.note(Noted.EMPTY_CAPTION, row.name)
+        if "{" not in caption:
+            return caption
+        _, placeholders = self._templates(concept)
+        known = "".join(f"{{{name}}}" for name in placeholders if f"{{{name}}}" in caption)
+        values = attributes_of(known, placeholders, self.seed, index, row.values)
+        filled = fill_known(caption, values if concept is None else values | {"concept": concept})
+        if "{" in filled:
+            self.report.note(Noted.BRACES, filled)
+        return filled
+
+    def _templates(self, concept: str | None) -> tuple[Sequence[str], dict[str, list[str]]]:
+        if isinstance(self.data, ForgetSet):
+            for known in self.data.concepts:
+                if known.name == concept:
+                    return templates_of(self.data, known)
+        return self.data.templates, self.data.placeholders
+
+
+def _only(kind: Kind, images: Images, row: Row, names: Sequence[str]) -> str:
+    """The one concept that a picture without a label shows.
+
+    Raises:
+        UserError: If there are several.
+    """
+    if len(names) == 1:
+        return names[0]
+    raise _unusable(
+        kind,
+        row,
+        f"belongs to none of the concepts {', '.join(names)}.",
+        f"Put it into a folder named after one, or write {images.concept_column!r} into metadata.jsonl.",
+    )
+
+
+def _unusable(kind: Kind, row: Row, what: str, remedy: str) -> UserError:
+    return UserError(Problem(f"{kind}.images", row.name, what, remedy))
+
+
+def _hint(name: str, labels: Collection[str]) -> str:
+    return nearest(name, labels) + " " if len(labels) <= MOST_LABELS else ""
+
+
+def _require_pictures(
+    kind: Kind, images: Images, names: Sequence[str], found: Sequence[Picture], report: SetReport
+) -> None:
+    """There are pictures, and of every concept to forget."""
+    place = str(images.folder or images.dataset)
+    shown = {picture.concept for picture in found}
+    missing = [name for name in names if name not in shown]
+    others = report.left_out.get(LeftOut.OTHER_LABEL)
+    if missing and others and (kind == "forget" or not found):
         raise UserError(
             Problem(
-                f"{field}.images",
-                str(images.folder or images.dataset),
-                "holds no readable picture.",
+                f"{kind}.images",
+                place,
+                f"no picture is labelled {missing[0]!r}; there are {summary(others)}.",
+                f"{_hint(missing[0], others)}Set {kind}.images.concept, if all pictures show one concept.",
+            )
+        )
+    if not found:
+        reasons = ", ".join(f"{reason.value}: {summary(what)}" for reason, what in report.left_out.items())
+        raise UserError(
+            Problem(
+                f"{kind}.images",
+                place,
+                "holds no readable picture" + (f" ({reasons})." if reasons else "."),
                 "An empty set cannot be trained on.",
             )
         )
-    return pictures
-
-
-Row = tuple[str, Any, dict[str, Any]]
-
-
-def _labelled_rows(field: str, images: Images, classes: Sequence[str], template: str) -> Iterator[Row]:
-    assert images.folder is not None
-    data = layouts.read(images.folder, images.split, f"{field}.images.folder")
-    for name in classes:
-        if name not in data.names:
-            raise UserError(
-                Problem(f"{field}.concepts", name, "is no class of the set.", nearest(name, data.names)),
-            )
-        of_class = np.flatnonzero(data.labels == data.names.index(name))[: images.per_concept]
-        for index in of_class.tolist():
-            picture = Image.fromarray(data.pixels[index].squeeze())
-            caption = template.replace("{concept}", name)
-            yield f"{images.folder}[{index}]", picture, {images.caption_column: caption, images.concept_column: name}
-
-
-def _folder_rows(field: str, images: Images) -> Iterator[Row]:
-    assert images.folder is not None
-    metadata: dict[str, dict[str, Any]] = {}
-    listing = images.folder / "metadata.jsonl"
-    if listing.is_file():
-        for number, line in enumerate(listing.read_bytes().splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-                metadata[row["file_name"]] = row
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise UserError(
-                    Problem(
-                        f"{field}.images.folder",
-                        f"{listing}:{number}",
-                        "is not a JSON object with file_name, in UTF-8.",
-                        'Each line is like {"file_name": "a.png", "text": "a photo of a cat"}.',
-                    )
-                ) from None
-    for file in sorted(images.folder.rglob("*")):
-        if file.suffix.lower() in SUFFIXES:
-            relative = file.relative_to(images.folder)
-            folder = {"_folder": relative.parts[0]} if len(relative.parts) > 1 else {}
-            yield str(file), file, folder | metadata.get(relative.as_posix(), {})
-
-
-def _dataset_rows(field: str, images: Images, classes: Sequence[str], template: str) -> Iterator[Row]:
-    try:
-        import datasets
-    except ImportError:
+    if missing and kind == "forget":
         raise UserError(
             Problem(
-                f"{field}.images.dataset",
-                images.dataset,
-                "needs the datasets package.",
-                "pip install 'erasediff-lora[datasets]'.",
-            )
-        ) from None
-    assert images.dataset is not None
-    try:
-        if (Path(images.dataset) / "dataset_info.json").is_file() or (
-            Path(images.dataset) / "dataset_dict.json"
-        ).is_file():
-            loaded: Any = datasets.load_from_disk(images.dataset)
-            data = loaded[images.split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        else:
-            data = datasets.load_dataset(images.dataset, split=images.split)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            Problem(f"{field}.images.dataset", images.dataset, f"cannot be loaded: {reason}", "Check name and split.")
-        ) from error
-    if images.image_column not in data.column_names:
-        raise UserError(
-            Problem(
-                f"{field}.images.image_column",
-                images.image_column,
-                "is no column of the dataset.",
-                f"It has: {', '.join(data.column_names)}.",
+                f"{kind}.images",
+                place,
+                f"no picture shows {missing[0]!r}, which is to be forgotten.",
+                "Add some, or take the concept out of forget.concepts.",
             )
         )
-    labels = getattr(data.features.get(images.concept_column), "names", None)
-    for index, row in enumerate(data):
-        if labels is not None:  # a ClassLabel, as in CIFAR-10: only the classes that are asked for
-            name = labels[row[images.concept_column]]
-            if name not in classes:
-                continue
-            row = {images.caption_column: template.replace("{concept}", name)} | row | {images.concept_column: name}
-        yield f"{images.dataset}[{index}]", row[images.image_column], row
-
-
-def _concept(field: str, images: Images, name: str, values: dict[str, Any], concepts: Sequence[str]) -> str | None:
-    if not concepts:
-        return None
-    for key in (images.concept_column, "_folder"):
-        if values.get(key) in concepts:
-            return str(values[key])
-    if len(concepts) == 1:
-        return concepts[0]
-    raise UserError(
-        Problem(
-            f"{field}.images",
-            name,
-            f"belongs to none of the concepts {', '.join(concepts)}.",
-            f"Put it into a folder named after one, or write {images.concept_column!r} into metadata.jsonl.",
-        )
-    )
+    if shown - {None}:
+        for name in missing:
+            report.note(Noted.NOT_SHOWN, name)

@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageOps
 
 from erasediff_lora.denoisers.pixels import to_unit_tensor
 
-__all__ = ["FORMATS", "MOST_PIXELS", "SUFFIXES", "contact_sheet", "open_picture", "to_unit_tensor"]
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""What is read, whatever the name of the file: others, such as PostScript, run programs."""
-MOST_PIXELS = 80_000_000
-
-
-def open_picture(source: Any) -> Image.Image:
-    """A picture in RGB.
-
-    Args:
-        source: A file, an open one, or a picture.
-
-    Raises:
-        OSError: If it is not readable, in no known format, or has more than MOST_PIXELS.
-    """
-    try:
-        image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
-        width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise OSError(f"it has {width} x {height} pixels, more than {MOST_PIXELS}")
-        return image.convert("RGB")
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from error
+__all__ = ["contact_sheet", "to_unit_tensor"]
 
 
 def contact_sheet(

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from erasediff_lora.data.buckets import bucket, by_shape
 from erasediff_lora.data.imaging import to_unit_tensor
-from erasediff_lora.data.samples import Kind, Sample
+from erasediff_lora.data.rows import Kind
+from erasediff_lora.data.samples import Sample
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.recipe import Images, Recipe
 
@@ -23,7 +24,7 @@ def picture_sizes(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Seque
     side = recipe.sampling.resolution or denoiser.resolution
     images: Images | None = getattr(recipe, kind).images
     keeps = images is not None and images.aspect_buckets
-    sizes = [bucket(*s.image.size, side) if keeps and s.image else (side, side) for s in samples]
+    sizes = [bucket(*s.picture.size, side) if keeps and s.picture else (side, side) for s in samples]
     if len(set(sizes)) > 1:
         log.info("%s set: %d aspect ratios", kind, len(set(sizes)))
     return sizes
@@ -51,7 +52,7 @@ def picture_latents(
     for size, rows in _alike(sizes, recipe, f"{kind} set"):
         drawn = [samples[row] for row in rows]
         if getattr(recipe, kind).images is not None:
-            pixels = torch.stack([to_unit_tensor(sample.image, size) for sample in drawn if sample.image])
+            pixels = torch.stack([to_unit_tensor(sample.picture.image, size) for sample in drawn if sample.picture])
             encoded = denoiser.encode_images(pixels)
         else:
             captions, seeds = [sample.caption for sample in drawn], [_first_seed(recipe, kind) + row for row in rows]

@@ -54,6 +54,8 @@ def counterpart_shift(noise_scheduler: Any, latents: Tensor, counterparts: Tenso
 def min_snr_weights(noise_scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
     """min(SNR, γ) in units of the x₀ loss, carried over to the prediction type (Hang et al., 2023); (B,).
 
+    At SNR 0, where nothing is left of the picture, it is the limit: 1 where the noise is predicted.
+
     Args:
         noise_scheduler: A diffusers scheduler with betas.
         timesteps: (B,) int64.
@@ -64,7 +66,7 @@ def min_snr_weights(noise_scheduler: Any, timesteps: Tensor, gamma: float) -> Te
     clipped = snr.clamp_max(gamma)
     match noise_scheduler.config.prediction_type:
         case "epsilon":
-            return clipped / snr
+            return (gamma / snr).clamp_max(1)
         case "v_prediction":
             return clipped / (snr + 1)
         case _:

@@ -2,63 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
-
-from PIL import Image
 
 from erasediff_lora.data import images as disk
-from erasediff_lora.data.prompts import balanced, expand, substitute
+from erasediff_lora.data.images import Picture
+from erasediff_lora.data.prompts import balanced, expand, forget_prompts, is_named, substitute
+from erasediff_lora.data.rows import Kind
+from erasediff_lora.data.set_report import Noted, SetReport
 from erasediff_lora.recipe import Recipe
-
-Kind = Literal["forget", "retain"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a set, before it is encoded."""
+    """One picture of a set, before it is encoded.
+
+    Attributes:
+        caption: What the model reads.
+        anchors: What may take the caption's place.
+        concept: What the picture shows; in a retain set None where nothing says so.
+        picture: Where it is read; None: the base draws it.
+    """
 
     caption: str
     anchors: list[str]
-    image: Image.Image | None = None
+    concept: str | None = None
+    picture: Picture | None = None
 
 
-def list_samples(recipe: Recipe, kind: Kind) -> list[Sample]:
+def list_samples(recipe: Recipe, kind: Kind, report: SetReport) -> list[Sample]:
     """The pictures of the set, in their order.
+
+    Args:
+        recipe: The recipe.
+        kind: 'forget' or 'retain'.
+        report: Gets the account of them.
 
     Raises:
         UserError: For pictures that cannot be read.
     """
-    if kind == "forget":
-        return _forget_samples(recipe)
-    data = recipe.retain
-    if data.images:
-        return [Sample(p.caption, [], p.image) for p in disk.read(kind, data.images, [], data.templates, data.concepts)]
-    prompts = balanced(expand(data.templates, data.concepts, data.placeholders), data.count, recipe.sampling.seed)
-    return [Sample(prompt.text, []) for prompt in prompts]
+    samples = _forget_samples(recipe, report) if kind == "forget" else _retain_samples(recipe, report)
+    report.pictures = len(samples)
+    report.drawn = getattr(recipe, kind).images is None
+    report.concepts.update(sample.concept for sample in samples if sample.concept is not None)
+    return samples
 
 
-def _forget_samples(recipe: Recipe) -> list[Sample]:
+def _forget_samples(recipe: Recipe, report: SetReport) -> list[Sample]:
     data = recipe.forget
     names = [concept.name for concept in data.concepts]
     fixed = {concept.name: concept.anchor for concept in data.concepts}
 
-    def anchors(caption: str, concept: str) -> list[str]:
+    def sample(caption: str, concept: str, picture: Picture | None = None) -> Sample:
         match recipe.objective.anchors:
             case "named":
-                chosen = [fixed[concept] or ""]
+                chosen: Sequence[str | None] = [fixed[concept] or ""]
             case "any":
-                chosen = [fixed[concept]] if fixed[concept] else list(recipe.retain.concepts)  # type: ignore[list-item]
+                chosen = [fixed[concept]] if fixed[concept] else recipe.retain.concepts
             case _:
-                return []
-        return [substitute(caption, concept, anchor) for anchor in chosen]
+                chosen = []
+        return Sample(caption, [substitute(caption, concept, anchor or "") for anchor in chosen], concept, picture)
 
     if data.images:
-        pictures = disk.read("forget", data.images, names, data.templates, names)
-        samples = [Sample(p.caption, anchors(p.caption, p.concept or names[0]), p.image) for p in pictures]
+        pictures = disk.read("forget", data, report, seed=recipe.sampling.seed)
+        samples = [sample(picture.caption, picture.concept or names[0], picture) for picture in pictures]
     else:
-        prompts = balanced(expand(data.templates, names, data.placeholders), data.count, recipe.sampling.seed)
-        samples = [Sample(prompt.text, anchors(prompt.text, prompt.concept or names[0])) for prompt in prompts]
+        prompts = balanced(forget_prompts(data), data.count, recipe.sampling.seed)
+        samples = [sample(prompt.text, prompt.concept or names[0]) for prompt in prompts]
     if recipe.objective.counterparts:  # the one anchor that the counterpart shows
         samples = [replace(s, anchors=[s.anchors[row % len(s.anchors)]]) for row, s in enumerate(samples)]
+    return samples
+
+
+def _retain_samples(recipe: Recipe, report: SetReport) -> list[Sample]:
+    data = recipe.retain
+    forgotten = [concept.name for concept in recipe.forget.concepts]
+    if data.images:
+        pictures = disk.read("retain", data, report, forgotten=forgotten, seed=recipe.sampling.seed)
+        samples = [Sample(picture.caption, [], picture.concept, picture) for picture in pictures]
+    else:
+        prompts = balanced(expand(data.templates, data.concepts, data.placeholders), data.count, recipe.sampling.seed)
+        samples = [Sample(prompt.text, [], prompt.concept) for prompt in prompts]
+    for sample in samples:
+        if any(is_named(sample.caption, name) for name in forgotten):
+            report.note(Noted.NAMES_FORGOTTEN, sample.caption)
     return samples

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +18,19 @@ SLOT = "<*>"
 
 NoisedBatch = tuple[Tensor, Tensor, Tensor, list[str]]
 """x_t (B, C, h, w), t (B,), the denoising target (B, C, h, w), and B captions."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a model reads of a prompt.
+
+    Attributes:
+        ids: Of every text encoder, as far as it reads.
+        cut: Whether the prompt goes on behind that.
+    """
+
+    ids: tuple[tuple[Hashable, ...], ...]
+    cut: bool
 
 
 class Denoiser(Protocol):
@@ -66,6 +80,10 @@ class Denoiser(Protocol):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
         """The network's prediction (B, C, h, w) for x_t (B, C, h, w), t (B,), embeddings (B, L, D)."""
+        ...
+
+    def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
+        """What the network gets to know of each prompt: two of the same tokens are the same to it."""
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erasediff_lora.denoisers import loading, on_meta
-from erasediff_lora.denoisers.base import SLOT
+from erasediff_lora.denoisers import loading, noise_schedule, on_meta
+from erasediff_lora.denoisers.base import SLOT, Tokens
 from erasediff_lora.denoisers.pixels import to_unit_tensor
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.families.class_conditional import ARCHITECTURE, FAMILY
@@ -161,6 +161,7 @@ class ClassConditional:
         """The pipeline, frozen."""
         with loading.readable(self.model):
             pipeline = ClassConditionalPipeline.from_pretrained(self.source, dtype=self.dtype, use_safetensors=True)
+        pipeline.scheduler = noise_schedule.drawing_scheduler(pipeline.scheduler, self._stated)
         pipeline.unet.requires_grad_(False)
         return pipeline.to(self.device)
 
@@ -172,7 +173,12 @@ class ClassConditional:
     @cached_property
     def noise_scheduler(self) -> DDPMScheduler:
         with loading.readable(self.model):
-            return DDPMScheduler.from_pretrained(self.source, subfolder="scheduler")
+            config = DDPMScheduler.load_config(self.source, subfolder="scheduler")
+            return noise_schedule.training_scheduler(self.model, config, self._stated)
+
+    @cached_property
+    def _stated(self) -> dict[str, Any]:
+        return noise_schedule.stated(self.model, self.source)
 
     @property
     def architecture(self) -> str:
@@ -186,10 +192,13 @@ class ClassConditional:
     def fingerprint(self) -> str:
         """SHA-256 over the folder's weights and configuration, names included."""
         parts = [file for part in ("unet", "scheduler") for file in sorted((self.source / part).iterdir())]
-        return fingerprint([self.source / "model_index.json", *parts], self.source)
+        return fingerprint([self.source / "model_index.json", *parts], self.source) + noise_schedule.mark(self.model)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
         return self.network(noisy, timesteps, prompts[:, 0]).sample
+
+    def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
+        return [Tokens(((prompt,),), cut=False) for prompt in prompts]
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Conditions, (N, 1, K + E).

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,8 +25,8 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from erasediff_lora import demo, families
-from erasediff_lora.denoisers import loading, on_meta
-from erasediff_lora.denoisers.base import SLOT
+from erasediff_lora.denoisers import loading, noise_schedule, on_meta
+from erasediff_lora.denoisers.base import SLOT, Tokens
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families.stable_diffusion import FAMILY
 from erasediff_lora.recipe import Model, Sampling
@@ -55,6 +56,8 @@ class StableDiffusion:
     pipeline_options: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
     encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    reads: ClassVar[dict[str, int]] = {}
+    """Tokenizer -> tokens that the pipeline gives the encoder, where they are not all that this one takes."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Parts that a base may do without."""
     target_presets: ClassVar[dict[str, list[str]]] = {
@@ -104,6 +107,7 @@ class StableDiffusion:
             if (part := getattr(pipeline, name)) is not None:
                 part.requires_grad_(False)
         self._cut_up(getattr(pipeline, self.component), pipeline.vae)
+        pipeline.scheduler = noise_schedule.drawing_scheduler(pipeline.scheduler, self._stated)
         if self.model.offload:
             pipeline.enable_model_cpu_offload(device=self.device)
             return pipeline
@@ -148,9 +152,14 @@ class StableDiffusion:
     @cached_property
     def noise_scheduler(self) -> Any:
         if self.source.is_file():
-            return DDPMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
+            return noise_schedule.training_scheduler(self.model, self.pipeline.scheduler.config, self._stated)
         with loading.readable(self.model):
-            return DDPMScheduler.from_pretrained(self.source, subfolder="scheduler", clip_sample=False)
+            config = DDPMScheduler.load_config(self.source, subfolder="scheduler")
+            return noise_schedule.training_scheduler(self.model, config, self._stated)
+
+    @cached_property
+    def _stated(self) -> dict[str, Any]:
+        return noise_schedule.stated(self.model, self.source)
 
     @property
     def architecture(self) -> str:
@@ -177,10 +186,25 @@ class StableDiffusion:
         if self.source.is_dir():
             parts = (self.component, "vae", *self.encoders, *self.tokenizers, "scheduler")
             files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
-        return fingerprint(files, self.source) + ("-tiled" if self.model.vae_tiling else "")
+        marks = ("-tiled" if self.model.vae_tiling else "") + noise_schedule.mark(self.model)
+        return fingerprint(files, self.source) + marks
 
     def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
         return self.network(noisy, timesteps, encoder_hidden_states=prompts).sample
+
+    def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
+        if not prompts:
+            return []
+        rows: list[list[tuple[int, ...]]] = [[] for _ in prompts]
+        cut = [False] * len(prompts)
+        for name in self.tokenizers:
+            if (tokenizer := getattr(self.pipeline, name)) is None:
+                continue
+            limit = self.reads.get(name, tokenizer.model_max_length)
+            for index, ids in enumerate(tokenizer(list(prompts), verbose=False).input_ids):
+                cut[index] |= len(ids) > limit
+                rows[index].append(tuple(ids[: min(len(ids), limit) - 1]))  # without the end, which all have
+        return [Tokens(tuple(ids), is_cut) for ids, is_cut in zip(rows, cut, strict=True)]
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -240,16 +264,29 @@ class StableDiffusion:
         ordinary = [index for index in range(len(tokenizer)) if index not in set(tokenizer.all_special_ids)]
         return " ".join(tokenizer.convert_ids_to_tokens([ordinary[token] for token in tokens]))
 
+    @contextmanager
+    def _precise_vae(self) -> Iterator[Any]:
+        """The autoencoder, for the time being in float32 where its configuration says that float16 overflows."""
+        vae = self.pipeline.vae
+        if not (vae.dtype == torch.float16 and vae.config.force_upcast):
+            yield vae
+            return
+        vae.to(torch.float32)
+        try:
+            yield vae
+        finally:
+            vae.to(torch.float16)
+
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        latents = vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode()
-        return (latents - _shift(vae)) * vae.config.scaling_factor
+        with self._precise_vae() as vae:
+            latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
+        return ((latents - _shift(vae)) * vae.config.scaling_factor).to(self.dtype)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        vae = self.pipeline.vae
-        pixels = vae.decode(latents.to(self.device, self.dtype) / vae.config.scaling_factor + _shift(vae)).sample
+        with self._precise_vae() as vae:
+            pixels = vae.decode(latents.to(self.device, vae.dtype) / vae.config.scaling_factor + _shift(vae)).sample
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     @torch.no_grad()

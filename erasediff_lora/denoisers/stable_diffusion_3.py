@@ -40,6 +40,7 @@ class StableDiffusion3(PooledStableDiffusion):
     encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
     other_prompts: ClassVar[tuple[str, ...]] = ("prompt_2", "prompt_3")
+    reads: ClassVar[dict[str, int]] = {"tokenizer_3": T5_TOKENS}
     optional: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
     target_presets: ClassVar[dict[str, list[str]]] = {
         "attention": [_ATTENTION],

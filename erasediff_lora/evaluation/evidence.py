@@ -141,7 +141,11 @@ class Evidence:
 
 def names(recipe: Recipe) -> Names:
     """What the recipe's prompts name."""
-    placeholders = recipe.forget.placeholders | recipe.retain.placeholders
+    tables = [recipe.forget.placeholders, recipe.retain.placeholders]
+    placeholders: dict[str, list[str]] = {}
+    for table in [*tables, *(concept.placeholders or {} for concept in recipe.forget.concepts)]:
+        for name, values in table.items():
+            placeholders[name] = list(dict.fromkeys([*placeholders.get(name, []), *values]))
     return Names(
         [concept.name for concept in recipe.forget.concepts], list(recipe.retain.concepts), list(placeholders.values())
     )

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from erasediff_lora.data import prompts as templates
 from erasediff_lora.data.imaging import contact_sheet
 from erasediff_lora.data.prompts import Prompt, balanced, expand
 from erasediff_lora.denoisers import Denoiser
@@ -33,9 +34,8 @@ class Drawn:
 
 
 def forget_prompts(recipe: Recipe) -> list[Prompt]:
-    """The distinct prompts that name a forgotten concept."""
-    data = recipe.forget
-    return expand(data.templates, [concept.name for concept in data.concepts], data.placeholders)
+    """The prompts that name a forgotten concept, as many of each."""
+    return templates.forget_prompts(recipe.forget)
 
 
 def retain_prompts(recipe: Recipe) -> list[Prompt]:

@@ -7,13 +7,13 @@ What only one part knows is in the `check` of its `Settings`; any table may have
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from erasediff_lora import demo
 from erasediff_lora.errors import Problem, nearest
+from erasediff_lora.recipe.data_checks import check_set
 from erasediff_lora.recipe.evaluation import Evaluation
 from erasediff_lora.recipe.schema import Section
 from erasediff_lora.recipe.tables import (
@@ -21,7 +21,6 @@ from erasediff_lora.recipe.tables import (
     Adversary,
     Concept,
     ForgetSet,
-    Images,
     Model,
     ObjectiveSettings,
     RetainSet,
@@ -90,40 +89,7 @@ def _pickles(sections: Sections) -> Iterator[Problem]:
 def _data(sections: Sections) -> Iterator[Problem]:
     for name, data in (("forget", sections.forget), ("retain", sections.retain)):
         if data:
-            yield from _templates(name, data)
-            for key, values in data.placeholders.items():
-                if not values:
-                    yield Problem(f"{name}.placeholders.{key}", values, "is empty.", "List at least one value.")
-            if data.images:
-                yield from _images(name, data.images)
-
-
-def _templates(name: str, data: ForgetSet | RetainSet) -> Iterator[Problem]:
-    for template in data.templates:
-        try:
-            named = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
-        except ValueError as error:
-            yield Problem(f"{name}.templates", template, f"is not a template: {error}.")
-            continue
-        for field in set(named) - {"concept"} - data.placeholders.keys():
-            remedy = f"List them under {name}.placeholders.{field}."
-            yield Problem(f"{name}.templates", template, f"{{{field}}} has no values.", remedy)
-        if "concept" not in named and name == "forget":
-            yield Problem(f"{name}.templates", template, "does not name the concept.", "Put {concept} into it.")
-        if "concept" in named and not data.concepts:
-            yield Problem(f"{name}.concepts", [], "nothing fills {concept}.", f"List concepts under {name}.concepts.")
-
-
-def _images(name: str, images: Images) -> Iterator[Problem]:
-    if (images.folder is None) == (images.dataset is None):
-        yield Problem(
-            f"{name}.images",
-            {"folder": images.folder, "dataset": images.dataset},
-            "needs exactly one of folder and dataset.",
-            "Set one of them.",
-        )
-    if images.folder and not images.folder.is_dir():
-        yield Problem(f"{name}.images.folder", str(images.folder), "there is no such folder.", "Check the path.")
+            yield from check_set(name, data)
 
 
 def _concepts(sections: Sections) -> Iterator[Problem]:
@@ -139,6 +105,8 @@ def _concepts(sections: Sections) -> Iterator[Problem]:
     for index, name in enumerate(retain.concepts if retain else []):
         if name in forgotten:
             yield Problem(f"retain.concepts.{index}", name, "is to be forgotten as well.", "Take it out of one set.")
+    if retain and retain.images and (stated := retain.images.concept) in forgotten:
+        yield Problem("retain.images.concept", stated, "is to be forgotten.", "Say what is to be retained, or omit it.")
 
 
 def _anchor(field: str, concept: Concept, objective: ObjectiveSettings | None) -> Iterator[Problem]:
@@ -202,6 +170,9 @@ def _family(sections: Sections) -> Iterator[Problem]:
             "weighs by a noise schedule, which a model of flow matching does not have.",
             "Omit it.",
         )
+    if model and model.prediction_type and model.family == "stable_diffusion_3":
+        what = "is not what a model of flow matching predicts."
+        yield Problem("model.prediction_type", model.prediction_type, what, "Omit it.")
     for name in ("vae_tiling", "offload"):
         if getattr(model, name) and not family.has_autoencoder:
             yield Problem(f"model.{name}", True, "needs an autoencoder; this family has none.", "Omit it.")

@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from erasediff_lora.recipe.schema import Section, Variant, one_of
 from erasediff_lora.registry import FAMILIES, OBJECTIVES, PARAMETERS, Registry
 
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
 
 class Model(Section):
     """The base model, which stays frozen."""
@@ -28,6 +30,9 @@ class Model(Section):
     )
     offload: bool = Field(
         False, description="to draw, each network waits in main memory for its turn on the GPU: slower, smaller cards"
+    )
+    prediction_type: PredictionType | None = Field(
+        None, description="what the network predicts; omit for what the base's configuration, or its checkpoint, says"
     )
     vae_tiling: bool = Field(False, description="encode and decode pictures in tiles: less memory, slightly different")
     config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
@@ -51,8 +56,8 @@ class Images(Section):
 
     folder: Path | None = Field(
         None,
-        description="imagefolder (pictures with metadata.jsonl, or one folder a concept, or one caption for all), or"
-        " a labelled set: Fashion-MNIST's idx.gz files, CIFAR-10's binary version",
+        description="imagefolder (pictures with metadata.jsonl, metadata.csv or .txt captions, or one folder a concept,"
+        " or one caption for all), or a labelled set: Fashion-MNIST's idx.gz files, CIFAR-10's binary version",
     )
     dataset: str | None = Field(None, description="`datasets` name or folder written by save_to_disk")
     split: str = Field("train", description="split of the dataset or the labelled set")
@@ -60,18 +65,19 @@ class Images(Section):
     image_column: str = Field("image", description="dataset column with the pictures")
     caption_column: str = Field("text", description="dataset column or metadata.jsonl key with the captions")
     concept_column: str = Field("concept", description="column or key that names the concept of a picture")
-    caption: str | None = Field(None, description="one prompt for every picture; may contain {concept}")
+    concept: str | None = Field(
+        None, description="the concept that all pictures show, whatever they are labelled with; omit to go by labels"
+    )
+    caption: str | None = Field(
+        None, description="prompt for every picture without a caption of its own; may contain {concept}"
+    )
+    background: str = Field("white", description="colour behind transparent pictures: a name, or '#rrggbb'")
     aspect_buckets: bool = Field(
         False, description="train on pictures of their own aspect ratio, a batch of one ratio; false: crop to squares"
     )
-    on_error: Literal["fail", "skip"] = Field("fail", description="what an unreadable picture does")
-
-
-class Concept(Section):
-    """A concept to forget, and what to draw instead."""
-
-    name: str = Field(min_length=1, description="the concept, as prompts name it")
-    anchor: str | None = Field(None, description="anchor concept that takes its place (objective.target: anchor)")
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="what an unreadable picture does, and metadata without its picture"
+    )
 
 
 def _as_concept(value: Any) -> Any:
@@ -82,16 +88,35 @@ Placeholders = dict[str, list[str]]
 Templates = Annotated[list[str], Field(min_length=1, description="prompts; {concept} is filled in")]
 
 
+class Concept(Section):
+    """A concept to forget, and what to draw instead."""
+
+    name: str = Field(min_length=1, description="the concept, as prompts name it")
+    anchor: str | None = Field(None, description="anchor concept that takes its place (objective.target: anchor)")
+    templates: Templates | None = Field(None, description="prompts of this concept; omit for those of the set")
+    placeholders: Placeholders | None = Field(None, description="their further {names}, beside those of the set")
+
+
 class ForgetSet(Section):
     """D_f: what the model must no longer draw."""
 
     concepts: list[Annotated[Concept, BeforeValidator(_as_concept)]] = Field(
-        min_length=1, description="names, or {name, anchor}"
+        min_length=1, description="names, or {name, anchor, templates, placeholders}"
     )
-    templates: Templates
+    templates: list[str] = Field(
+        description="prompts; {concept} is filled in; omit where every concept has templates of its own"
+    )
     placeholders: Placeholders = Field(default_factory=dict, description="values of further {names} in templates")
     images: Images | None = Field(None, description="pictures from disk; omit to let the base draw them")
     count: int = Field(64, ge=1, description="pictures that the base draws; where pictures are given, of their anchors")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_templates(cls, values: Any) -> Any:
+        """The set's own templates may be left out where no concept needs them."""
+        concepts = values.get("concepts") if isinstance(values, dict) else None
+        own = isinstance(concepts, list) and all(isinstance(c, dict) and c.get("templates") for c in concepts)
+        return {"templates": []} | values if concepts and own else values
 
 
 class RetainSet(Section):

@@ -19,6 +19,7 @@ EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
 GRID_FILE = "before_after.png"
 PICTURES = "pictures"
+DATA_REPORT_FILE = "data_report.json"
 SET_SHEETS = {"forget": "forget_set.png", "retain": "retain_set.png"}
 LOG_FILE = "training_log.jsonl"
 CHECKPOINTS = "checkpoints"

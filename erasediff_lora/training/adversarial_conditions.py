@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from erasediff_lora.data.captioned import CaptionedPictures, showing
+from erasediff_lora.data.captioned import CaptionedPictures
 from erasediff_lora.data.prompts import substitute
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import SLOT, Denoiser
@@ -49,7 +49,7 @@ class AdversarialSet(Hook):
         self.shown: list[tuple[str, str]] = [("", "")] * len(texts)
         """Concept and caption of each picture, with SLOT in the place of the name."""
         for name in names:
-            chosen = showing(texts, name, [other for other in names if other != name])
+            chosen = forget.rows_of(name)
             captions = [substitute(texts[row], name, SLOT) for row in chosen]
             self.pictures[name] = CaptionedPictures(forget.latents[chosen], forget.shapes[chosen], captions)
             for row, caption in zip(chosen, captions, strict=True):

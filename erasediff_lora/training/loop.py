@@ -113,7 +113,7 @@ def leave_out(run: Run, step: int, direction: Direction, forget: list[Batch], re
         log.warning("step %d is left out: %s is not finite", step + 1, cause)
         return
     kept = checkpoint(run, step) if step > 0 else None
-    raise not_finite(step + 1, direction, cause, kept, run.skipped)
+    raise not_finite(step + 1, direction, cause, kept, run.skipped, run.denoiser.dtype)
 
 
 def checkpoint(run: Run, done: int) -> Path | None:

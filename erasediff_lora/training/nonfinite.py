@@ -24,7 +24,9 @@ def is_finite(direction: Direction) -> bool:
     return all(math.isfinite(value) for value in _decisive(direction).values() if value is not None)
 
 
-def not_finite(step: int, direction: Direction, cause: str, kept: Path | None, skipped: int) -> UserError:
+def not_finite(
+    step: int, direction: Direction, cause: str, kept: Path | None, skipped: int, dtype: torch.dtype
+) -> UserError:
     """What ends the run.
 
     Args:
@@ -33,10 +35,12 @@ def not_finite(step: int, direction: Direction, cause: str, kept: Path | None, s
         cause: From `find_nonfinite_sample`.
         kept: Folder of the adapter before the step, if there is one.
         skipped: Steps that were not taken in a row, this one included.
+        dtype: Of the base: half precision may be the cause.
     """
     remedies = [
         f"The adapter before it is in {kept}." if kept else "",
-        "Lower training.learning_rate or objective.inner_learning_rate, use model.dtype: float32,",
+        "Lower training.learning_rate or objective.inner_learning_rate,",
+        "use model.dtype: float32," if dtype in (torch.float16, torch.bfloat16) else "",
         "or set training.non_finite: skip." if skipped == 1 else f"or look at the {MOST_SKIPPED} steps before it.",
     ]
     return UserError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from erasediff_lora import denoisers, objectives
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler, Sampler
+from erasediff_lora.data.set_report import write_data_report
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.objectives import Network, Objective
@@ -130,6 +131,10 @@ def load_data(recipe: Recipe, denoiser: Denoiser, accelerator: Accelerator) -> t
     with accelerator.main_process_first():
         forget = sets.prepare(recipe, denoiser, "forget", sheet=recipe.output / SET_SHEETS["forget"])
         retain = sets.prepare(recipe, denoiser, "retain", sheet=recipe.output / SET_SHEETS["retain"])
+    if accelerator.is_main_process:
+        write_data_report(recipe.output, forget.report, retain.report)
+        for kind, data in (("forget", forget), ("retain", retain)):
+            log.info("%s set, %d pictures:\n%s", kind, len(data.latents), data.report.table())
     if not recipe.adversary.pool:
         denoiser.release_encoders()
     return forget, retain

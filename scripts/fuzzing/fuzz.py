@@ -20,7 +20,7 @@ import torch
 from erasediff_lora.adapter import formats
 from erasediff_lora.data import images, layouts
 from erasediff_lora.errors import UserError
-from erasediff_lora.recipe import Images, Recipe
+from erasediff_lora.recipe import ForgetSet, Images, Recipe
 
 MEMORY = Path("/dev/shm")
 WORK = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
@@ -86,7 +86,9 @@ def captions(data: bytes) -> None:
 
         Image.new("RGB", (1, 1)).save(folder / "a.png")
     (folder / "metadata.jsonl").write_bytes(data)
-    for picture in images.read("forget", Images(folder=folder, caption="a {concept}"), ["cat", "dog"], ["{concept}"]):
+    source = Images(folder=folder, caption="a {concept}")
+    asked = ForgetSet(concepts=["cat", "dog"], templates=["{concept}"], images=source)
+    for picture in images.read("forget", asked):
         assert isinstance(picture.caption, str)
 
 

@@ -214,10 +214,10 @@ def test_the_adapter_merges_into_the_base(base, recipe, cli, tmp_path) -> None:
 
 def test_only_the_classes_that_are_asked_for(base) -> None:
     from erasediff_lora.data import images
-    from erasediff_lora.recipe import Images
+    from erasediff_lora.recipe import Images, RetainSet
 
     source = Images(folder=base / "data", per_concept=2)
-    pictures = images.read("retain", source, [], ["a {concept}"], ["coat", "bag"])
+    pictures = images.read("retain", RetainSet(concepts=["coat", "bag"], templates=["a {concept}"], images=source))
     assert [picture.caption for picture in pictures] == ["a coat"] * 2 + ["a bag"] * 2
     data = layouts.read(base / "data")
     assert np.array_equal(np.array(pictures[0].image)[..., 0], data.pixels[NAMES.index("coat")][..., 0])
@@ -255,14 +255,14 @@ def test_the_base_of_a_data_set_is_trained_by_one_script(base, tmp_path, monkeyp
 def test_a_classlabel_column_of_datasets(tmp_path) -> None:
     datasets = pytest.importorskip("datasets")
     from erasediff_lora.data import images
-    from erasediff_lora.recipe import Images
+    from erasediff_lora.recipe import ForgetSet, Images
 
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     pictures = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (10, 20, 30)]
     rows = {"img": pictures, "label": [0, 1, 0]}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
     source = Images(dataset=str(tmp_path / "set"), image_column="img", concept_column="label")
-    found = images.read("forget", source, ["cat"], ["a {concept}"], ["cat"])
+    found = images.read("forget", ForgetSet(concepts=["cat"], templates=["a {concept}"], images=source))
     assert [picture.caption for picture in found] == ["a cat", "a cat"]
     assert [picture.image.getpixel((0, 0))[0] for picture in found] == [10, 30]
 

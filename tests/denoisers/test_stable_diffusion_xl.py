@@ -11,7 +11,8 @@ from refusals import refused
 from safetensors.torch import load_file
 from tiny import tiny_xl_pipeline
 
-from erasediff_lora.recipe import Sampling
+from erasediff_lora import denoisers
+from erasediff_lora.recipe import Model, Sampling
 
 FAMILY, PIPELINE = "stable_diffusion_xl", tiny_xl_pipeline
 PROMPTS = ["a photo of a cat", "a dog"]
@@ -106,3 +107,26 @@ def test_the_wrong_family_is_named(base, tiny_base, recipe, cli) -> None:
         cli("train", recipe(model={"base": str(tiny_base), "family": "stable_diffusion_xl"})),
         "model.family = 'stable_diffusion_xl'", "is a StableDiffusionPipeline", "Set model.family: stable_diffusion.",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("force_upcast", [True, False])
+def test_an_autoencoder_that_float16_overflows_works_in_float32(tmp_path, force_upcast) -> None:
+    """Both ways, as its configuration says; beyond it all stays in float16."""
+    pipe = tiny_xl_pipeline()
+    pipe.vae.register_to_config(force_upcast=force_upcast)
+    for part in (pipe.vae.encoder, pipe.vae.decoder):
+        part.conv_in.weight.data *= 1e5
+    pipe.save_pretrained(tmp_path / "base")
+    base = denoisers.load(Model(base=str(tmp_path / "base"), family=FAMILY))
+    base.dtype = torch.float16  # refused on a CPU where a recipe asks for it: it is slow there
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = base.encode_images(pixels)
+    (picture, _) = base.decode(latents.nan_to_num())
+    assert latents.dtype == base.pipeline.vae.dtype == torch.float16
+    assert bool(torch.isfinite(latents).all()) == force_upcast
+    assert (picture.getextrema() == ((0, 0),) * 3) == (not force_upcast), "a black picture"
+    if force_upcast:
+        vae = pipe.vae.half().float()
+        with torch.no_grad():
+            expected = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+        torch.testing.assert_close(latents.float(), expected, rtol=2e-3, atol=1e-3)

@@ -40,6 +40,7 @@ def test_the_sample_is_named(kind, field, row, words, recipe_file, cli, tmp_path
     poison(tmp_path / "cache", kind, field, row)
     result = cli("train", file)
     refused(result, "is not finite at step 1", words, "or set training.non_finite: skip.")
+    assert "float32" not in result.err, "it is in float32 already"
     assert not (tmp_path / "run" / ADAPTER).exists()
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from erasediff_lora.data import sets
 from erasediff_lora.data.buckets import by_shape, cut, padded
-from erasediff_lora.data.captioned import CaptionedPictures, showing
+from erasediff_lora.data.captioned import CaptionedPictures
 from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.data.prompts import substitute
 from erasediff_lora.denoisers import SLOT, Denoiser
@@ -30,7 +30,7 @@ def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> C
     with base.active() as denoiser:
         encoded = sets.prepare(evidence.recipe, denoiser, "forget")
         texts = [encoded.prompts[row] for row in encoded.captions.tolist()]
-        chosen = showing(texts, concept, [name for name in evidence.forgotten if name != concept])
+        chosen = encoded.rows_of(concept)
         latents, shapes = encoded.latents[chosen], encoded.shapes[chosen]
         if not _same_autoencoder(denoiser, candidate.denoiser, cut(latents[:1], shapes[0])):
             own: dict[int, Tensor] = {}

@@ -98,10 +98,10 @@ class Paraphrases(Attack):
 
 def prompts_naming(evidence: Evidence, concept: str, others: list[str], count: int) -> list[Prompt]:
     """Forget prompts with other names in the concept's place, which they are of; the attribute 'name' says which."""
-    from erasediff_lora.data.prompts import Prompt, balanced, expand
+    from erasediff_lora.data.prompts import Prompt, balanced, paraphrased
 
     data, seed = evidence.recipe.forget, evidence.recipe.evaluation.seed
     return [
         Prompt(prompt.text, concept, prompt.attributes | {"name": prompt.concept or ""})
-        for prompt in balanced(expand(data.templates, others, data.placeholders), count, seed)
+        for prompt in balanced(paraphrased(data, concept, others), count, seed)
     ]

@@ -196,7 +196,7 @@ def read_images(folder: Path) -> Sequence[Image.Image]:
     Raises:
         UserError: If there are fewer than two, or one cannot be read.
     """
-    from erasediff_lora.data.imaging import SUFFIXES, open_picture
+    from erasediff_lora.data.pictures import SUFFIXES, open_picture
 
     folder = folder.expanduser()
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []

@@ -1,0 +1,264 @@
+"""Captions and labels of pictures in a folder: metadata.jsonl, metadata.csv, and text files beside the pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import posixpath
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erasediff_lora.data.pictures import SUFFIXES
+from erasediff_lora.data.set_report import LeftOut, Noted, SetReport
+from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.recipe import Images
+
+LISTINGS = ("metadata.jsonl", "metadata.csv")
+"""In the folder or below it; `file_name` is relative to where they lie."""
+SIDECARS = (".txt", ".caption")
+CAPTION_COLUMNS = ("text", "caption")
+"""Columns and keys with captions, where the recipe's own is not there."""
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass
+class Found:
+    """A picture's file, and what is written about it."""
+
+    file: Path
+    relative: Path
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def find(field: str, images: Images, report: SetReport) -> list[Found]:
+    """The pictures of the folder in the order of their names, with their rows of metadata and their captions.
+
+    A caption in metadata goes before one in a text file.
+
+    Args:
+        field: What the user calls the set.
+        images: Names the folder, and the columns.
+        report: Counts the files that are not used.
+
+    Raises:
+        UserError: For metadata that is not readable, or names pictures that are not there (unless images.on_error is
+            skip).
+    """
+    assert images.folder is not None
+    found, listings, texts = _sorted_out(images.folder, report)
+    place = f"{field}.images.folder"
+    index = _Index(found)
+    unmatched: dict[str, str] = {}
+    for listing in listings:
+        folder = listing.parent.relative_to(images.folder).as_posix()
+        for number, row in _rows(listing, place):
+            if (picture := index.find(images.folder, folder, row["file_name"])) is None:
+                unmatched[f"{listing}:{number}"] = row["file_name"]
+                continue
+            if picture.values and picture.values != row:
+                raise UserError(
+                    Problem(
+                        place,
+                        f"{listing}:{number}",
+                        f"says other things of {picture.relative.as_posix()} than an earlier row.",
+                        "Leave one of them.",
+                    )
+                )
+            picture.values = row
+    _require_matched(place, images, unmatched, found, report)
+    _require_columns(field, images, found)
+    _add_texts(found, texts, images, place, report)
+    return found
+
+
+def caption_of(values: Mapping[str, Any], column: str) -> str | None:
+    """The caption in a row, which may be empty; None if there is none.
+
+    Raises:
+        ValueError: If it is no text.
+    """
+    for name in _columns(column):
+        if (value := values.get(name)) is not None:
+            if not isinstance(value, str):
+                raise ValueError(f"its caption {value!r} is no text")
+            return value
+    return None
+
+
+def _sorted_out(folder: Path, report: SetReport) -> tuple[list[Found], list[Path], list[Path]]:
+    """Pictures, listings and text files below a folder; what else lies there is counted."""
+    found, listings, texts = [], [], []
+    for file in files_below(folder):
+        relative = file.relative_to(folder)
+        if any(part.startswith((".", "__MACOSX")) for part in relative.parts):
+            report.leave_out(LeftOut.HIDDEN, relative.as_posix())
+        elif file.suffix.lower() in SUFFIXES:
+            found.append(Found(file, relative))
+        elif file.name in LISTINGS:
+            listings.append(file)
+        elif file.suffix.lower() in SIDECARS:
+            texts.append(file)
+        else:
+            report.leave_out(LeftOut.NO_PICTURE, file.suffix.lower() or file.name)
+    return found, listings, texts
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files, in linked folders as well, in the order of their paths."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        found += [Path(place, name) for name in names]
+        seen.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in seen]  # no circles
+    return sorted(found)
+
+
+class _Index:
+    """Pictures by their paths, however these are spelled."""
+
+    def __init__(self, found: Iterable[Found]) -> None:
+        self._levels: list[dict[str, list[Found]]] = [defaultdict(list) for _ in range(3)]
+        for picture in found:
+            for level, key in zip(self._levels, self._keys(picture.relative.as_posix()), strict=True):
+                level[key].append(picture)
+
+    def find(self, root: Path, folder: str, name: str) -> Found | None:
+        """The one picture that the name means: as it stands, else in another case or Unicode form, or suffix.
+
+        Args:
+            root: The set's folder.
+            folder: Where the metadata lies, below it.
+            name: As it is written there.
+        """
+        name = name.strip().replace("\\", "/")
+        if name.startswith(root.as_posix() + "/"):
+            name, folder = name[len(root.as_posix()) + 1 :], ""
+        path = posixpath.normpath(posixpath.join(folder, name))
+        for level, key in zip(self._levels, self._keys(path), strict=True):
+            if len(level.get(key, [])) == 1:
+                return level[key][0]
+        return None
+
+    @staticmethod
+    def _keys(path: str) -> tuple[str, str, str]:
+        alike = unicodedata.normalize("NFC", path).casefold()
+        return path, alike, posixpath.splitext(alike)[0]
+
+
+def _rows(listing: Path, place: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows of a listing, each with its file_name."""
+    is_table = listing.suffix == ".csv"
+    what = "a table with the column file_name" if is_table else "a JSON object with file_name"
+    example = "file_name,text" if is_table else '{"file_name": "a.png", "text": "a photo of a cat"}'
+    for number, row in _csv_rows(listing) if is_table else _json_rows(listing):
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+            raise UserError(
+                Problem(
+                    place,
+                    f"{listing}:{number}",
+                    f"is not {what}, in UTF-8.",
+                    f"{'It begins' if is_table else 'Each line is'} like {example}.",
+                )
+            )
+        yield number, row
+
+
+def _json_rows(listing: Path) -> Iterator[tuple[int, Any]]:
+    """Line numbers, and what stands there; None where that is no JSON."""
+    for number, line in enumerate(listing.read_bytes().removeprefix(_BOM).splitlines(), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError):
+                yield number, None
+
+
+def _csv_rows(listing: Path) -> Iterator[tuple[int, Any]]:
+    """Line numbers and rows; None where the file cannot be read on."""
+    number = 1
+    try:
+        reader = csv.DictReader(io.StringIO(listing.read_bytes().decode("utf-8-sig"), newline=""))
+        for row in reader:
+            number = reader.line_num
+            yield number, {name: value for name, value in row.items() if name is not None}
+    except (csv.Error, UnicodeDecodeError):
+        yield number, None
+
+
+def _require_matched(
+    place: str, images: Images, unmatched: Mapping[str, str], found: Iterable[Found], report: SetReport
+) -> None:
+    if not unmatched:
+        return
+    if images.on_error == "skip":
+        for name in unmatched.values():
+            report.leave_out(LeftOut.UNMATCHED, name)
+        return
+    row, name = next(iter(unmatched.items()))
+    known = [picture.relative.as_posix() for picture in found]
+    more = f", and {len(unmatched) - 1} more: {', '.join(list(unmatched.values())[1:5])}" * (len(unmatched) > 1)
+    hint = nearest(name, known) + " " if 0 < len(known) <= 100 else ""
+    raise UserError(
+        Problem(
+            place,
+            row,
+            f"there is no picture {name!r}{more}.",
+            f"{hint}Correct file_name, or set images.on_error: skip.",
+        )
+    )
+
+
+def _require_columns(field: str, images: Images, found: Iterable[Found]) -> None:
+    """A column that the recipe names itself is in some row."""
+    rows = [picture.values for picture in found if picture.values]
+    known = dict.fromkeys(name for row in rows for name in row)
+    for option in ("caption_column", "concept_column"):
+        name = getattr(images, option)
+        if rows and name != Images.model_fields[option].default and name not in known:
+            raise UserError(
+                Problem(f"{field}.images.{option}", name, "is in no row of the metadata.", nearest(name, known))
+            )
+
+
+def _add_texts(found: Iterable[Found], texts: Sequence[Path], images: Images, place: str, report: SetReport) -> None:
+    """Captions from text files beside the pictures: a.txt, or a.png.txt."""
+    beside: dict[str, Path] = {}
+    for file in texts:
+        beside[_alike(file.with_suffix(""))] = file  # of both suffixes .txt, which comes last
+    used = set()
+    for picture in found:
+        keys = (_alike(picture.file.with_suffix("")), _alike(picture.file))
+        text = next((beside[key] for key in keys if key in beside), None)
+        if text is None or any(picture.values.get(name) is not None for name in _columns(images.caption_column)):
+            continue
+        used.add(text)
+        lines = [line.strip() for line in _text(text, place).splitlines() if line.strip()]
+        if len(lines) > 1:  # kohya reads the first, too
+            report.note(Noted.FURTHER_LINES, text.name)
+        picture.values[images.caption_column] = lines[0] if lines else ""
+    for file in texts:
+        if file not in used:
+            report.note(Noted.UNUSED_CAPTIONS, file.name)
+
+
+def _columns(own: str) -> list[str]:
+    return list(dict.fromkeys((own, *CAPTION_COLUMNS)))
+
+
+def _alike(path: Path) -> str:
+    return unicodedata.normalize("NFC", path.as_posix())
+
+
+def _text(file: Path, place: str) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            Problem(place, str(file), f"is not readable as text in UTF-8: {error}.", "Save it as UTF-8.")
+        ) from None

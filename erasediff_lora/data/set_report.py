@@ -1,0 +1,128 @@
+"""What became of the pictures and prompts that a set was made from: counted, and the first ones named."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from erasediff_lora.storage.files import write_text
+from erasediff_lora.storage.run_folder import DATA_REPORT_FILE
+
+NAMED = 10
+"""Examples that are kept of a kind."""
+SHOWN = 3
+
+
+class LeftOut(StrEnum):
+    """Why a file or a row is not in the set; the values are the words of the table."""
+
+    OTHER_LABEL = "labelled otherwise"
+    FORGOTTEN_LABEL = "labelled as what is to be forgotten"
+    UNREADABLE = "not readable"
+    NO_PICTURE = "files that are no pictures"
+    HIDDEN = "hidden files"
+    UNMATCHED = "rows of metadata without their picture"
+
+
+class Noted(StrEnum):
+    """What is to be known of what is in the set."""
+
+    TURNED = "turned upright, as EXIF says"
+    FLATTENED = "transparency laid on the background"
+    SCALED = "more than 8 bits, scaled"
+    FIRST_FRAME = "first of several frames"
+    NO_CAPTION = "without a caption of their own"
+    EMPTY_CAPTION = "of an empty caption"
+    UNUSED_CAPTIONS = "caption files not used"
+    FURTHER_LINES = "caption files of which the first line is used"
+    CUT_CAPTION = "captions cut: longer than the model reads"
+    BRACES = "captions with {braces}, which the model reads as they are"
+    DUPLICATE = "pictures that are there twice"
+    NAMES_FORGOTTEN = "captions that name what is to be forgotten"
+    NOT_SHOWN = "concepts that no picture is labelled with"
+    IN_BOTH = "pictures that are in the forget set as well"
+
+
+@dataclass
+class SetReport:
+    """The account of one set.
+
+    Attributes:
+        pictures: How many it has.
+        drawn: Whether the base draws them.
+        concepts: Concept -> pictures of it.
+        left_out: Reason -> examples, each with how often it came up.
+        noted: The same for what is in the set.
+        pixels: Hash of a picture's pixels -> its name.
+    """
+
+    pictures: int = 0
+    drawn: bool = False
+    concepts: Counter[str] = field(default_factory=Counter)
+    left_out: dict[LeftOut, Counter[str]] = field(default_factory=dict)
+    noted: dict[Noted, Counter[str]] = field(default_factory=dict)
+    pixels: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def leave_out(self, reason: LeftOut, example: str) -> None:
+        """Count what does not come into the set."""
+        self.left_out.setdefault(reason, Counter())[example] += 1
+
+    def note(self, what: Noted, example: str) -> None:
+        """Count something about the set."""
+        self.noted.setdefault(what, Counter())[example] += 1
+
+    def add_picture(self, name: str, pixels: str) -> None:
+        """Count a picture, and whether it is there a second time."""
+        if pixels in self.pixels:
+            self.note(Noted.DUPLICATE, name)
+        self.pixels.setdefault(pixels, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it: the first examples of everything, and the names of reasons in small letters."""
+        return {
+            "pictures": self.pictures,
+            "drawn": self.drawn,
+            "concepts": dict(self.concepts),
+            "left_out": {reason.name.lower(): _counted(found) for reason, found in self.left_out.items()},
+            "noted": {what.name.lower(): _counted(found) for what, found in self.noted.items()},
+        }
+
+    def rows(self) -> Iterator[tuple[str, int, str]]:
+        """Rows of the table: what, how many, the first ones."""
+        for concept, count in self.concepts.items():
+            yield f"of {concept}", count, ""
+        for reason, found in self.left_out.items():
+            yield f"left out: {reason.value}", found.total(), summary(found, SHOWN)
+        for what, found in self.noted.items():
+            yield what.value, found.total(), summary(found, SHOWN)
+
+    def table(self) -> str:
+        """The rows as text, indented."""
+        rows = list(self.rows())
+        width = max((len(what) for what, _, _ in rows), default=0)
+        return "\n".join(f"  {what:{width}}  {count:6}  {examples}".rstrip() for what, count, examples in rows)
+
+
+def summary(found: Mapping[str, int], limit: int = NAMED) -> str:
+    """Examples in words: 'clock (40), fish (38)'."""
+    shown = [name if count == 1 else f"{name} ({count})" for name, count in list(found.items())[:limit]]
+    return ", ".join(shown) + ", …" * (len(found) > limit)
+
+
+def write_data_report(folder: Path, forget: SetReport, retain: SetReport) -> None:
+    """Write the accounts of a run's sets into its folder, pictures that are in both counted with the retain set."""
+    retain.noted.pop(Noted.IN_BOTH, None)
+    for pixels, name in retain.pixels.items():
+        if pixels in forget.pixels:
+            retain.note(Noted.IN_BOTH, name)
+    report = {"forget": forget.to_dict(), "retain": retain.to_dict()}
+    write_text(folder / DATA_REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+def _counted(found: Counter[str]) -> dict[str, Any]:
+    return {"count": found.total(), "examples": dict(list(found.items())[:NAMED])}
