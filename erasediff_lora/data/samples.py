@@ -69,6 +69,8 @@ def _forget_samples(recipe: Recipe, report: SetReport) -> list[Sample]:
     else:
         prompts = balanced(forget_prompts(data), data.count, recipe.sampling.seed)
         samples = [sample(prompt.text, prompt.concept or names[0]) for prompt in prompts]
+    width = max(len(s.anchors) for s in samples)  # a concept with an anchor beside one that takes any
+    samples = [replace(s, anchors=[s.anchors[n % len(s.anchors)] for n in range(width)]) for s in samples]
     if recipe.objective.counterparts:  # the one anchor that the counterpart shows
         samples = [replace(s, anchors=[s.anchors[row % len(s.anchors)]]) for row, s in enumerate(samples)]
     return samples

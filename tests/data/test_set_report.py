@@ -58,7 +58,7 @@ def test_prepare_and_train_give_the_same_account(recipe_file, cli, tmp_path) -> 
         "names_forgotten": {"count": 1, "examples": {"a dog chasing a Cat": 1}},
         "in_both": {"count": 1, "examples": {str(tmp_path / "retain/b.png"): 1}},
     }
-    assert "forget set: 4 pictures, 3 prompts; see" in result.out
+    assert "forget set: 4 pictures, 7 prompts; see" in result.out, "captions, anchors, and the empty one"
     assert "left out: labelled otherwise" in result.out and "clock (2)" in result.out
     assert "captions that name what is to be forgotten" in result.out and "a dog chasing a Cat" in result.out
 

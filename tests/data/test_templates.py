@@ -124,7 +124,7 @@ def test_concepts_with_and_without_templates(prepare, tmp_path, recipe_file, cli
     ("two foxes and a butterfly", "fox", "butterfly", "two butterflies and a butterfly"),
     ("buses", "bus", "church", "churches"),
     ("a house\nby Van  Gogh.", "van gogh", "monet", "a house\nby monet."),
-    ("C++ and C+++", "c++", "rust", "rust and C+++"),
+    ("C++ and Cython", "c++", "rust", "rust and Cython"),
     ("一只猫在树上", "猫", "狗", "一只狗在树上"),
     ("a caterpillar", "cat", "dog", "dog"),
     ("cat_ears", "cat", "dog", "dog"),
@@ -132,6 +132,12 @@ def test_concepts_with_and_without_templates(prepare, tmp_path, recipe_file, cli
 def test_names_are_words(text, concept, anchor, expected) -> None:
     assert substitute(text, concept, anchor) == expected
     assert is_named(text, concept) == (expected != anchor or text.casefold() == concept)
+
+
+def test_anchors_of_one_concept_and_of_another_that_takes_any(prepare) -> None:
+    data = prepare(forget={"concepts": [{"name": "cat", "anchor": "cow"}, "rose"], "count": 2})
+    texts = [[data.prompts[index] for index in row] for row in data.anchors.tolist()]
+    assert texts == [["a photo of a cow"] * 2, ["a photo of a dog", "a photo of a car"]]
 
 
 def test_a_concept_within_another_keeps_its_pictures_apart(prepare, tmp_path) -> None:
