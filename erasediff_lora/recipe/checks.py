@@ -170,7 +170,7 @@ def _family(sections: Sections) -> Iterator[Problem]:
             "weighs by a noise schedule, which a model of flow matching does not have.",
             "Omit it.",
         )
-    if model and model.prediction_type and model.family == "stable_diffusion_3":
+    if model.prediction_type and family.flow_matching:
         what = "is not what a model of flow matching predicts."
         yield Problem("model.prediction_type", model.prediction_type, what, "Omit it.")
     for name in ("vae_tiling", "offload"):
