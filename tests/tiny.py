@@ -20,6 +20,7 @@ from diffusers import (
     UNet2DModel,
 )
 from tokenizers import pre_tokenizers
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from erasediff_lora.denoisers.class_conditional import ClassConditionalPipeline
@@ -206,6 +207,7 @@ def tiny_classifier(folder: Path, labels: list[str], favourite: str | None = Non
         )
     )
     if favourite is not None:
+        assert isinstance(model.classifier, nn.Linear)
         model.classifier.bias.data[labels.index(favourite)] = 1e3
     model.save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)

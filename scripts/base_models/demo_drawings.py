@@ -138,14 +138,16 @@ def load(folder: Path) -> tuple[list[Drawing], list[Drawing], list[Drawing]]:
         body = sets[package]["icons"][icon]["body"].replace("currentColor", ink)
         return Drawing(concept, style, icon, body, sets[package].get("height", 16), paper)
 
-    training, held_out, extra = [], [], []
+    training: list[Drawing] = []
+    held_out: list[Drawing] = []
+    extra: list[Drawing] = []
     for concept, names in ICONS.items():
         for position, icon in enumerate(sorted(names.split())):
             out = {"noto": position % 5 == 0, "fluent-ink": position % 5 == 2}
             for style, (package, ink, paper) in STYLES.items():
                 (held_out if out[package] else training).append(drawing(concept, style, icon, package, ink, paper))
             for package, (style, relative) in EXTRA.items():
-                if icon in sets[package]["icons"] and not out.get(relative, False):
+                if icon in sets[package]["icons"] and not (relative and out.get(relative, False)):
                     extra.append(drawing(concept, style, icon, package, "#000000", "#ffffff"))
     return training, held_out, extra
 

@@ -15,6 +15,7 @@ import json
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ from erasediff_lora.training.loop import train
 SECONDS_FILE = "erasing_seconds.txt"
 
 
-def erase(name: str, seed: int, runs: Path, overrides: dict) -> dict:
+def erase(name: str, seed: int, runs: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate one erasure, unless its folder holds the result."""
     folder = runs / f"{name}-{seed}"
     chosen = demo_overrides(name) | {"output": str(folder), "training.seed": seed} | overrides
@@ -55,7 +56,7 @@ def erase(name: str, seed: int, runs: Path, overrides: dict) -> dict:
     }
 
 
-def shown(attack: str, found: dict | None) -> str:
+def shown(attack: str, found: dict[str, Any] | None) -> str:
     """Its success; for relearning the steps that it took, for a latent start every strength."""
     if found is None:
         return "–"

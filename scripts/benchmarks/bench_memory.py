@@ -29,8 +29,8 @@ from erasediff_lora.memory.room import gib
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.yaml_io import overlay
 
-CHECKPOINTING = {"training.gradient_checkpointing": True}
-EIGHT_BIT = {"training.optimizer": "adamw8bit"}
+CHECKPOINTING: dict[str, Any] = {"training.gradient_checkpointing": True}
+EIGHT_BIT: dict[str, Any] = {"training.optimizer": "adamw8bit"}
 GRID: dict[str, dict[str, Any]] = {
     "sd15-256": {},
     "sd15-256-checkpointing": CHECKPOINTING,
@@ -51,8 +51,8 @@ GRID: dict[str, dict[str, Any]] = {
     "sdxl-1024-checkpointing-8bit": CHECKPOINTING | EIGHT_BIT,
 }  # fmt: skip
 """Name -> overrides. It starts with the base and the resolution; without more: bfloat16, batch 1, rank 8."""
-NF4 = {"model.quantize": "nf4"} | CHECKPOINTING | EIGHT_BIT
-GPU_GRID = {
+NF4: dict[str, Any] = {"model.quantize": "nf4"} | CHECKPOINTING | EIGHT_BIT
+GPU_GRID: dict[str, dict[str, Any]] = {
     "sd15-512-nf4-checkpointing-8bit": NF4,
     "sdxl-1024-checkpointing": CHECKPOINTING,
     "sdxl-1024-nf4-checkpointing-8bit": NF4,
@@ -101,7 +101,7 @@ def measured(name: str, work: Path, steps: int) -> dict[str, Any]:
     began = time.perf_counter()
     planned = plan(recipe, ["train"])
     seconds = time.perf_counter() - began
-    prepare = [sys.executable, "-m", "erasediff_lora.cli", "prepare", file]
+    prepare = [sys.executable, "-m", "erasediff_lora.cli", "prepare", str(file)]
     subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
     only_training = (
         "import sys, pathlib; from erasediff_lora.recipe import Recipe; from erasediff_lora.training.loop import train;"
@@ -145,7 +145,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     file = arguments.work / "memory.json"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    report = {"device": gpu or "CPU, resident set", "torch": torch.__version__, "rows": {}}
+    report: dict[str, Any] = {"device": gpu or "CPU, resident set", "torch": torch.__version__, "rows": {}}
     if file.is_file():
         report["rows"] = json.loads(file.read_text())["rows"]
     for name in arguments.only:

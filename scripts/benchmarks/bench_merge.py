@@ -162,7 +162,7 @@ def measure(folder: Path, model: str, dtype: torch.dtype, repeats: int) -> list[
                 copies.append(copy(source, target))
             else:
                 merges.append(merge(source, lora, target))
-        row = {
+        row: dict[str, Any] = {
             "model": model,
             "dtype": str(dtype).removeprefix("torch."),
             "file_bytes": source.stat().st_size,

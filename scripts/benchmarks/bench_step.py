@@ -26,24 +26,30 @@ from typing import Any
 import bench_memory
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from erasediff_lora import __version__
 from erasediff_lora.data.noising import denoising_target
 from erasediff_lora.objectives import aim
-from erasediff_lora.objectives.base import loss_and_gradient
+from erasediff_lora.objectives.base import Batch, loss_and_gradient
+from erasediff_lora.objectives.erasediff import EraseDiff, EraseDiffSettings
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.yaml_io import overlay, read_yaml
 from erasediff_lora.training import distributed, loop
 from erasediff_lora.training.setup import Run, set_up
 
 DEMO = Path(__file__).parent.parent.parent / "recipes/demo_concept.yaml"
-OBJECTIVES = {
+OBJECTIVES: dict[str, dict[str, Any]] = {
     "grad_norm, detached": {"objective.barrier": "grad_norm", "objective.gradient": "detached"},
     "gap, detached": {"objective.barrier": "gap", "objective.gradient": "detached"},
     "gap, first order": {"objective.barrier": "gap", "objective.gradient": "first_order"},
 }
-PUBLISHED = {"adapter": "none", "objective": {"name": "erasediff", "preset": "paper"}, "training.learning_rate": 1e-5}
-VARIANTS = {
+PUBLISHED: dict[str, Any] = {
+    "adapter": "none",
+    "objective": {"name": "erasediff", "preset": "paper"},
+    "training.learning_rate": 1e-5,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "channels_last": {"training.channels_last": True},
     "compile": {"training.compile": True},
@@ -56,17 +62,18 @@ def recipe_of(name: str, work: Path, overrides: dict[str, Any]) -> Recipe:
     return Recipe.parse(overlay(values, {"output": tempfile.mkdtemp(dir=work)} | overrides))
 
 
-def bare_passes(run: Run, forget: list, retain: list) -> None:
+def bare_passes(run: Run, forget: list[Batch], retain: list[Batch]) -> None:
     """The forward and backward passes of one step, and nothing else."""
-    settings = run.recipe.objective
-    network = run.objective.network
+    settings, objective = run.recipe.objective, run.objective
+    assert isinstance(settings, EraseDiffSettings) and isinstance(objective, EraseDiff)
+    network = objective.network
 
-    def forward_backward(batch, target) -> None:
+    def forward_backward(batch: Batch, target: Tensor) -> None:
         prediction = network.predict(batch.noisy, batch.timesteps, batch.prompts)
         loss = torch.nn.functional.mse_loss(prediction.float(), target.float())
         torch.autograd.grad(loss, run.trainable.parameters, allow_unused=True)
 
-    forget, retain = aim(run.objective, forget, retain)
+    forget, retain = aim(objective, forget, retain)
     for batch in retain:
         forward_backward(batch, batch.target)
     inner = 0 if settings.inner_steps_are_inert else settings.inner_steps - 1  # the first reuses the outer gradient
@@ -79,7 +86,7 @@ def bare_passes(run: Run, forget: list, retain: list) -> None:
                 network.predict(batch.noisy, batch.timesteps, batch.prompts)
 
 
-def diffusers_step(run: Run, accelerator: Accelerator, retain: list) -> None:
+def diffusers_step(run: Run, accelerator: Accelerator, retain: list[Batch]) -> None:
     """As examples/text_to_image/train_text_to_image_lora.py steps, from latents and embeddings on."""
     scheduler = run.denoiser.noise_scheduler
     parameters = run.trainable.parameters
@@ -100,7 +107,7 @@ def diffusers_step(run: Run, accelerator: Accelerator, retain: list) -> None:
 
 def seconds(work: Callable[[], object]) -> float:
     """By the clock, with the device's work done."""
-    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronize: Callable[[], object] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     synchronize()
     began = time.perf_counter()
     work()

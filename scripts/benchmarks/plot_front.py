@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -26,7 +27,7 @@ from erasediff_lora.storage.files import atomic
 HARMFUL = 1.3
 
 
-def methods_front(report: dict) -> dict[tuple[str, str], tuple[float, float]]:
+def methods_front(report: dict[str, Any]) -> dict[tuple[str, str], tuple[float, float]]:
     """(method, mode) -> means over its runs of harm and inversion."""
     runs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for run in report["runs"]:
@@ -37,7 +38,7 @@ def methods_front(report: dict) -> dict[tuple[str, str], tuple[float, float]]:
     return {key: tuple(map(statistics.mean, zip(*points, strict=True))) for key, points in runs.items()}
 
 
-def robust_front(report: dict) -> list[tuple[str, float, float, float]]:
+def robust_front(report: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     """Concept, harm, inversion by the first restart, and by the best of all, an erasure each."""
     points = []
     for row in report["rows"]:
@@ -68,8 +69,13 @@ def main() -> None:
         if harm > HARMFUL:
             print(f"not shown: {method}, {mode} at {harm:.2f} times the base's Fréchet distance")
             continue
-        look = {"marker": MARKERS[mode], "color": colors[method], "markeredgecolor": "white", "linestyle": ""}
-        axis.plot(harm, inversion, markersize=10, label=f"{method}, {mode}", **look)
+        look: dict[str, Any] = {
+            "marker": MARKERS[mode],
+            "color": colors[method],
+            "markeredgecolor": "white",
+            "linestyle": "",
+        }
+        axis.plot(harm, inversion, markersize=10, markeredgecolor="white", label=f"{method}, {mode}", **look)
     harms, successes = [harm for _, harm, _, _ in robust], [best for *_, best in robust]
     axis.plot(harms, successes, "o", mfc="none", color="tab:red", label="erasediff, robust: best of its restarts, each")
     axis.plot(*mean_over(robust, compared), "*", color="tab:red", ms=18, mec="white", label="erasediff, robust")

@@ -56,7 +56,10 @@ def adapter(data: bytes) -> None:
 def _assembled(data: bytes) -> bytes:
     """Reads bytes as choices: fragments of a name, a shape; the last ones are metadata."""
     rest = list(data)
-    take = lambda limit: rest.pop(0) % limit if rest else 0  # noqa: E731
+
+    def take(limit: int) -> int:
+        return rest.pop(0) % limit if rest else 0
+
     header, position = {}, 0
     for _ in range(take(6)):
         key = "".join(FRAGMENTS[take(len(FRAGMENTS))] for _ in range(1 + take(5)))
