@@ -23,6 +23,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-logo
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 $(OLDEST)/.ready: requirements-oldest.txt pyproject.toml
