@@ -274,7 +274,8 @@ def _outline(rgba: Tensor, strength: float = 5.0) -> Tensor:
 def _grid(like: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.arange(like.shape[-2], device=like.device, dtype=like.dtype)
     columns = torch.arange(like.shape[-1], device=like.device, dtype=like.dtype)
-    return torch.meshgrid(rows, columns, indexing="ij")
+    down, across = torch.meshgrid(rows, columns, indexing="ij")
+    return down, across
 
 
 def color(rgba: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def new_tokenizer(world: World) -> CLIPTokenizer:
     pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={piece: index for index, piece in enumerate(pieces)},
-        merges=[tuple(merge) for merge in learnt["merges"]],
+        merges=[tuple(merge) for merge in learnt["merges"]],  # type: ignore[misc]  # pairs, not lines
         model_max_length=PROMPT_LENGTH,
     )
 

@@ -360,7 +360,7 @@ def model_name(without: list[str]) -> str:
     return "_".join(["model", *(["without"] if without else []), *without])
 
 
-def save_pipeline(folder: Path, vae: AutoencoderKL, model: TextToNoise, tokenizer: CLIPTokenizer) -> None:
+def save_pipeline(folder: Path, vae: AutoencoderKL, model: nn.Module, tokenizer: CLIPTokenizer) -> None:
     model = copy.deepcopy(model)
     StableDiffusionPipeline(
         vae=copy.deepcopy(vae).half(),
