@@ -69,12 +69,7 @@ def main() -> None:
         if harm > HARMFUL:
             print(f"not shown: {method}, {mode} at {harm:.2f} times the base's Fréchet distance")
             continue
-        look: dict[str, Any] = {
-            "marker": MARKERS[mode],
-            "color": colors[method],
-            "markeredgecolor": "white",
-            "linestyle": "",
-        }
+        look: dict[str, Any] = {"marker": MARKERS[mode], "color": colors[method], "linestyle": ""}
         axis.plot(harm, inversion, markersize=10, markeredgecolor="white", label=f"{method}, {mode}", **look)
     harms, successes = [harm for _, harm, _, _ in robust], [best for *_, best in robust]
     axis.plot(harms, successes, "o", mfc="none", color="tab:red", label="erasediff, robust: best of its restarts, each")
