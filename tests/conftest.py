@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same tests everywhere: `auto` mea
 
 import pytest
 import torch
+from fixtures import Cli, RecipeFile, Result
 from tiny import tiny_base_recipe, tiny_pipeline
 
 from erasediff_lora.cli import main
-
-
-@dataclass
-class Result:
-    """What a command left behind."""
-
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,7 +29,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
     def run(*arguments: object) -> Result:
         capfd.readouterr()
         status = main([str(argument) for argument in arguments])
@@ -50,7 +40,7 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 
 @pytest.fixture
-def recipe_file(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
+def recipe_file(tiny_base: Path, tmp_path: Path) -> RecipeFile:
     """Write a tiny recipe, sections changed by keyword, and return its path."""
 
     def write(**sections: Any) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ def preparer(base: Path, root: Path) -> Prepare:
     """`prepare(kind, **sections)` on one base, loaded once."""
     loaded: list[Any] = []
 
-    def prepare(kind: str = "forget", **sections: Any) -> sets.EncodedSet:
+    def prepare(kind: Literal["forget", "retain"] = "forget", **sections: Any) -> sets.EncodedSet:
         recipe = Recipe.parse(tiny_values(base, root, **sections))
         if not loaded:
             loaded.append(denoisers.load(recipe.model))

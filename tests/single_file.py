@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -38,7 +39,7 @@ FIXED = {
 }
 
 
-def unet_blocks(config: dict) -> dict[str, str]:
+def unet_blocks(config: dict[str, Any]) -> dict[str, str]:
     """Count the blocks as the original code builds them: diffusers module -> LDM module."""
     blocks, number, depth = dict(FIXED), 1, len(config["down_block_types"])
     for i, kind in enumerate(config["down_block_types"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def direction(objective: Objective, forget: Sequence[Batch], retain: Sequence[Ba
     return objective.direction(*aim(objective, forget, retain))
 
 
-def finite_difference(function, at: Tensor, step: float = 1e-6) -> Tensor:
+def finite_difference(function: Any, at: Tensor, step: float = 1e-6) -> Tensor:
     gradient = torch.zeros_like(at)
     for index in range(len(at)):
         nudge = torch.zeros_like(at)

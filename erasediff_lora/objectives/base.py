@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from erasediff_lora.objectives.loss_scaling import unscaled_gradients
-from erasediff_lora.recipe.tables import ObjectiveSettings
+from erasediff_lora.recipe.tables import ObjectiveSettings as ObjectiveSettings  # methods take it from here
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,), prompt embeddings (B, L, D)) -> prediction (B, C, H, W)."""

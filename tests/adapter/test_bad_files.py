@@ -13,13 +13,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from adapters import random_adapter
+from fixtures import Cli
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from single_file import pack
+from tqdm import tqdm
 
 from erasediff_lora.adapter import LoraAdapter, LoraLayer, formats, merging
 
@@ -27,7 +30,7 @@ KEY = "unet.mid_block.attentions.0.proj_in"
 
 
 @pytest.fixture
-def good(tiny_base, tmp_path) -> Path:
+def good(tiny_base: Path, tmp_path: Path) -> Path:
     (file,) = formats.write(random_adapter(tiny_base), tmp_path / "good.safetensors", "diffusers")
     return file
 
@@ -58,7 +61,7 @@ NAMES = ("truncated", "headless", "empty", "text", "pickle", "nan", "unpaired", 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_damaged_adapters(name, good, tiny_base, tmp_path, cli) -> None:
+def test_damaged_adapters(name: str, good: Path, tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     cases = damaged(good)
     assert set(cases) == set(NAMES)
     make, words = cases[name]
@@ -71,13 +74,13 @@ def test_damaged_adapters(name, good, tiny_base, tmp_path, cli) -> None:
     assert not out.exists()
 
 
-def test_every_bad_adapter_is_named_at_once(good, tiny_base, tmp_path, cli) -> None:
+def test_every_bad_adapter_is_named_at_once(good: Path, tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     result = cli("merge", tiny_base, tmp_path / "x", good, tmp_path / "y:0.5", "--output", tmp_path / "out")
     refused(result, "2 problems", f"'{tmp_path / 'x'}': there is no such file", f"'{tmp_path / 'y'}': there is no")
 
 
 @pytest.mark.parametrize("name", ["truncated", "text", "pickle", "layout"])
-def test_damaged_models(name, good, tiny_base, tmp_path, cli) -> None:
+def test_damaged_models(name: str, good: Path, tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     file = pack(tiny_base, tmp_path / "model.safetensors")
     whole = file.read_bytes()
     bad, out = tmp_path / "bad.safetensors", tmp_path / "out.safetensors"
@@ -96,7 +99,7 @@ def test_damaged_models(name, good, tiny_base, tmp_path, cli) -> None:
     assert not out.exists()
 
 
-def test_adapter_for_another_base_or_family(tiny_base, tmp_path, cli) -> None:
+def test_adapter_for_another_base_or_family(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "out"
     wide = LoraLayer(torch.ones(1, 2048), torch.ones(32, 1), 1.0)
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -117,7 +120,7 @@ def test_adapter_for_another_base_or_family(tiny_base, tmp_path, cli) -> None:
     assert not out.exists()
 
 
-def test_overflow_and_quantised_weights(tiny_base, tmp_path, cli) -> None:
+def test_overflow_and_quantised_weights(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     file, out = pack(tiny_base, tmp_path / "half.safetensors", torch.float16), tmp_path / "out.safetensors"
     shape = load_file(tiny_base / "unet/diffusion_pytorch_model.safetensors")[
         "mid_block.attentions.0.proj_in.weight"
@@ -135,7 +138,7 @@ def test_overflow_and_quantised_weights(tiny_base, tmp_path, cli) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half.safetensors", "huge.safetensors"]
 
 
-def test_outputs_that_must_not_be_touched(good, tiny_base, tmp_path, cli) -> None:
+def test_outputs_that_must_not_be_touched(good: Path, tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_base, model)
     file = pack(tiny_base, tmp_path / "model.safetensors")
@@ -164,7 +167,7 @@ def test_outputs_that_must_not_be_touched(good, tiny_base, tmp_path, cli) -> Non
     assert cli("merge", model, good, "--output", tmp_path / "out", "--overwrite").status == 0
 
 
-def test_peft_folder_without_its_configuration(tiny_base, tmp_path, cli) -> None:
+def test_peft_folder_without_its_configuration(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     formats.write(random_adapter(tiny_base), tmp_path / "p", "peft")
     config = tmp_path / "p/adapter_config.json"
     good = json.loads(config.read_text())
@@ -193,7 +196,7 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_quota_in_mid_write(tiny_base, good, tmp_path, cli) -> None:
+def test_quota_in_mid_write(tiny_base: Path, good: Path, tmp_path: Path, cli: Cli) -> None:
     file = pack(tiny_base, tmp_path / "model.safetensors")
     before = sorted(tmp_path.rglob("*"))
     with small_files():
@@ -211,7 +214,7 @@ def test_quota_in_mid_write(tiny_base, good, tmp_path, cli) -> None:
 
 
 @pytest.fixture
-def interruptible():
+def interruptible() -> Iterator[Any]:
     """Ctrl-C raises, even where the tests run in the background, with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -220,9 +223,11 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_merge_leaves_nothing(signum, tiny_base, good, tmp_path, monkeypatch, cli) -> None:
-    class Stopping(merging.tqdm):
-        def __init__(self, **options: object) -> None:
+def test_a_stopped_merge_leaves_nothing(
+    signum: Any, tiny_base: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    class Stopping(tqdm):  # type: ignore[type-arg]
+        def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             self.first = threading.Lock()
 
@@ -240,7 +245,7 @@ def test_a_stopped_merge_leaves_nothing(signum, tiny_base, good, tmp_path, monke
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(good) -> None:
+def test_a_reader_that_has_seen_enough_is_no_error(good: Path) -> None:
     program = [sys.executable, "-m", "erasediff_lora.cli", "inspect", str(good)]
     running = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert running.stdout is not None and running.stderr is not None
@@ -259,7 +264,7 @@ test -z "$(ls -A "$1")"
 """
 
 
-def test_full_disk_in_mid_write(tiny_base, good, tmp_path) -> None:
+def test_full_disk_in_mid_write(tiny_base: Path, good: Path, tmp_path: Path) -> None:
     """On a tmpfs of 200 KiB, in a mount namespace of its own."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here")

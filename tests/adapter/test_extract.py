@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from adapters import random_adapter
+from fixtures import Cli
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from single_file import pack
@@ -16,7 +19,7 @@ from erasediff_lora.adapter import formats
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
-def test_a_merged_adapter_comes_back(tiny_base, tmp_path, cli) -> None:
+def test_a_merged_adapter_comes_back(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     adapter = random_adapter(tiny_base, "attention_feed_forward_convolutions", 2.5)
     formats.write(adapter, tmp_path / "a", "kohya")
     assert cli("merge", tiny_base, tmp_path / "a", "--output", tmp_path / "tuned").status == 0
@@ -50,7 +53,9 @@ def test_a_merged_adapter_comes_back(tiny_base, tmp_path, cli) -> None:
 
 
 @pytest.mark.parametrize(("options", "bound"), [(("--rank", 3), 3), (("--energy", 0.8), None)])
-def test_the_best_factors_of_a_full_rank_change(options, bound, tiny_base, tmp_path, cli) -> None:
+def test_the_best_factors_of_a_full_rank_change(
+    options: Any, bound: int | None, tiny_base: Path, tmp_path: Path, cli: Cli
+) -> None:
     """Against PyTorch's SVD of the whole difference; changed biases are named."""
     tuned = tmp_path / "tuned"
     shutil.copytree(tiny_base, tuned)
@@ -85,7 +90,7 @@ def test_the_best_factors_of_a_full_rank_change(options, bound, tiny_base, tmp_p
     assert len({layer.alpha for layer in found.layers.values()}) == 1
 
 
-def test_refusals(tiny_base, tmp_path, cli) -> None:
+def test_refusals(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "x"
     refused(cli("extract", tiny_base, tiny_base, "--rank", 4, "--output", out), "differs from", "in no linear")
     refused(cli("extract", tiny_base, tiny_base, "--output", out), "--rank = None: or --energy must be given")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fixtures import Cli
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 
@@ -46,7 +48,7 @@ def norm(one: LoraAdapter) -> float:
     return sum(float(layer.delta().double().square().sum()) for layer in one.layers.values()) ** 0.5
 
 
-def test_no_torch_is_needed(tmp_path) -> None:
+def test_no_torch_is_needed(tmp_path: Path) -> None:
     files, expected = [], []
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for format in FORMATS:
@@ -58,7 +60,7 @@ def test_no_torch_is_needed(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS.values())
-def test_numpy_reads_what_torch_reads(dtype, tmp_path) -> None:
+def test_numpy_reads_what_torch_reads(dtype: Any, tmp_path: Path) -> None:
     """Every value that a dtype of 8 or 16 bits has; some of the others."""
     kind = getattr(torch, dtype)
     if kind.itemsize <= 2:
@@ -73,14 +75,14 @@ def test_numpy_reads_what_torch_reads(dtype, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 3, 200])
-def test_norms_of_narrow_and_wide_factors(rank, tmp_path) -> None:
+def test_norms_of_narrow_and_wide_factors(rank: int, tmp_path: Path) -> None:
     layer = LoraLayer(torch.randn(rank, 9), torch.randn(7, rank), 2.0)
     made = LoraAdapter({"unet.mid_block.attentions.0.proj_in": layer})
     formats.write(made, tmp_path, "kohya")
     assert formats.describe(tmp_path)[1].norm() == pytest.approx(norm(made), rel=1e-5)
 
 
-def test_nan_is_refused_as_by_the_other_verbs(tmp_path, cli) -> None:
+def test_nan_is_refused_as_by_the_other_verbs(tmp_path: Path, cli: Cli) -> None:
     made = adapter(torch.bfloat16)
     next(iter(made.layers.values())).up[0, 0] = torch.nan
     formats.write(made, tmp_path / "a", "diffusers")
@@ -91,11 +93,11 @@ def test_nan_is_refused_as_by_the_other_verbs(tmp_path, cli) -> None:
 
 @pytest.mark.parametrize("path", ["a.to_q", "b.a.to_q", "aa.to_q", "to_q", "a.to_q.x", "to_k", "blocks.1.to_q"])
 @pytest.mark.parametrize("patterns", [["to_q"], ["a.to_q", "to_q"], [r"blocks\.\d.to_q"], ["^a.to_q"], ["a"], []])
-def test_patterns_match_as_in_peft(path, patterns) -> None:
+def test_patterns_match_as_in_peft(path: str, patterns: Any) -> None:
     assert matching(patterns, path) == get_pattern_key(patterns, path)
 
 
-def test_folders_of_a_peft_adapter_are_gathered_by_the_format(tmp_path) -> None:
+def test_folders_of_a_peft_adapter_are_gathered_by_the_format(tmp_path: Path) -> None:
     text = LoraLayer(torch.ones(2, 4), torch.ones(4, 2), 2.0)
     both = LoraAdapter({**adapter(torch.float32).layers, "text_encoder.encoder.layers.0.mlp.fc1": text})
     formats.write(both, tmp_path, "peft")

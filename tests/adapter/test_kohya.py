@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from adapters import pipeline, random_adapter
 from architectures import SDXL
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_unet_state_dict_to_peft
+from fixtures import Cli
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from single_file import pack, unet_blocks, unet_key
@@ -57,7 +59,9 @@ def by_the_rule(file: Path, weights: dict[str, Tensor], key_of: dict[str, str]) 
 
 
 @pytest.mark.parametrize("alpha", [4.0, 2.5])
-def test_published_rule_on_raw_ldm_weights_equals_our_merge(alpha, tiny_base, tmp_path, cli) -> None:
+def test_published_rule_on_raw_ldm_weights_equals_our_merge(
+    alpha: float, tiny_base: Path, tmp_path: Path, cli: Cli
+) -> None:
     model = pack(tiny_base, tmp_path / "model.safetensors")
     adapter = random_adapter(tiny_base, "attention_feed_forward_convolutions", alpha)
     (file,) = formats.write(adapter, tmp_path / "lora.safetensors", "kohya")
@@ -80,7 +84,7 @@ def test_published_rule_on_raw_ldm_weights_equals_our_merge(alpha, tiny_base, tm
         assert float((merged[key] - tensor).abs().max()) <= 1e-6 * float(tensor.abs().max()), key
 
 
-def test_header(tiny_base, tmp_path) -> None:
+def test_header(tiny_base: Path, tmp_path: Path) -> None:
     adapter = random_adapter(tiny_base, alpha=2.5, provenance=PROVENANCE)
     (file,) = formats.write(adapter, tmp_path, "kohya")
     assert file.name == "erase-van-gogh-s-style-cat.safetensors"
@@ -128,7 +132,7 @@ def test_header(tiny_base, tmp_path) -> None:
         ("stable-diffusion-xl-v1-base", "epsilon", ("sdxl_base_v1-0", "False", "epsilon", "1024x1024")),
     ],
 )
-def test_header_of_other_families(architecture, prediction, expected, tmp_path) -> None:
+def test_header_of_other_families(architecture: str, prediction: str, expected: Any, tmp_path: Path) -> None:
     layer = LoraLayer(torch.ones(2, 8), torch.ones(8, 2), 2.0)
     origin = Provenance(architecture=architecture, prediction_type=prediction)
     (file,) = formats.write(LoraAdapter({"unet.mid_block.attentions.0.proj_in": layer}, origin), tmp_path, "kohya")
@@ -138,7 +142,7 @@ def test_header_of_other_families(architecture, prediction, expected, tmp_path) 
     assert header["modelspec.architecture"] == f"{architecture}/lora"
 
 
-def test_sdxl_file_is_read_by_diffusers_under_the_same_names(tmp_path) -> None:
+def test_sdxl_file_is_read_by_diffusers_under_the_same_names(tmp_path: Path) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SDXL)
     paths = [
@@ -175,7 +179,7 @@ def with_text_encoder(base: Path) -> LoraAdapter:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_text_encoder_adapters(format, tiny_base, tmp_path, cli) -> None:
+def test_text_encoder_adapters(format: str, tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     adapter = with_text_encoder(tiny_base)
     file, *_ = formats.write(adapter, tmp_path / "a", format)
     back = formats.read(tmp_path / "a")
@@ -209,7 +213,7 @@ def mixed(base: Path) -> LoraAdapter:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_rank_and_alpha_patterns_survive_every_format(format, tiny_base, tmp_path) -> None:
+def test_rank_and_alpha_patterns_survive_every_format(format: str, tiny_base: Path, tmp_path: Path) -> None:
     adapter = mixed(tiny_base)
     formats.write(adapter, tmp_path, format)
     back = formats.read(tmp_path)
@@ -219,7 +223,7 @@ def test_rank_and_alpha_patterns_survive_every_format(format, tiny_base, tmp_pat
     assert back.provenance == PROVENANCE
 
 
-def test_patterns_as_diffusers_loads_them(tiny_base, tmp_path, caplog) -> None:
+def test_patterns_as_diffusers_loads_them(tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     adapter = mixed(tiny_base)
     formats.write(adapter, tmp_path, "diffusers")
     pipe = pipeline(tiny_base)
@@ -233,7 +237,7 @@ def test_patterns_as_diffusers_loads_them(tiny_base, tmp_path, caplog) -> None:
 
 @pytest.mark.parametrize("option", ["rslora", "dora"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_rslora_and_dora_survive_every_format(format, option, tiny_base, tmp_path) -> None:
+def test_rslora_and_dora_survive_every_format(format: str, option: str, tiny_base: Path, tmp_path: Path) -> None:
     adapter = random_adapter(tiny_base, "attention_feed_forward_convolutions", 3.0, **{option: True})
     formats.write(adapter, tmp_path, format)
     back = formats.read(tmp_path)
@@ -245,7 +249,7 @@ def test_rslora_and_dora_survive_every_format(format, option, tiny_base, tmp_pat
         assert all(layer.rslora and layer.alpha == 3.0 for layer in back.layers.values())
 
 
-def test_foreign_notes_stay_and_hashes_are_made_anew(tiny_base, tmp_path, cli) -> None:
+def test_foreign_notes_stay_and_hashes_are_made_anew(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     (file,) = formats.write(random_adapter(tiny_base), tmp_path / "a.safetensors", "kohya")
     notes = {"ss_training_comment": "by another tool", "modelspec.author": "A. Nother", "sshs_model_hash": "stale"}
     save_file(load_file(file), file, metadata(file) | notes)

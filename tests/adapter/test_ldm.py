@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from architectures import SD_1_5, SD_2_1, SDXL
@@ -13,13 +15,14 @@ from single_file import unet_blocks, unet_key
 from erasediff_lora import families
 from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats
 from erasediff_lora.families import ldm
+from erasediff_lora.families.base import Slot
 
 # Numbers of tensors in the published UNets.
 CASES = {"sd-1.5": (SD_1_5, 686), "sd-2.1": (SD_2_1, 686), "sdxl": (SDXL, 1680)}
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
-def unet(request) -> UNet2DConditionModel:
+def unet(request: pytest.FixtureRequest) -> UNet2DConditionModel:
     config, count = CASES[request.param]
     with torch.device("meta"):
         model = UNet2DConditionModel(**config)
@@ -32,7 +35,7 @@ def numbering(unet: UNet2DConditionModel) -> ldm.UNetNumbering:
     return ldm.UNetNumbering(2, frozenset(attention))
 
 
-def test_every_tensor_is_mapped_once_and_back(unet) -> None:
+def test_every_tensor_is_mapped_once_and_back(unet: UNet2DConditionModel) -> None:
     there = {}
     for key in unet.state_dict():
         path, _, leaf = key.rpartition(".")
@@ -50,7 +53,7 @@ def test_every_tensor_is_mapped_once_and_back(unet) -> None:
     assert converted == {key: key for key in there}, "diffusers reads each tensor as the one that it was"
 
 
-def test_numbering_is_read_off_the_keys(unet) -> None:
+def test_numbering_is_read_off_the_keys(unet: UNet2DConditionModel) -> None:
     blocks = unet_blocks(unet.config)
     keys = [unet_key(key, blocks) for key in unet.state_dict()]
     third = {i for i in numbering(unet).attention_up_blocks if i < len(unet.config["up_block_types"]) - 1}
@@ -61,7 +64,7 @@ def test_numbering_is_read_off_the_keys(unet) -> None:
     assert {slot.key for slot in found.values()} == {key for key in keys if key.endswith(".weight")}
 
 
-def test_kohya_names_of_every_module_are_read_back(unet, tmp_path) -> None:
+def test_kohya_names_of_every_module_are_read_back(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     is_xl = unet.config["cross_attention_dim"] == 2048
     modules = [name for name, m in unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     layers = {f"unet.{name}": LoraLayer(torch.ones(1, 1), torch.ones(1, 1), 1.0) for name in modules}
@@ -86,10 +89,10 @@ def test_open_clip_projections_share_a_tensor() -> None:
     ]
     layer = "text_encoder_2.encoder.layers.3."
     assert families.slots(keys) == {
-        layer + "self_attn.q_proj": ldm.Slot(keys[0], 0, 3),
-        layer + "self_attn.k_proj": ldm.Slot(keys[0], 1, 3),
-        layer + "self_attn.v_proj": ldm.Slot(keys[0], 2, 3),
-        layer + "self_attn.out_proj": ldm.Slot(keys[2]),
-        layer + "mlp.fc1": ldm.Slot(keys[4]),
-        "text_encoder.encoder.layers.0.mlp.fc1": ldm.Slot(keys[5]),
+        layer + "self_attn.q_proj": Slot(keys[0], 0, 3),
+        layer + "self_attn.k_proj": Slot(keys[0], 1, 3),
+        layer + "self_attn.v_proj": Slot(keys[0], 2, 3),
+        layer + "self_attn.out_proj": Slot(keys[2]),
+        layer + "mlp.fc1": Slot(keys[4]),
+        "text_encoder.encoder.layers.0.mlp.fc1": Slot(keys[5]),
     }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from adapters import close, draw, inject, pipeline, random_adapter
 from diffusers import StableDiffusionPipeline
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from single_file import pack
@@ -34,7 +36,7 @@ def single(file: Path, config: Path) -> StableDiffusionPipeline:
     return pipe
 
 
-def test_single_file_of_the_demo_model_draws_what_the_folder_draws(tmp_path, cli) -> None:
+def test_single_file_of_the_demo_model_draws_what_the_folder_draws(tmp_path: Path, cli: Cli) -> None:
     pipe = pipeline(demo.MODEL_DIR)
     plain = draw(pipe)
     formats.write(inject(pipe), tmp_path / "adapter", "kohya")
@@ -49,7 +51,7 @@ def test_single_file_of_the_demo_model_draws_what_the_folder_draws(tmp_path, cli
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_sum_is_rounded_once_and_all_else_stays(dtype, tiny_base, tmp_path, cli) -> None:
+def test_sum_is_rounded_once_and_all_else_stays(dtype: Any, tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     file = pack(tiny_base, tmp_path / "model.safetensors", dtype, {"note": "keep me"})
     one = random_adapter(tiny_base, "attention_feed_forward_convolutions", 2.5)
     two = random_adapter(tiny_base, "attention", 4.0, rank=2, seed=3)
@@ -79,7 +81,7 @@ def test_sum_is_rounded_once_and_all_else_stays(dtype, tiny_base, tmp_path, cli)
         assert bool(((new[key].double() - exact[key]).abs() <= half_step + float32_error + 1e-12).all()), key
 
 
-def test_folder_keeps_its_other_files_and_drops_unerased_copies(tiny_base, tmp_path, cli) -> None:
+def test_folder_keeps_its_other_files_and_drops_unerased_copies(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_base, model)
     (model / "README.md").write_text("notes")
@@ -108,14 +110,14 @@ def test_folder_keeps_its_other_files_and_drops_unerased_copies(tiny_base, tmp_p
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
 
 
-def test_sharded_folder_and_bare_unet(tiny_base, tmp_path, cli) -> None:
+def test_sharded_folder_and_bare_unet(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     sharded = tmp_path / "sharded"
     shutil.copytree(tiny_base, sharded)
     unet = load_file(sharded / UNET)
     (sharded / UNET).unlink()
     keys = sorted(unet)
     shards = {"-00001-of-00002": keys[: len(keys) // 2], "-00002-of-00002": keys[len(keys) // 2 :]}
-    index = {}
+    index: dict[str, str] = {}
     for end, names in shards.items():
         name = f"diffusion_pytorch_model{end}.safetensors"
         save_file({key: unet[key] for key in names}, sharded / "unet" / name, {"format": "pt"})
@@ -135,7 +137,7 @@ def test_sharded_folder_and_bare_unet(tiny_base, tmp_path, cli) -> None:
     assert (tmp_path / "bare_out.safetensors").read_bytes() == (tmp_path / "plain" / UNET).read_bytes()
 
 
-def test_open_clip_text_encoder_in_a_single_file(tiny_base, tmp_path, cli) -> None:
+def test_open_clip_text_encoder_in_a_single_file(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     """Query, key and value share one tensor there, as in Stable Diffusion 2 and XL."""
     file = tmp_path / "model.safetensors"
     unet = {k: v for k, v in load_file(pack(tiny_base, file)).items() if k.startswith("model.diffusion_model.")}
@@ -156,7 +158,7 @@ def test_open_clip_text_encoder_in_a_single_file(tiny_base, tmp_path, cli) -> No
     assert torch.allclose(merged[f"{block}mlp.c_fc.weight"], fc1)
 
 
-def test_fingerprint_knows_the_base_in_any_file(tiny_base, tmp_path, cli) -> None:
+def test_fingerprint_knows_the_base_in_any_file(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     mark = fingerprint(Checkpoint(tiny_base))
     assert fingerprint(Checkpoint(pack(tiny_base, tmp_path / "a.safetensors"))) == mark
     assert fingerprint(Checkpoint(pack(tiny_base, tmp_path / "b.safetensors", torch.float16))) == mark
@@ -165,7 +167,9 @@ def test_fingerprint_knows_the_base_in_any_file(tiny_base, tmp_path, cli) -> Non
     assert fingerprint(Checkpoint(tmp_path / "merged")) != mark
 
 
-def test_another_base_warns_and_strict_refuses(recipe_file, tiny_base, tmp_path, cli) -> None:
+def test_another_base_warns_and_strict_refuses(
+    recipe_file: RecipeFile, tiny_base: Path, tmp_path: Path, cli: Cli
+) -> None:
     assert cli("train", recipe_file()).status == 0
     run = tmp_path / "run"
     result = cli("merge", tiny_base, run, "--output", tmp_path / "own", "--strict")
@@ -187,7 +191,7 @@ def test_another_base_warns_and_strict_refuses(recipe_file, tiny_base, tmp_path,
     assert "cannot be compared with the base of the adapter, unknown" in result.err
 
 
-def test_strength_outside_0_1_is_allowed_with_a_warning(tiny_base, tmp_path, cli) -> None:
+def test_strength_outside_0_1_is_allowed_with_a_warning(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     formats.write(random_adapter(tiny_base), tmp_path / "a", "kohya")
     for strength, meaning in (("1.5", "was not trained"), ("-0.5", "strengthens what is to be erased")):
         result = cli("merge", tiny_base, f"{tmp_path / 'a'}:{strength}", "--output", tmp_path / f"out{strength}")
@@ -196,7 +200,7 @@ def test_strength_outside_0_1_is_allowed_with_a_warning(tiny_base, tmp_path, cli
         assert meaning in result.err
 
 
-def test_unmerge_reports_how_far_it_is_from_the_base(tiny_base, tmp_path, cli) -> None:
+def test_unmerge_reports_how_far_it_is_from_the_base(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     base = pack(tiny_base, tmp_path / "base.safetensors", torch.float16)
     formats.write(random_adapter(tiny_base), tmp_path / "a", "kohya")
     merged, back = tmp_path / "merged.safetensors", tmp_path / "back.safetensors"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from adapters import random_adapter
+from fixtures import Cli
 from refusals import refused
 from safetensors.torch import load_file
 
@@ -21,7 +24,7 @@ def layer(rows: list[int], columns: list[int], size: int = 16) -> LoraLayer:
     return LoraLayer(eye[rows], eye[:, columns].contiguous(), float(len(rows)))
 
 
-def both(first: LoraLayer, second: LoraLayer, strength: float = 1.0):
+def both(first: LoraLayer, second: LoraLayer, strength: float = 1.0) -> Any:
     (overlap,) = interference(Weighted(LoraAdapter({NAME: first})), Weighted(LoraAdapter({NAME: second}), strength))
     return overlap
 
@@ -53,7 +56,7 @@ def test_overlap_equals_that_of_full_matrices() -> None:
     assert found.norms == pytest.approx((float(a.norm()), float(b.norm())), rel=1e-5)
 
 
-def test_report_before_stacking(tiny_base, tmp_path, cli) -> None:
+def test_report_before_stacking(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     formats.write(random_adapter(tiny_base), tmp_path / "a", "diffusers")
     formats.write(random_adapter(tiny_base, rank=2, seed=1), tmp_path / "b", "kohya")
     result = cli("stack", tmp_path / "a", f"{tmp_path / 'b'}:0.5", "--report", tmp_path / "report.json")
@@ -70,7 +73,9 @@ def test_report_before_stacking(tiny_base, tmp_path, cli) -> None:
 
 
 @pytest.mark.parametrize("rank", [2, 5])
-def test_compression_is_the_best_of_its_rank_and_says_what_it_keeps(rank, tiny_base, tmp_path, cli) -> None:
+def test_compression_is_the_best_of_its_rank_and_says_what_it_keeps(
+    rank: int, tiny_base: Path, tmp_path: Path, cli: Cli
+) -> None:
     one = random_adapter(tiny_base, "attention_feed_forward_convolutions", 3.0)
     two = random_adapter(tiny_base, "attention", seed=2)
     formats.write(one, tmp_path / "a", "diffusers")
@@ -94,7 +99,7 @@ def test_compression_is_the_best_of_its_rank_and_says_what_it_keeps(rank, tiny_b
     assert f"compressed to rank {rank}" in compressed.provenance.history[-1]
 
 
-def test_stack_carries_the_provenance_of_its_parts(tiny_base, tmp_path, cli) -> None:
+def test_stack_carries_the_provenance_of_its_parts(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     for name, concept in (("a", "cat"), ("b", "clock")):
         origin = Provenance(base_model="o/base", base_fingerprint="f" * 64, concepts=(concept,), version="0.1.0")
         formats.write(random_adapter(tiny_base, provenance=origin, seed=len(name)), tmp_path / name, "diffusers")
@@ -113,7 +118,7 @@ def test_stack_carries_the_provenance_of_its_parts(tiny_base, tmp_path, cli) -> 
     assert cli("inspect", file).out.count("erase-clock") == 1
 
 
-def test_other_bases_are_refused(tiny_base, tmp_path, cli) -> None:
+def test_other_bases_are_refused(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     for name, mark in (("a", "1"), ("b", "2")):
         origin = Provenance(base_model=f"o/{name}", base_fingerprint=mark * 64)
         formats.write(random_adapter(tiny_base, provenance=origin), tmp_path / name, "diffusers")
@@ -132,7 +137,7 @@ def test_other_bases_are_refused(tiny_base, tmp_path, cli) -> None:
     assert not (tmp_path / "c").exists()
 
 
-def test_dora_is_refused_where_its_update_depends_on_the_base(tiny_base, tmp_path, cli) -> None:
+def test_dora_is_refused_where_its_update_depends_on_the_base(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     formats.write(random_adapter(tiny_base, dora=True), tmp_path / "dora", "diffusers")
     refused(cli("stack", tmp_path / "dora", tmp_path / "dora"), "is a DoRA", "stack takes plain LoRA only")
     refused(

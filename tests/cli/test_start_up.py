@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from fixtures import Cli
 
 from erasediff_lora.cli import VERBS, main
 
@@ -79,7 +80,7 @@ def test_the_public_names() -> None:
 
 
 @pytest.mark.parametrize("module", ["erasediff_lora", "erasediff_lora.cli"])
-def test_python_m(module) -> None:
+def test_python_m(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", module, "--version"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -88,7 +89,7 @@ def test_python_m(module) -> None:
     assert done.stdout.strip() == __version__
 
 
-def test_a_thread_may_call_it(capsys) -> None:
+def test_a_thread_may_call_it(capsys: pytest.CaptureFixture[str]) -> None:
     statuses: list[int] = []
     thread = threading.Thread(target=lambda: statuses.append(main(["recipes"])))
     thread.start()
@@ -96,7 +97,7 @@ def test_a_thread_may_call_it(capsys) -> None:
     assert statuses == [0] and "sd15_artist_style" in capsys.readouterr().out
 
 
-def test_fields_of_a_recipe(cli) -> None:
+def test_fields_of_a_recipe(cli: Cli) -> None:
     from erasediff_lora.recipe import flags
 
     shown = cli("recipes", "fields").out
@@ -109,7 +110,7 @@ def test_fields_of_a_recipe(cli) -> None:
 
 
 @pytest.mark.parametrize("verb", ["train", "plan", "prepare", "evaluate", "demo"])
-def test_help_says_where_the_fields_are(verb, capsys) -> None:
+def test_help_says_where_the_fields_are(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([verb, "--help"])
     assert "`erasediff-lora recipes fields [SECTION]`" in capsys.readouterr().out

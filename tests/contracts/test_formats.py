@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from adapters import ALPHAS, TARGETS, close, draw, inject, pipeline, random_adapter
 from diffusers import StableDiffusionPipeline
+from fixtures import Cli
 from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor
@@ -41,7 +43,7 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=[(preset, alpha) for preset in TARGETS for alpha in ALPHAS], ids=str)
-def case(request, tiny_base) -> Case:
+def case(request: pytest.FixtureRequest, tiny_base: Path) -> Case:
     pipe = pipeline(tiny_base)
     adapter = inject(pipe, *request.param)
     drawn = draw(pipe)
@@ -61,7 +63,7 @@ def test_every_format_is_tested() -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_reloaded_draws_what_the_trained_one_drew(format, case, tmp_path) -> None:
+def test_reloaded_draws_what_the_trained_one_drew(format: str, case: Case, tmp_path: Path) -> None:
     file, *_ = formats.write(case.adapter, tmp_path / "out", format)
     pipe = pipeline(case.base)
     LOADERS[format](pipe, file, "erase")
@@ -70,7 +72,7 @@ def test_reloaded_draws_what_the_trained_one_drew(format, case, tmp_path) -> Non
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("other", FORMATS)
-def test_round_trip_by_convert_is_lossless(format, other, case, tmp_path, cli) -> None:
+def test_round_trip_by_convert_is_lossless(format: str, other: Any, case: Case, tmp_path: Path, cli: Cli) -> None:
     formats.write(case.adapter, tmp_path / "a", format)
     assert cli("convert", tmp_path / "a", tmp_path / "b", "--format", other).status == 0
     assert cli("convert", tmp_path / "b", tmp_path / "c", "--format", format).status == 0
@@ -81,7 +83,9 @@ def test_round_trip_by_convert_is_lossless(format, other, case, tmp_path, cli) -
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_merged_draws_what_the_active_one_draws_and_unmerged_is_the_base(format, case, tmp_path, cli) -> None:
+def test_merged_draws_what_the_active_one_draws_and_unmerged_is_the_base(
+    format: str, case: Case, tmp_path: Path, cli: Cli
+) -> None:
     formats.write(case.adapter, tmp_path / "adapter", format)
     merged, back = tmp_path / "merged", tmp_path / "back"
     result = cli("merge", case.base, tmp_path / "adapter", "--output", merged)
@@ -104,7 +108,7 @@ def test_merged_draws_what_the_active_one_draws_and_unmerged_is_the_base(format,
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_stacked_draws_what_both_active_draw(format, case, tmp_path, cli) -> None:
+def test_stacked_draws_what_both_active_draw(format: str, case: Case, tmp_path: Path, cli: Cli) -> None:
     second = random_adapter(case.base, "attention", 3.0, rank=2, seed=5)
     one, *_ = formats.write(case.adapter, tmp_path / "one", format)
     two, *_ = formats.write(second, tmp_path / "two", format)

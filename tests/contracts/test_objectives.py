@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,7 +25,7 @@ NAMES = list(OBJECTIVES)
 WEIGHTED = [name for name in NAMES if name != "erasediff"]
 
 
-def prepared(name: str, toy: Toy, **options):
+def prepared(name: str, toy: Toy, **options: Any) -> Any:
     method = OBJECTIVES[name]
     objective = method(method.Settings(name=name, **options), network(toy))
     objective.prepared = objective.prepare(lambda step: ([batch(100 + step)], [batch(200 + step)]))
@@ -113,7 +116,7 @@ def proxy(toy: Toy, steps: int, rate: float) -> Tensor:
     return at.detach()
 
 
-FORMULAS: list[tuple[str, dict, Loss]] = [
+FORMULAS: list[tuple[str, dict[str, Any], Loss]] = [
     ("finetune", {}, lambda toy, at, forget, retain: error(toy, at, retain, retain.target)),
     (
         "negative_gradient",
@@ -136,7 +139,7 @@ FORMULAS: list[tuple[str, dict, Loss]] = [
 
 
 @pytest.mark.parametrize(("name", "options", "loss"), FORMULAS)
-def test_the_direction_is_the_gradient_of_the_formula(name, options, loss) -> None:
+def test_the_direction_is_the_gradient_of_the_formula(name: str, options: Any, loss: Any) -> None:
     """By finite differences of the restated loss, the target held still."""
     toy, forget, retain = Toy(), batch(1), batch(2)
     found = direction(prepared(name, toy, **options), [forget], [retain])
@@ -146,7 +149,7 @@ def test_the_direction_is_the_gradient_of_the_formula(name, options, loss) -> No
 
 
 @pytest.mark.parametrize("density", [0.25, 0.5])
-def test_saliency_changes_the_top_share_of_all_entries_only(density) -> None:
+def test_saliency_changes_the_top_share_of_all_entries_only(density: float) -> None:
     toy, forget, retain = Toy(), batch(1), batch(2)
     options = {"density": density, "mask_batches": 3}
     vector = direction(prepared("saliency", toy, **options), [forget], [retain]).vector
@@ -168,7 +171,7 @@ def test_saliency_of_a_fresh_adapter_masks_nothing_where_nothing_is_salient() ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_micro_batches_make_the_same_direction(name) -> None:
+def test_micro_batches_make_the_same_direction(name: str) -> None:
     toy, forget, retain = Toy(), batch(1), batch(2)
 
     whole = direction(prepared(name, toy), [forget], [retain])
@@ -177,7 +180,7 @@ def test_micro_batches_make_the_same_direction(name) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_parameters_and_base_stay_as_they_are(name) -> None:
+def test_parameters_and_base_stay_as_they_are(name: str) -> None:
     toy = Toy()
     before = [tensor.detach().clone() for tensor in (toy.base, toy.down, toy.up)]
     found = direction(prepared(name, toy), [batch(1)], [batch(2)])
@@ -194,7 +197,9 @@ def test_an_absent_retain_loss_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_objective_trains_and_resumes_to_the_bit(recipe_file, cli, tmp_path, name) -> None:
+def test_every_objective_trains_and_resumes_to_the_bit(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path, name: str
+) -> None:
     forget = {"concepts": [{"name": "cat", "anchor": "dog"}]}
     file = recipe_file(objective={"name": name}, forget=forget)
     assert cli("train", file).status == 0
@@ -211,7 +216,9 @@ def test_every_objective_trains_and_resumes_to_the_bit(recipe_file, cli, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["saliency", "selective_amnesia", "blindspot"])
-def test_what_is_computed_beforehand_is_cached_with_its_time(name, recipe_file, cli, tmp_path) -> None:
+def test_what_is_computed_beforehand_is_cached_with_its_time(
+    name: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     forget = {"concepts": [{"name": "cat", "anchor": "dog"}]}
     file = recipe_file(objective={"name": name}, forget=forget)
     adapters = []
@@ -230,7 +237,9 @@ def test_what_is_computed_beforehand_is_cached_with_its_time(name, recipe_file, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_looking_on_while_training_changes_nothing(name, recipe_file, cli, tmp_path) -> None:
+def test_looking_on_while_training_changes_nothing(
+    name: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     """Sample pictures load the encoders around the network, and put it to rest for a while."""
     forget = {"concepts": [{"name": "cat", "anchor": "dog"}]}
     adapters = []
@@ -241,7 +250,7 @@ def test_looking_on_while_training_changes_nothing(name, recipe_file, cli, tmp_p
     assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
 
 
-def test_options_of_other_methods_and_unknown_ones_are_refused(recipe_file, cli) -> None:
+def test_options_of_other_methods_and_unknown_ones_are_refused(recipe_file: RecipeFile, cli: Cli) -> None:
     refused(cli("train", recipe_file(objective={"name": "salency"})), "objective.name = 'salency'", "'saliency'")
     refused(cli("train", recipe_file(objective={"name": "finetune", "eta": 1})), "objective.eta = 1: is unknown")
     refused(
@@ -255,7 +264,7 @@ def test_options_of_other_methods_and_unknown_ones_are_refused(recipe_file, cli)
     )
 
 
-def test_amnesia_towards_the_anchors_pictures(recipe_file, cli, tmp_path) -> None:
+def test_amnesia_towards_the_anchors_pictures(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     options = {"name": "selective_amnesia", "preset": "sa_sd", "fisher_samples": 2}
     forget = {"concepts": [{"name": "cat", "anchor": "dog"}]}
     assert cli("train", recipe_file(objective=options, forget=forget)).status == 0
@@ -268,7 +277,7 @@ def test_amnesia_towards_the_anchors_pictures(recipe_file, cli, tmp_path) -> Non
     )
 
 
-def test_the_stand_in_is_noised_like_the_pictures(tiny_base, recipe_file) -> None:
+def test_the_stand_in_is_noised_like_the_pictures(tiny_base: Path, recipe_file: RecipeFile) -> None:
     """The same timesteps and noise; uniform noise of unit variance, or the anchor's pictures."""
     from erasediff_lora import denoisers
     from erasediff_lora.data import sets
@@ -281,7 +290,7 @@ def test_the_stand_in_is_noised_like_the_pictures(tiny_base, recipe_file) -> Non
         recipe = Recipe.load(recipe_file(forget=forget, objective=objective, training={"batch_size": 64}))
         denoiser = denoisers.load(recipe.model)
         data = [sets.prepare(recipe, denoiser, kind) for kind in ("forget", "retain")]
-        ((drawn,), _) = BatchSampler.of(recipe, *data, denoiser).draw(0)
+        ((drawn,), _) = BatchSampler.of(recipe, data[0], data[1], denoiser).draw(0)
         alphas = denoiser.noise_scheduler.alphas_cumprod[drawn.timesteps][:, None, None, None]
         assert torch.equal(drawn.extras["surrogate_target"], drawn.target), "the same noise"
         clean = (drawn.extras["surrogate_noisy"] - (1 - alphas).sqrt() * drawn.target) / alphas.sqrt()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fixtures import Cli, RecipeFile
 from picture_folder import pictures
 from PIL import Image
 from refusals import refused
@@ -23,7 +25,7 @@ WIDE, TALL, SQUARE = (80, 48), (48, 80), (64, 64)
 
 @pytest.mark.parametrize("side", [512, 768, 1024])
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.6, 0.75, 0.9, 1, 1.1, 1.5, 1.78, 2, 7])
-def test_a_bucket_is_near_and_no_larger_than_the_square(side, ratio) -> None:
+def test_a_bucket_is_near_and_no_larger_than_the_square(side: int, ratio: float) -> None:
     width, height = bucket(round(1000 * ratio), 1000, side)
     assert width % 64 == height % 64 == 0
     assert 0.75 * side * side <= width * height <= side * side
@@ -35,11 +37,11 @@ def test_the_square_stays_the_square() -> None:
     assert {bucket(100, 100, side) for side in (512, 1024)} == {(512, 512), (1024, 1024)}
 
 
-def images(folder: Path, caption: str) -> dict:
+def images(folder: Path, caption: str) -> dict[str, Any]:
     return {"images": {"folder": str(folder), "caption": caption, "aspect_buckets": True}}
 
 
-def test_latents_are_those_of_the_whole_picture(tiny_base, recipe_file, tmp_path) -> None:
+def test_latents_are_those_of_the_whole_picture(tiny_base: Path, recipe_file: RecipeFile, tmp_path: Path) -> None:
     """Pictures that fill their bucket lose nothing: encoded by diffusers, uncropped."""
     from diffusers import AutoencoderKL
 
@@ -54,14 +56,14 @@ def test_latents_are_those_of_the_whole_picture(tiny_base, recipe_file, tmp_path
         vae = AutoencoderKL.from_pretrained(tiny_base, subfolder="vae")
         for row in range(len(sizes)):
             pixels = np.array(Image.open(folder / f"{row}.png"))
-            pixels = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+            image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
             with torch.no_grad():
-                expected = vae.encode(pixels).latent_dist.mean[0] * vae.config.scaling_factor
+                expected = vae.encode(image).latent_dist.mean[0] * vae.config.scaling_factor
             height, width = data.shapes[row].tolist()
             torch.testing.assert_close(data.latents[row, :, :height, :width], expected)
 
 
-def test_every_batch_is_of_one_shape_and_all_are_drawn(recipe_file, tmp_path) -> None:
+def test_every_batch_is_of_one_shape_and_all_are_drawn(recipe_file: RecipeFile, tmp_path: Path) -> None:
     forget = pictures(tmp_path / "forget", WIDE, SQUARE, WIDE)
     retain = pictures(tmp_path / "retain", SQUARE, TALL, SQUARE, WIDE)
     recipe = Recipe.load(
@@ -74,7 +76,7 @@ def test_every_batch_is_of_one_shape_and_all_are_drawn(recipe_file, tmp_path) ->
     denoiser = denoisers.load(recipe.model)
     data = {kind: sets.prepare(recipe, denoiser, kind) for kind in ("forget", "retain")}
     sampler = BatchSampler.of(recipe, data["forget"], data["retain"], denoiser)
-    seen: dict[str, set] = {"forget": set(), "retain": set()}
+    seen: dict[str, set[int]] = {"forget": set(), "retain": set()}
     for step in range(40):
         drawn = zip(
             ("forget", "retain"), sampler.draw(step, drift_weights=torch.tensor([1.0, 2.0, 3.0, 4.0])), strict=True
@@ -90,7 +92,7 @@ def test_every_batch_is_of_one_shape_and_all_are_drawn(recipe_file, tmp_path) ->
 
 
 @pytest.mark.parametrize("objective", ["erasediff", "selective_amnesia"])
-def test_training_and_attacking_with_buckets(recipe_file, cli, tmp_path, objective) -> None:
+def test_training_and_attacking_with_buckets(recipe_file: RecipeFile, cli: Cli, tmp_path: Path, objective: str) -> None:
     forget = pictures(tmp_path / "forget", WIDE, SQUARE, WIDE)
     retain = pictures(tmp_path / "retain", SQUARE, TALL, WIDE)
     recipe = recipe_file(
@@ -108,7 +110,9 @@ def test_training_and_attacking_with_buckets(recipe_file, cli, tmp_path, objecti
     assert np.isfinite(losses).all()
 
 
-def test_an_anchor_without_a_picture_of_the_shape_is_refused_at_once(recipe_file, cli, tmp_path) -> None:
+def test_an_anchor_without_a_picture_of_the_shape_is_refused_at_once(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     recipe = recipe_file(
         forget=images(pictures(tmp_path / "forget", WIDE), "a photo of a cat")
         | {"concepts": [{"name": "cat", "anchor": "dog"}]},

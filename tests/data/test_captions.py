@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from encoded import anchors, captions, counts, folder_of, noise, shown
+from fixtures import Cli, RecipeFile
 from refusals import refused
 
 from erasediff_lora.errors import UserError
@@ -16,7 +18,7 @@ SPELLINGS = ["./a/Ä.png", "a\\Ä.png", "a/../a/Ä.png", "a/ä.png", "a/Ä.JPG"]
 ANCHORED = {"concepts": [{"name": "cat", "anchor": "dog"}]}
 
 
-def images(folder: Path, **fields) -> dict:
+def images(folder: Path, **fields: Any) -> dict[str, Any]:
     return {"images": {"folder": str(folder), **fields}}
 
 
@@ -24,7 +26,7 @@ def two(folder: Path) -> Path:
     return folder_of(folder, **{"0": noise(0), "1": noise(1)})
 
 
-def write_rows(listing: Path, *rows: dict, bom: bool = False) -> None:
+def write_rows(listing: Path, *rows: dict[str, Any], bom: bool = False) -> None:
     listing.parent.mkdir(exist_ok=True, parents=True)
     if listing.suffix == ".csv":
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -36,7 +38,7 @@ def write_rows(listing: Path, *rows: dict, bom: bool = False) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["txt", "caption", "png.txt"])
-def test_text_files_beside_the_pictures(prepare, tmp_path, suffix) -> None:
+def test_text_files_beside_the_pictures(prepare: Any, tmp_path: Path, suffix: str) -> None:
     folder = two(tmp_path / "pictures")
     (folder / f"0.{suffix}").write_bytes(b"\xef\xbb\xbfa cat asleep \r\n")
     data = prepare(forget=ANCHORED | images(folder), objective={"target": "anchor"})
@@ -45,7 +47,7 @@ def test_text_files_beside_the_pictures(prepare, tmp_path, suffix) -> None:
     assert counts(data.report.noted) == {"NO_CAPTION": {str(folder / "1.png"): 1}}
 
 
-def test_text_files_that_fit_no_picture_are_reported(prepare, tmp_path) -> None:
+def test_text_files_that_fit_no_picture_are_reported(prepare: Any, tmp_path: Path) -> None:
     folder = two(tmp_path / "pictures")
     (folder / "0.txt").write_text("a cat asleep")
     (folder / "9.txt").write_text("a cat gone")
@@ -56,7 +58,7 @@ def test_text_files_that_fit_no_picture_are_reported(prepare, tmp_path) -> None:
     assert counts(data.report.noted) == {"FURTHER_LINES": {"1.txt": 1}, "UNUSED_CAPTIONS": {"0.txt": 1, "9.txt": 1}}
 
 
-def test_text_that_is_no_utf8(recipe_file, cli, tmp_path) -> None:
+def test_text_that_is_no_utf8(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     folder = two(tmp_path / "pictures")
     (folder / "0.txt").write_bytes(b"a caf\xe9")
     refused(cli("prepare", recipe_file(forget=images(folder))), f"'{folder}/0.txt': is not readable as text in UTF-8")
@@ -65,7 +67,7 @@ def test_text_that_is_no_utf8(recipe_file, cli, tmp_path) -> None:
 @pytest.mark.parametrize("listing", ["metadata.csv", "metadata.jsonl"])
 @pytest.mark.parametrize("key", ["text", "caption", "prompt"])
 @pytest.mark.parametrize("bom", [False, True])
-def test_metadata(prepare, tmp_path, listing, key, bom) -> None:
+def test_metadata(prepare: Any, tmp_path: Path, listing: str, key: str, bom: bool) -> None:
     folder = two(tmp_path / "pictures")
     rows = [{"file_name": "0.png", key: "a cat, asleep"}, {"file_name": "1.png", key: ""}]
     write_rows(folder / listing, *rows, bom=bom)
@@ -77,7 +79,7 @@ def test_metadata(prepare, tmp_path, listing, key, bom) -> None:
 
 @pytest.mark.parametrize("spelling", [*SPELLINGS, "NFD", "below", "absolute"])
 @pytest.mark.parametrize("listing", ["metadata.csv", "metadata.jsonl"])
-def test_paths_however_they_are_spelled(prepare, tmp_path, spelling, listing) -> None:
+def test_paths_however_they_are_spelled(prepare: Any, tmp_path: Path, spelling: Any, listing: str) -> None:
     folder = folder_of(tmp_path / "pictures")
     folder_of(folder / "a", Ä=noise(0))
     place, name = folder / listing, spelling
@@ -93,7 +95,7 @@ def test_paths_however_they_are_spelled(prepare, tmp_path, spelling, listing) ->
     assert captions(data) == ["a cat there"] and shown(data) == ["cat"]
 
 
-def test_rows_without_their_picture_are_named(recipe_file, cli, prepare, tmp_path) -> None:
+def test_rows_without_their_picture_are_named(recipe_file: RecipeFile, cli: Cli, prepare: Any, tmp_path: Path) -> None:
     folder = two(tmp_path / "pictures")
     rows = [{"file_name": f"{name}.png", "text": "a cat"} for name in ("0", "11", "22")]
     write_rows(folder / "metadata.jsonl", *rows)
@@ -107,7 +109,7 @@ def test_rows_without_their_picture_are_named(recipe_file, cli, prepare, tmp_pat
     assert counts(data.report.left_out) == {"UNMATCHED": {"11.png": 1, "22.png": 1}}
 
 
-def test_one_name_for_two_pictures_is_not_guessed(prepare, tmp_path) -> None:
+def test_one_name_for_two_pictures_is_not_guessed(prepare: Any, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", a=noise(0))
     noise(1).save(folder / "a.bmp")
     write_rows(folder / "metadata.jsonl", {"file_name": "a.jpg", "text": "which"})
@@ -115,7 +117,7 @@ def test_one_name_for_two_pictures_is_not_guessed(prepare, tmp_path) -> None:
         prepare(forget=images(folder))
 
 
-def test_rows_that_contradict_each_other(prepare, tmp_path) -> None:
+def test_rows_that_contradict_each_other(prepare: Any, tmp_path: Path) -> None:
     folder = two(tmp_path / "pictures")
     write_rows(folder / "metadata.jsonl", {"file_name": "0.png", "text": "a cat"})
     write_rows(folder / "metadata.csv", {"file_name": "./0.png", "text": "a dog"})
@@ -131,14 +133,16 @@ def test_rows_that_contradict_each_other(prepare, tmp_path) -> None:
     ("metadata.jsonl", b'{"file_name": "0.png", "text": 5}', "0.png': its caption 5 is no text."),
     ("metadata.jsonl", b'{"file_name": "0.png", "concept": {}}', "0.png': {} is no label."),
 ])  # fmt: skip
-def test_unreadable_metadata(recipe_file, cli, tmp_path, name, content, what) -> None:
+def test_unreadable_metadata(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path, name: str, content: Any, what: str
+) -> None:
     folder = two(tmp_path / "pictures")
     (folder / name).write_bytes(content)
     refused(cli("prepare", recipe_file(forget=images(folder))), what)
 
 
 @pytest.mark.parametrize("option", ["caption_column", "concept_column"])
-def test_a_column_that_no_row_has(recipe_file, cli, tmp_path, option) -> None:
+def test_a_column_that_no_row_has(recipe_file: RecipeFile, cli: Cli, tmp_path: Path, option: str) -> None:
     folder = two(tmp_path / "pictures")
     write_rows(folder / "metadata.jsonl", {"file_name": "0.png", "prompts": "a cat"})
     refused(
@@ -147,7 +151,7 @@ def test_a_column_that_no_row_has(recipe_file, cli, tmp_path, option) -> None:
     )
 
 
-def test_captions_of_datasets(prepare, tmp_path) -> None:
+def test_captions_of_datasets(prepare: Any, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"image": [noise(0), noise(1)], "caption": ["a cat asleep", ""]})
     data.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from fixtures import Cli, RecipeFile
 from picture_folder import pictures
 from PIL import Image
 from torch import Tensor
@@ -43,7 +45,7 @@ def picture_in(prediction: Tensor, noisy: Tensor, timesteps: Tensor, noise_sched
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "flow"])
-def test_the_target_leads_from_the_picture_to_its_counterpart(prediction_type) -> None:
+def test_the_target_leads_from_the_picture_to_its_counterpart(prediction_type: str) -> None:
     """Under the same x_t, whatever the network predicts: by the square of the noise's share of the variance."""
     noise_scheduler = scheduler(prediction_type)
     timesteps = torch.tensor([5, 200, 500, 800, 999])
@@ -59,7 +61,7 @@ def test_the_target_leads_from_the_picture_to_its_counterpart(prediction_type) -
     assert float(share[0]) < 0.02 and float(share[-1]) > 0.99
 
 
-def test_counterparts_are_drawn_from_the_same_seeds(recipe_file) -> None:
+def test_counterparts_are_drawn_from_the_same_seeds(recipe_file: RecipeFile) -> None:
     concepts = [{"name": "cat", "anchor": "dog"}, {"name": "rose", "anchor": "tulip"}]
     recipe = Recipe.load(recipe_file(forget={"concepts": concepts, "count": 6}, objective=GUIDED))
     denoiser = denoisers.load(recipe.model)
@@ -73,7 +75,7 @@ def test_counterparts_are_drawn_from_the_same_seeds(recipe_file) -> None:
         torch.testing.assert_close(denoiser.generate(prompts, range(6), recipe.sampling, output="latent"), latents)
 
 
-def test_without_a_named_anchor_every_picture_has_one_of_the_retained(recipe_file) -> None:
+def test_without_a_named_anchor_every_picture_has_one_of_the_retained(recipe_file: RecipeFile) -> None:
     retain = {"concepts": ["dog", "tulip", "tree"], "count": 6}
     recipe = Recipe.load(
         recipe_file(
@@ -89,7 +91,7 @@ def test_without_a_named_anchor_every_picture_has_one_of_the_retained(recipe_fil
     torch.testing.assert_close(drawn, data.counterparts)
 
 
-def test_counterparts_of_pictures_have_their_shapes(recipe_file, tmp_path) -> None:
+def test_counterparts_of_pictures_have_their_shapes(recipe_file: RecipeFile, tmp_path: Path) -> None:
     sizes = [(40, 24), (32, 32), (24, 40)]
     folder = pictures(tmp_path / "pictures", *sizes)
     images = {"folder": str(folder), "caption": "a photo of a cat", "aspect_buckets": True}
@@ -111,7 +113,7 @@ def test_counterparts_of_pictures_have_their_shapes(recipe_file, tmp_path) -> No
         assert not retained.extras
 
 
-def test_pictures_that_were_read_share_as_many_as_the_recipe_says(recipe_file, tmp_path) -> None:
+def test_pictures_that_were_read_share_as_many_as_the_recipe_says(recipe_file: RecipeFile, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "pictures", *[(32, 32)] * 5)
     images = {"folder": str(folder), "caption": "a photo of a cat"}
 
@@ -127,7 +129,7 @@ def test_pictures_that_were_read_share_as_many_as_the_recipe_says(recipe_file, t
     assert torch.equal(three[[0, 1, 2, 0, 1]], three), "not those of the cache"
 
 
-def test_the_contact_sheet_shows_them(recipe_file, cli, tmp_path) -> None:
+def test_the_contact_sheet_shows_them(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     heights = []
     for number, objective in enumerate(({"target": "random_anchor"}, GUIDED | {"target": "random_anchor"})):
         assert cli("prepare", recipe_file(objective=objective, output=str(tmp_path / f"{number}"))).status == 0
@@ -135,7 +137,7 @@ def test_the_contact_sheet_shows_them(recipe_file, cli, tmp_path) -> None:
     assert heights[1] == 2 * heights[0], "a row of its own for every caption"
 
 
-def test_nothing_is_drawn_where_nothing_asks_for_it(recipe_file, cli) -> None:
+def test_nothing_is_drawn_where_nothing_asks_for_it(recipe_file: RecipeFile, cli: Cli) -> None:
     recipe = Recipe.load(recipe_file(objective={"target": "random_anchor"}))
     denoiser = denoisers.load(recipe.model)
     assert sets.prepare(recipe, denoiser, "forget").counterparts is None

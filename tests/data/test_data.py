@@ -6,10 +6,12 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from fixtures import Cli, RecipeFile
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_values
@@ -26,7 +28,9 @@ def picture(path: Path, seed: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def prepared(tiny_base: Path, root: Path, kind: str = "forget", **sections) -> sets.EncodedSet:
+def prepared(
+    tiny_base: Path, root: Path, kind: Literal["forget", "retain"] = "forget", **sections: Any
+) -> sets.EncodedSet:
     recipe = Recipe.parse(tiny_values(tiny_base, root, **sections))
     return sets.prepare(recipe, denoisers.load(recipe.model), kind)
 
@@ -50,7 +54,7 @@ def test_anchors_replace_the_concept_whatever_its_case() -> None:
     assert substitute("two animals", "cat", "dog") == "dog"
 
 
-def test_several_concepts_each_with_its_anchor(tiny_base, tmp_path) -> None:
+def test_several_concepts_each_with_its_anchor(tiny_base: Path, tmp_path: Path) -> None:
     concepts = [{"name": "cat", "anchor": "dog"}, {"name": "rose", "anchor": "tulip"}]
     data = prepared(tiny_base, tmp_path, forget={"concepts": concepts, "count": 6}, objective={"target": "anchor"})
     pairs = {(c, data.prompts[a[0]]) for c, a in zip(captions(data), data.anchors.tolist(), strict=True)}
@@ -60,7 +64,7 @@ def test_several_concepts_each_with_its_anchor(tiny_base, tmp_path) -> None:
     }
 
 
-def test_drawn_sets_are_reproducible_by_seed(tiny_base, tmp_path) -> None:
+def test_drawn_sets_are_reproducible_by_seed(tiny_base: Path, tmp_path: Path) -> None:
     one = prepared(tiny_base, tmp_path / "1")
     two = prepared(tiny_base, tmp_path / "2")
     other = prepared(tiny_base, tmp_path / "3", sampling={"seed": 5})
@@ -68,7 +72,7 @@ def test_drawn_sets_are_reproducible_by_seed(tiny_base, tmp_path) -> None:
     assert not torch.equal(one.latents, other.latents)
 
 
-def test_image_folder_layouts(tiny_base, tmp_path) -> None:
+def test_image_folder_layouts(tiny_base: Path, tmp_path: Path) -> None:
     for index, name in enumerate(("cat/a.png", "cat/b.jpg", "rose/c.png", "d.png")):
         picture(tmp_path / "images" / name, index)
     listing = [
@@ -95,7 +99,7 @@ def test_image_folder_layouts(tiny_base, tmp_path) -> None:
     assert data.latents.shape == (4, 4, 4, 4)
 
 
-def test_one_caption_for_all(tiny_base, tmp_path) -> None:
+def test_one_caption_for_all(tiny_base: Path, tmp_path: Path) -> None:
     picture(tmp_path / "images/a.png", 0)
     data = prepared(
         tiny_base, tmp_path, "retain", retain={"images": {"folder": str(tmp_path / "images"), "caption": "a thing"}}
@@ -103,7 +107,7 @@ def test_one_caption_for_all(tiny_base, tmp_path) -> None:
     assert captions(data) == ["a thing"]
 
 
-def test_datasets_folder(tiny_base, tmp_path) -> None:
+def test_datasets_folder(tiny_base: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     for index in range(3):
         picture(tmp_path / f"images/{index}.png", index)
@@ -119,7 +123,7 @@ def test_datasets_folder(tiny_base, tmp_path) -> None:
     assert torch.equal(loaded.latents, same.latents)
 
 
-def test_latents_are_those_of_the_vae(tiny_base, tmp_path) -> None:
+def test_latents_are_those_of_the_vae(tiny_base: Path, tmp_path: Path) -> None:
     picture(tmp_path / "images/a.png", 0)
     data = prepared(tiny_base, tmp_path, forget={"images": {"folder": str(tmp_path / "images")}})
     from diffusers import AutoencoderKL
@@ -132,7 +136,9 @@ def test_latents_are_those_of_the_vae(tiny_base, tmp_path) -> None:
     torch.testing.assert_close(data.latents, expected)
 
 
-def test_cache_is_used_invalidated_and_repaired(tiny_base, tmp_path, caplog) -> None:
+def test_cache_is_used_invalidated_and_repaired(
+    tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     picture(tmp_path / "images/a.png", 0)
     forget = {"images": {"folder": str(tmp_path / "images")}}
     caplog.set_level(logging.INFO, logger="erasediff_lora")
@@ -156,7 +162,7 @@ def test_cache_is_used_invalidated_and_repaired(tiny_base, tmp_path, caplog) -> 
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
-def test_broken_pictures_are_named_and_skipped_or_fatal(recipe_file, cli, tmp_path) -> None:
+def test_broken_pictures_are_named_and_skipped_or_fatal(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     picture(tmp_path / "images/a.png", 0)
     (tmp_path / "images/b.png").write_bytes(b"no picture")
     forget = {"images": {"folder": str(tmp_path / "images")}}
@@ -170,7 +176,7 @@ def test_broken_pictures_are_named_and_skipped_or_fatal(recipe_file, cli, tmp_pa
     assert "forget set: 1 pictures" in result.out
 
 
-def test_empty_sets_and_missing_labels_are_errors(recipe_file, cli, tmp_path) -> None:
+def test_empty_sets_and_missing_labels_are_errors(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     images = {"images": {"folder": str(tmp_path / "images")}}
     assert "holds no readable picture" in cli("prepare", recipe_file(forget=images)).err
@@ -184,7 +190,9 @@ def test_empty_sets_and_missing_labels_are_errors(recipe_file, cli, tmp_path) ->
     assert "metadata.jsonl:1': is not a JSON object with file_name" in result.err
 
 
-def test_no_room_for_the_cache(recipe_file, cli, monkeypatch, tmp_path) -> None:
+def test_no_room_for_the_cache(
+    recipe_file: RecipeFile, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
@@ -194,7 +202,7 @@ def test_no_room_for_the_cache(recipe_file, cli, monkeypatch, tmp_path) -> None:
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_cache_that_is_a_file(recipe_file, cli, tmp_path) -> None:
+def test_cache_that_is_a_file(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "blocked").write_text("")
     result = cli("train", recipe_file(cache=str(tmp_path / "blocked/cache")))
     assert result.status == 2
@@ -202,7 +210,9 @@ def test_cache_that_is_a_file(recipe_file, cli, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["vae", "tokenizer", "text_encoder", "unet", "resolution", "prompt", "steps"])
-def test_whatever_a_set_depends_on_makes_it_anew(changed, tiny_base, recipe_file, cli, tmp_path) -> None:
+def test_whatever_a_set_depends_on_makes_it_anew(
+    changed: str, tiny_base: Path, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     base = shutil.copytree(tiny_base, tmp_path / "base")
     file = recipe_file(model={"base": str(base)})
     assert cli("prepare", file).status == 0

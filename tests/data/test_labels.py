@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from encoded import anchors, captions, class_folders, counts, folder_of, noise, shown
+from fixtures import Cli, RecipeFile
 from refusals import refused
 
 from erasediff_lora.errors import UserError
@@ -14,11 +16,11 @@ from erasediff_lora.errors import UserError
 NAMED = {"concepts": [{"name": "cat", "anchor": "dog"}]}
 
 
-def images(folder: Path, **fields) -> dict:
+def images(folder: Path, **fields: Any) -> dict[str, Any]:
     return {"images": {"folder": str(folder), **fields}}
 
 
-def test_only_the_named_concepts_folders_are_forgotten(prepare, tmp_path) -> None:
+def test_only_the_named_concepts_folders_are_forgotten(prepare: Any, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "pictures", "cat", "clock", "fish")
     data = prepare(forget=NAMED | images(folder), objective={"target": "anchor"})
     assert captions(data) == ["a photo of a cat"] * 2 and anchors(data) == ["a photo of a dog"] * 2
@@ -27,7 +29,7 @@ def test_only_the_named_concepts_folders_are_forgotten(prepare, tmp_path) -> Non
 
 
 @pytest.mark.parametrize("column", ["concept", "label"])
-def test_only_the_named_concepts_rows_are_forgotten(prepare, tmp_path, column) -> None:
+def test_only_the_named_concepts_rows_are_forgotten(prepare: Any, tmp_path: Path, column: str) -> None:
     folder = folder_of(tmp_path / "pictures", a=noise(0), b=noise(1), c=noise(2))
     rows = [
         {"file_name": f"{name}.png", column: label} for name, label in zip("abc", ("cat", "clock", "CAT"), strict=True)
@@ -38,12 +40,12 @@ def test_only_the_named_concepts_rows_are_forgotten(prepare, tmp_path, column) -
     assert counts(data.report.left_out) == {"OTHER_LABEL": {"clock": 1}}
 
 
-def test_a_folder_below_a_concept_is_of_the_concept(prepare, tmp_path) -> None:
+def test_a_folder_below_a_concept_is_of_the_concept(prepare: Any, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "pictures", "train/Cat/tabby", "train/clock/cuckoo")
     assert shown(prepare(forget=images(folder))) == ["cat", "cat"]
 
 
-def test_linked_folders_are_read(prepare, tmp_path) -> None:
+def test_linked_folders_are_read(prepare: Any, tmp_path: Path) -> None:
     class_folders(tmp_path / "elsewhere", "tabby", "clock")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/cat").symlink_to(tmp_path / "elsewhere/tabby")
@@ -51,14 +53,14 @@ def test_linked_folders_are_read(prepare, tmp_path) -> None:
     assert shown(prepare(forget=images(tmp_path / "pictures"))) == ["cat", "cat"]
 
 
-def test_pictures_without_label_show_the_only_concept(prepare, tmp_path) -> None:
+def test_pictures_without_label_show_the_only_concept(prepare: Any, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "pictures", "clock")
     noise(7).save(folder / "mine.png")
     data = prepare(forget=images(folder))
     assert shown(data) == ["cat"] and data.report.left_out
 
 
-def test_nothing_labelled_so_is_refused(recipe_file, cli, tmp_path) -> None:
+def test_nothing_labelled_so_is_refused(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "pictures", "cats", "fish")
     refused(
         cli("train", recipe_file(forget=images(folder))),
@@ -71,18 +73,18 @@ def test_nothing_labelled_so_is_refused(recipe_file, cli, tmp_path) -> None:
     )
 
 
-def test_a_recipe_can_say_what_all_pictures_show(prepare, tmp_path) -> None:
+def test_a_recipe_can_say_what_all_pictures_show(prepare: Any, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "pictures", "batch1", "batch2")
     assert shown(prepare(forget=images(folder, concept="cat"))) == ["cat"] * 4
 
 
-def test_every_forgotten_concept_has_a_picture(prepare, tmp_path) -> None:
+def test_every_forgotten_concept_has_a_picture(prepare: Any, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "pictures", "cat")
     with pytest.raises(UserError, match="no picture shows 'rose', which is to be forgotten"):
         prepare(forget={"concepts": ["cat", "rose"]} | images(folder))
 
 
-def test_retained_are_the_asked_concepts_and_never_the_forgotten(prepare, tmp_path) -> None:
+def test_retained_are_the_asked_concepts_and_never_the_forgotten(prepare: Any, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "pictures", "dog", "car", "cat", "fish", each=1)
     data = prepare("retain", retain=images(folder, caption="a photo of a {concept}"))
     assert captions(data) == ["a photo of a car", "a photo of a dog"]
@@ -92,14 +94,14 @@ def test_retained_are_the_asked_concepts_and_never_the_forgotten(prepare, tmp_pa
     assert captions(everything) == ["a car", "a dog", "a fish"] and shown(everything) == ["car", "dog", "fish"]
 
 
-def test_folders_that_are_no_labels_do_not_matter_in_a_retain_set(prepare, tmp_path) -> None:
+def test_folders_that_are_no_labels_do_not_matter_in_a_retain_set(prepare: Any, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "pictures", "part1", "part2", each=1)
     data = prepare("retain", retain=images(folder, caption="a thing"))
     assert captions(data) == ["a thing"] * 2 and shown(data) == [None, None]
     assert not data.report.left_out
 
 
-def dataset(folder: Path, features: dict, **columns: list) -> str:
+def dataset(folder: Path, features: dict[str, Any], **columns: list[Any]) -> str:
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict(columns)
     for name, feature in features.items():
@@ -110,10 +112,12 @@ def dataset(folder: Path, features: dict, **columns: list) -> str:
 
 @pytest.mark.parametrize("kind", ["strings", "classes", "lists"])
 @pytest.mark.parametrize("column", ["concept", "label", "kind"])
-def test_labels_of_datasets(prepare, tmp_path, kind, column) -> None:
+def test_labels_of_datasets(prepare: Any, tmp_path: Path, kind: str, column: str) -> None:
     datasets = pytest.importorskip("datasets")
     names = ["clock", "cat", "fish"]
-    values = {"strings": ["fish", "cat", "clock"], "classes": [2, 1, 0], "lists": [["fish"], ["a", "cat"], []]}[kind]
+    values: Any = {"strings": ["fish", "cat", "clock"], "classes": [2, 1, 0], "lists": [["fish"], ["a", "cat"], []]}[
+        kind
+    ]
     if kind == "lists":
         values[2] = ["clock"]
     features = {"image": datasets.Image()}
@@ -126,7 +130,7 @@ def test_labels_of_datasets(prepare, tmp_path, kind, column) -> None:
     assert shown(data) == ["cat"] and bool((data.latents == alone.latents).all())
 
 
-def test_columns_that_do_not_exist_are_named(prepare, tmp_path) -> None:
+def test_columns_that_do_not_exist_are_named(prepare: Any, tmp_path: Path) -> None:
     source = dataset(tmp_path / "set", {}, image=["a.png"], text=["a cat"], number=[1])
     for option in ("image_column", "caption_column", "concept_column"):
         with pytest.raises(UserError, match=f"forget.images.{option} = 'missing': is no column .*image, text, number"):
@@ -136,7 +140,7 @@ def test_columns_that_do_not_exist_are_named(prepare, tmp_path) -> None:
         prepare(forget={"images": {"dataset": flags}})
 
 
-def test_several_columns_of_labels(prepare, tmp_path) -> None:
+def test_several_columns_of_labels(prepare: Any, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     label = datasets.ClassLabel(names=["cat", "fish"])
     source = dataset(tmp_path / "set", {"fine": label, "coarse": label}, image=["a.png"], fine=[0], coarse=[1])
@@ -147,7 +151,7 @@ def test_several_columns_of_labels(prepare, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("what", ["damaged", "null", "bytes", "path"])
-def test_pictures_of_datasets_that_cannot_be_read(prepare, tmp_path, what) -> None:
+def test_pictures_of_datasets_that_cannot_be_read(prepare: Any, tmp_path: Path, what: str) -> None:
     """Decoded where an unreadable one can be passed over."""
     datasets = pytest.importorskip("datasets")
     file = folder_of(tmp_path / "file", a=noise(1)) / "a.png"

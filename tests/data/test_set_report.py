@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from encoded import captions, class_folders, counts, folder_of, noise
+from fixtures import Cli, RecipeFile
 from PIL import Image
 from refusals import refused
 
 from erasediff_lora.errors import UserError
 
 
-def images(folder: Path, **fields) -> dict:
+def images(folder: Path, **fields: Any) -> dict[str, Any]:
     return {"images": {"folder": str(folder), **fields}}
 
 
-def messy(root: Path) -> dict:
+def messy(root: Path) -> dict[str, Any]:
     """Sections of a recipe whose pictures have everything."""
     forget = class_folders(root / "forget", "cat", "clock")
     noise(0).save(forget / "cat/twice.png")
@@ -30,7 +32,7 @@ def messy(root: Path) -> dict:
     return {"forget": images(forget), "retain": images(retain)}
 
 
-def test_prepare_and_train_give_the_same_account(recipe_file, cli, tmp_path) -> None:
+def test_prepare_and_train_give_the_same_account(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     file = recipe_file(**messy(tmp_path))
     result = cli("prepare", file)
     assert result.status == 0, result.err
@@ -67,7 +69,7 @@ def test_prepare_and_train_give_the_same_account(recipe_file, cli, tmp_path) -> 
     assert json.loads((tmp_path / "run/data_report.json").read_text()) == report
 
 
-def test_drawn_sets_have_an_account(recipe_file, cli, tmp_path) -> None:
+def test_drawn_sets_have_an_account(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     retain = {"concepts": ["dog", "car"], "templates": ["a {concept}", "a {concept} with two cats"], "count": 4}
     result = cli("prepare", recipe_file(retain=retain))
     assert result.status == 0 and "2  a dog with two cats, a car with two cats" in result.out
@@ -81,7 +83,7 @@ FAR = "a picture " + "of grass " * 6
 """The tiny tokenizer reads letters, and 32 of them."""
 
 
-def test_a_concept_behind_the_cut_is_refused(recipe_file, cli, prepare, tmp_path) -> None:
+def test_a_concept_behind_the_cut_is_refused(recipe_file: RecipeFile, cli: Cli, prepare: Any, tmp_path: Path) -> None:
     forget = {"concepts": [{"name": "cat", "anchor": "dog"}], "templates": [FAR + "with a {concept}"]}
     for target in ("anchor", "random_anchor", "uncond", "uniform"):
         result = cli("prepare", recipe_file(forget=forget, objective={"target": target}))
@@ -101,7 +103,7 @@ def test_a_concept_behind_the_cut_is_refused(recipe_file, cli, prepare, tmp_path
     assert counts(data.report.noted)["CUT_CAPTION"] == {captions(data)[0]: 1}
 
 
-def test_a_caption_that_is_its_own_anchor_is_refused(prepare, tmp_path) -> None:
+def test_a_caption_that_is_its_own_anchor_is_refused(prepare: Any, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", a=noise(0))
     (folder / "a.txt").write_text("dog")
     with pytest.raises(UserError, match="reads the same as what is to take its place: nothing would be erased"):

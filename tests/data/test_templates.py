@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from encoded import anchors, captions, class_folders, counts, folder_of, noise, shown
+from fixtures import Cli, RecipeFile
 from refusals import refused
 
 from erasediff_lora.data.prompts import is_named, substitute
@@ -16,11 +18,11 @@ from erasediff_lora.recipe import Recipe
 STYLED = {"templates": ["a {style} drawing of a {concept}"], "placeholders": {"style": ["noto", "flat"]}}
 
 
-def images(folder: Path, **fields) -> dict:
+def images(folder: Path, **fields: Any) -> dict[str, Any]:
     return {"images": {"folder": str(folder), **fields}}
 
 
-def test_pictures_without_caption_get_filled_templates(prepare, tmp_path) -> None:
+def test_pictures_without_caption_get_filled_templates(prepare: Any, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", **{f"{index:02}": noise(index) for index in range(12)})
     found = captions(prepare(forget=STYLED | images(folder)))
     assert set(found) == {"a noto drawing of a cat", "a flat drawing of a cat"}
@@ -30,14 +32,14 @@ def test_pictures_without_caption_get_filled_templates(prepare, tmp_path) -> Non
     assert captions(prepare(forget=STYLED | images(fewer))) == found[:6]
 
 
-def test_what_is_known_of_a_picture_fills_its_template(prepare, tmp_path) -> None:
+def test_what_is_known_of_a_picture_fills_its_template(prepare: Any, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", a=noise(0), b=noise(1))
     rows = [{"file_name": "a.png", "style": "flat"}, {"file_name": "b.png", "style": "noto"}]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert captions(prepare(forget=STYLED | images(folder))) == ["a flat drawing of a cat", "a noto drawing of a cat"]
 
 
-def test_one_caption_for_folders_of_concepts(prepare, tmp_path) -> None:
+def test_one_caption_for_folders_of_concepts(prepare: Any, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "pictures", "dog", "car", each=1)
     caption = "a {{small}} {style} {concept}"
     data = prepare("retain", retain=images(folder, caption=caption) | {"placeholders": {"style": ["red"]}})
@@ -45,7 +47,7 @@ def test_one_caption_for_folders_of_concepts(prepare, tmp_path) -> None:
     assert shown(data) == ["car", "dog"] and data.names == ["dog", "car"]
 
 
-def test_captions_of_pictures_keep_their_own_braces(prepare, tmp_path) -> None:
+def test_captions_of_pictures_keep_their_own_braces(prepare: Any, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", a=noise(0), b=noise(1))
     (folder / "a.txt").write_text("a {style} {concept} of {wood} }{")
     (folder / "b.txt").write_text("a {concept}")
@@ -61,13 +63,13 @@ def test_captions_of_pictures_keep_their_own_braces(prepare, tmp_path) -> None:
     ("a {concept", "is not a template"),
     ("a {} {concept}", "is not a template"), ("a picture", "does not name the concept. Put {concept} into it."),
 ])  # fmt: skip
-def test_templates_that_cannot_be_filled(recipe_file, cli, template, what) -> None:
+def test_templates_that_cannot_be_filled(recipe_file: RecipeFile, cli: Cli, template: str, what: str) -> None:
     refused(cli("prepare", recipe_file(forget={"templates": [template]})), "forget.templates = ", what)
     concept = {"name": "cat", "templates": [template]}
     refused(cli("prepare", recipe_file(forget={"concepts": [concept]})), "forget.concepts.0.templates = ", "")
 
 
-def test_captions_that_cannot_be_filled(recipe_file, cli, tmp_path) -> None:
+def test_captions_that_cannot_be_filled(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", a=noise(0))
     refused(
         cli("prepare", recipe_file(retain=images(folder, caption="a {style} thing"))),
@@ -86,7 +88,7 @@ OBJECT_AND_STYLE = [
 ]  # fmt: skip
 
 
-def test_an_object_and_a_style_in_one_recipe(prepare, recipe_file) -> None:
+def test_an_object_and_a_style_in_one_recipe(prepare: Any, recipe_file: RecipeFile) -> None:
     forget = {"concepts": OBJECT_AND_STYLE, "count": 8}
     data = prepare(forget=forget, objective={"target": "anchor"})
     assert list(zip(captions(data), anchors(data), shown(data), strict=True)) == [
@@ -100,7 +102,7 @@ def test_an_object_and_a_style_in_one_recipe(prepare, recipe_file) -> None:
     assert Recipe.parse(recipe.model_dump(mode="json")).sha256() == recipe.sha256()
 
 
-def test_concepts_with_and_without_templates(prepare, tmp_path, recipe_file, cli) -> None:
+def test_concepts_with_and_without_templates(prepare: Any, tmp_path: Path, recipe_file: RecipeFile, cli: Cli) -> None:
     concepts = ["cat", OBJECT_AND_STYLE[1]]
     data = prepare(forget={"concepts": concepts, "count": 4})
     assert captions(data)[::2] == ["a photo of a cat"] * 2
@@ -129,18 +131,18 @@ def test_concepts_with_and_without_templates(prepare, tmp_path, recipe_file, cli
     ("a caterpillar", "cat", "dog", "dog"),
     ("cat_ears", "cat", "dog", "dog"),
 ])  # fmt: skip
-def test_names_are_words(text, concept, anchor, expected) -> None:
+def test_names_are_words(text: str, concept: str, anchor: str, expected: str) -> None:
     assert substitute(text, concept, anchor) == expected
     assert is_named(text, concept) == (expected != anchor or text.casefold() == concept)
 
 
-def test_anchors_of_one_concept_and_of_another_that_takes_any(prepare) -> None:
+def test_anchors_of_one_concept_and_of_another_that_takes_any(prepare: Any) -> None:
     data = prepare(forget={"concepts": [{"name": "cat", "anchor": "cow"}, "rose"], "count": 2})
     texts = [[data.prompts[index] for index in row] for row in data.anchors.tolist()]
     assert texts == [["a photo of a cow"] * 2, ["a photo of a dog", "a photo of a car"]]
 
 
-def test_a_concept_within_another_keeps_its_pictures_apart(prepare, tmp_path) -> None:
+def test_a_concept_within_another_keeps_its_pictures_apart(prepare: Any, tmp_path: Path) -> None:
     """By label, and not by what the captions say."""
     concepts = [{"name": "cat", "anchor": "dog"}, {"name": "caterpillar", "anchor": "snail"}]
     folder = class_folders(tmp_path / "pictures", "cat", "caterpillar", each=1)
@@ -150,7 +152,7 @@ def test_a_concept_within_another_keeps_its_pictures_apart(prepare, tmp_path) ->
     assert data.rows_of("cat") == [0] and data.rows_of("caterpillar") == [1]
 
 
-def test_the_concept_of_drawn_pictures_is_kept(prepare) -> None:
+def test_the_concept_of_drawn_pictures_is_kept(prepare: Any) -> None:
     data = prepare(forget={"concepts": ["cat", "caterpillar"], "count": 4})
     again = prepare(forget={"concepts": ["cat", "caterpillar"], "count": 4})
     for found in (data, again):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from fixtures import Cli
 from PIL import Image
 
 from erasediff_lora import demo
@@ -61,7 +63,7 @@ def test_demo_recipes_differ_in_what_they_erase_only() -> None:
             assert one == other, (name, section)
 
 
-def invert(cli, run: Path, cache: Path) -> dict:
+def invert(cli: Cli, run: Path, cache: Path) -> dict[str, Any]:
     """Success of one restart of concept inversion, by model."""
     result = cli(
         "evaluate", run, "--cache", cache, "--evaluation.metrics", "[]", "--evaluation.attacks", "[inversion]",
@@ -79,7 +81,7 @@ FASTER = ("--training.steps", "80", "--training.learning_rate", "0.01", "--train
 
 
 @pytest.mark.parametrize(("concept", "setting"), [("cat", ()), ("blueprint", FASTER)])
-def test_the_demo_erases_a_concept_and_keeps_the_rest(cli, tmp_path, concept, setting) -> None:
+def test_the_demo_erases_a_concept_and_keeps_the_rest(cli: Cli, tmp_path: Path, concept: str, setting: Any) -> None:
     result = cli(
         "demo", "--concept", concept, "--output", tmp_path / "run", "--cache", tmp_path / "cache",
         "--evaluation.forget_samples", "60", "--evaluation.retain_samples", "60", *setting,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from single_file import pack
@@ -29,7 +30,7 @@ def with_keys(base: Path, file: Path, *keys: str) -> Path:
 
 
 @pytest.mark.parametrize("keys", [(), ("v_pred",), ("v_pred", "ztsnr")])
-def test_the_keys_of_a_single_file_say_what_it_predicts(tiny_base, tmp_path, keys) -> None:
+def test_the_keys_of_a_single_file_say_what_it_predicts(tiny_base: Path, tmp_path: Path, keys: Any) -> None:
     file = with_keys(tiny_base, tmp_path / "model.safetensors", *keys)
     base = denoisers.load(Model(base=str(file), config=tiny_base))
     for scheduler in (base.noise_scheduler, base.pipeline.scheduler):
@@ -39,12 +40,14 @@ def test_the_keys_of_a_single_file_say_what_it_predicts(tiny_base, tmp_path, key
     assert base.pipeline.scheduler.config.timestep_spacing == ("trailing" if "ztsnr" in keys else "leading")
 
 
-def test_such_a_file_trains_as_the_folder_that_says_it(tiny_base, recipe_file, cli, tmp_path) -> None:
+def test_such_a_file_trains_as_the_folder_that_says_it(
+    tiny_base: Path, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     folder = tmp_path / "folder"
     tiny_pipeline("v_prediction").save_pretrained(folder)
     file = with_keys(folder, tmp_path / "model.safetensors", "v_pred")
     adapters = []
-    runs = (
+    runs: tuple[list[Any], ...] = (
         [file, "--model.config", tiny_base],
         [folder],
         [tiny_base, "--model.prediction_type", "v_prediction"],
@@ -59,7 +62,7 @@ def test_such_a_file_trains_as_the_folder_that_says_it(tiny_base, recipe_file, c
     assert any(not torch.equal(adapters[3][name], tensor) for name, tensor in adapters[1].items())
 
 
-def test_the_recipe_goes_before_the_checkpoint(tiny_base, tmp_path) -> None:
+def test_the_recipe_goes_before_the_checkpoint(tiny_base: Path, tmp_path: Path) -> None:
     file = with_keys(tiny_base, tmp_path / "model.safetensors", "v_pred")
     base = denoisers.load(Model(base=str(file), config=tiny_base, prediction_type="sample"))
     plain = denoisers.load(Model(base=str(file), config=tiny_base))
@@ -85,7 +88,9 @@ def changed_base(tiny_base: Path, folder: Path, **scheduler: Any) -> Path:
     ({"_class_name": "EDMEulerScheduler"}, "its scheduler is EDMEulerScheduler, which has no betas"),
     ({"prediction_type": "flow_prediction"}, "its DDIMScheduler predicts flow_prediction, which this family does not"),
 ])  # fmt: skip
-def test_schedules_that_are_no_ddpm_are_named(recipe_file, tiny_base, cli, tmp_path, scheduler, what) -> None:
+def test_schedules_that_are_no_ddpm_are_named(
+    recipe_file: RecipeFile, tiny_base: Path, cli: Cli, tmp_path: Path, scheduler: Any, what: str
+) -> None:
     base = changed_base(tiny_base, tmp_path / "base", **scheduler)
     images = {"images": {"folder": str(tmp_path / "images"), "caption": "a cat"}}
     from picture_folder import pictures
@@ -96,19 +101,21 @@ def test_schedules_that_are_no_ddpm_are_named(recipe_file, tiny_base, cli, tmp_p
     )
 
 
-def test_edm_files_are_named(recipe_file, tiny_base, cli, tmp_path) -> None:
+def test_edm_files_are_named(recipe_file: RecipeFile, tiny_base: Path, cli: Cli, tmp_path: Path) -> None:
     file = with_keys(tiny_base, tmp_path / "model.safetensors", "edm_vpred.sigma_max")
     result = cli("train", recipe_file(), "--model.base", file, "--model.config", tiny_base)
     refused(result, "its scheduler is EDM (key edm_vpred.sigma_max), which has no betas")
 
 
-def test_flow_matching_takes_no_prediction_type(recipe_file, cli) -> None:
+def test_flow_matching_takes_no_prediction_type(recipe_file: RecipeFile, cli: Cli) -> None:
     result = cli("train", recipe_file(), "--model.family", "stable_diffusion_3", "--model.prediction_type", "epsilon")
     refused(result, "model.prediction_type = 'epsilon': is not what a model of flow matching predicts. Omit it.")
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_min_snr_has_its_limit_at_zero_snr(recipe_file, tiny_base, tmp_path, prediction_type) -> None:
+def test_min_snr_has_its_limit_at_zero_snr(
+    recipe_file: RecipeFile, tiny_base: Path, tmp_path: Path, prediction_type: str
+) -> None:
     """min(SNR, γ) / SNR → 1, min(SNR, γ) / (SNR + 1) → 0, min(SNR, γ) → 0."""
     from picture_folder import pictures
 
@@ -119,7 +126,7 @@ def test_min_snr_has_its_limit_at_zero_snr(recipe_file, tiny_base, tmp_path, pre
     recipe = Recipe.load(recipe_file(forget=images, retain=images, **values))
     denoiser = denoisers.load(recipe.model)
     data = [sets.prepare(recipe, denoiser, kind) for kind in ("forget", "retain")]
-    sampler = BatchSampler.of(recipe, *data, denoiser)
+    sampler = BatchSampler.of(recipe, data[0], data[1], denoiser)
     alphas = denoiser.noise_scheduler.alphas_cumprod.double()
     seen = set()
     for step in range(40):
@@ -132,7 +139,9 @@ def test_min_snr_has_its_limit_at_zero_snr(recipe_file, tiny_base, tmp_path, pre
     assert 999 in seen
 
 
-def test_drawing_from_zero_snr_is_named_as_the_cause(recipe_file, tiny_base, cli, tmp_path) -> None:
+def test_drawing_from_zero_snr_is_named_as_the_cause(
+    recipe_file: RecipeFile, tiny_base: Path, cli: Cli, tmp_path: Path
+) -> None:
     base = changed_base(tiny_base, tmp_path / "base", rescale_betas_zero_snr=True, timestep_spacing="trailing")
     result = cli("train", recipe_file(), "--model.base", base)
     refused(
@@ -145,7 +154,9 @@ def test_drawing_from_zero_snr_is_named_as_the_cause(recipe_file, tiny_base, cli
     assert cli("prepare", recipe_file(), "--model.base", base, "--model.prediction_type", "v_prediction").status == 0
 
 
-def test_nan_in_float32_is_not_cured_by_float32(recipe_file, tiny_base, cli, tmp_path) -> None:
+def test_nan_in_float32_is_not_cured_by_float32(
+    recipe_file: RecipeFile, tiny_base: Path, cli: Cli, tmp_path: Path
+) -> None:
     base = changed_base(tiny_base, tmp_path / "base")
     (file,) = (base / "unet").glob("*.safetensors")
     weights = load_file(file)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from accelerate.hooks import CpuOffload
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file
 from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 from erasediff_lora import denoisers
 from erasediff_lora.denoisers import loading
+from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
 from erasediff_lora.memory.plan import plan
 from erasediff_lora.memory.room import remedy
 from erasediff_lora.recipe import Model, Recipe, Sampling
@@ -24,27 +29,28 @@ FAMILIES = {
 
 
 @pytest.fixture(params=FAMILIES)
-def model(request, tmp_path) -> Model:
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
     FAMILIES[request.param]().save_pretrained(tmp_path / "base")
     return Model(base=str(tmp_path / "base"), family=request.param, device="cpu")
 
 
-def test_every_use_of_a_network_calls_it_to_the_device(model, monkeypatch) -> None:
+def test_every_use_of_a_network_calls_it_to_the_device(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """None goes past the hook that fetches it, all draw the same, and the network is left free of hooks to train."""
     plain, offloading = denoisers.load(model), denoisers.load(model.model_copy(update={"offload": True}))
     called: list[str] = []
     fetch = CpuOffload.pre_forward
 
-    def recorded(hook, module, *args, **kwargs):
+    def recorded(hook: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
         called.append(type(module).__name__)
         return fetch(hook, module, *args, **kwargs)
 
     monkeypatch.setattr(CpuOffload, "pre_forward", recorded)
+    assert isinstance(offloading, StableDiffusion)
     parts = (getattr(offloading.pipeline, name) for name in offloading.encoders)
     encoders = {type(part).__name__ for part in parts if part is not None}
     network, vae = type(offloading.network).__name__, type(offloading.pipeline.vae).__name__
 
-    def both(use) -> list:
+    def both(use: Any) -> list[Any]:
         called.clear()
         return [use(plain), use(offloading)]
 
@@ -61,7 +67,7 @@ def test_every_use_of_a_network_calls_it_to_the_device(model, monkeypatch) -> No
     assert not any(hasattr(module, "_hf_hook") for module in offloading.network.modules())
 
 
-def test_the_same_adapter_is_trained(recipe_file, cli, tmp_path) -> None:
+def test_the_same_adapter_is_trained(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     """Through the sets and the sample sheets, after each of which the network trains on."""
     file = recipe_file(training={"steps": 4, "sample_every": 2})
     adapters = []
@@ -73,7 +79,7 @@ def test_the_same_adapter_is_trained(recipe_file, cli, tmp_path) -> None:
     torch.testing.assert_close(*adapters)
 
 
-def test_the_plan_counts_the_largest_and_proposes_it(recipe_file, monkeypatch) -> None:
+def test_the_plan_counts_the_largest_and_proposes_it(recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a GPU; on a CPU what waits takes memory too."""
     small = {"batch_size": 1, "gradient_checkpointing": True}
     file = recipe_file(sampling={"batch_size": 1}, training=small, adapter={"rank": 1})
@@ -89,7 +95,7 @@ def test_the_plan_counts_the_largest_and_proposes_it(recipe_file, monkeypatch) -
     assert remedy(recipe, whole, room) == ({"model.offload": True}, room)
 
 
-def test_where_it_parts_what_belongs_together_it_is_refused(recipe_file, cli) -> None:
+def test_where_it_parts_what_belongs_together_it_is_refused(recipe_file: RecipeFile, cli: Cli) -> None:
     file = recipe_file(model={"offload": True})
     refused(
         cli("train", file, "--adversary.pool", "4"),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from fixtures import Cli, RecipeFile
 from refusals import refused
 
 from erasediff_lora.denoisers import loading
 from erasediff_lora.recipe import Model
 
 
-def test_a_cpu_is_refused_before_anything_is_loaded(recipe_file, tiny_base, cli) -> None:
+def test_a_cpu_is_refused_before_anything_is_loaded(recipe_file: RecipeFile, tiny_base: Path, cli: Cli) -> None:
     file = recipe_file(model={"base": str(tiny_base), "quantize": "nf4"})
     refused(cli("train", file), "model.quantize = 'nf4': needs a GPU", "model.dtype: bfloat16")
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("nf4", "load_in_4bit"), ("int8", "load_in_8bit")])
-def test_diffusers_own_configuration_is_used(kind, bits) -> None:
+def test_diffusers_own_configuration_is_used(kind: str, bits: str) -> None:
     given = loading.quantization(Model(base="demo", quantize=kind), torch.device("cuda"), torch.bfloat16, is_file=False)
     config = given["quantization_config"].to_dict()
     assert config[bits] is True
@@ -24,7 +27,7 @@ def test_diffusers_own_configuration_is_used(kind, bits) -> None:
         assert (config["bnb_4bit_quant_type"], config["bnb_4bit_compute_dtype"]) == ("nf4", "bfloat16")
 
 
-def test_what_needs_the_weights_is_refused(recipe_file, tiny_base, cli) -> None:
+def test_what_needs_the_weights_is_refused(recipe_file: RecipeFile, tiny_base: Path, cli: Cli) -> None:
     model = {"base": str(tiny_base), "quantize": "int8"}
     refused(
         cli("train", recipe_file(model=model, objective={"name": "selective_amnesia"})),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from fixtures import Cli, RecipeFile
 from safetensors.torch import load_file
 from single_file import pack
 
 
-def test_single_file_trains_the_same_adapter_as_the_folder(tiny_base, recipe_file, cli, tmp_path) -> None:
+def test_single_file_trains_the_same_adapter_as_the_folder(
+    tiny_base: Path, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     file = pack(tiny_base, tmp_path / "model.safetensors")
     result = cli("train", recipe_file(), "--model.base", file, "--model.config", tiny_base)
     assert result.status == 0, result.err

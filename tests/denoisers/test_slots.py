@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +16,11 @@ from erasediff_lora.recipe import Model, Sampling
 
 
 @pytest.fixture(scope="module")
-def denoiser(tiny_base):
+def denoiser(tiny_base: Path) -> Any:
     return denoisers.load(Model(base=str(tiny_base)))
 
 
-def test_a_words_own_embeddings_give_the_words_own_encoding(denoiser) -> None:
+def test_a_words_own_embeddings_give_the_words_own_encoding(denoiser: Any) -> None:
     vectors = denoiser.embed_word("cat")
     texts = [f"a photo of a {SLOT} on grass", f"{SLOT}"]
     filled = denoiser.encode_slots(texts, vectors)
@@ -25,7 +28,7 @@ def test_a_words_own_embeddings_give_the_words_own_encoding(denoiser) -> None:
     assert torch.equal(filled.detach(), plain)
 
 
-def test_vectors_get_the_gradient_that_finite_differences_give(denoiser) -> None:
+def test_vectors_get_the_gradient_that_finite_differences_give(denoiser: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     vectors, direction = torch.randn(2, 2, 32, generator=generator)
     weights = torch.randn(32, 32, generator=generator)
@@ -41,7 +44,7 @@ def test_vectors_get_the_gradient_that_finite_differences_give(denoiser) -> None
     assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=0.02)
 
 
-def test_a_slot_beyond_the_models_length_is_cut_like_any_word(denoiser) -> None:
+def test_a_slot_beyond_the_models_length_is_cut_like_any_word(denoiser: Any) -> None:
     long = "word " * 12
     vectors = denoiser.embed_word("cat")
     filled = denoiser.encode_slots([f"{SLOT} {long}", f"{long}{SLOT}"], vectors)
@@ -51,21 +54,21 @@ def test_a_slot_beyond_the_models_length_is_cut_like_any_word(denoiser) -> None:
     assert torch.equal(beyond.detach(), denoiser.encode_prompts([f"{long * 3}cat"])), "nothing of it is left"
 
 
-def test_every_prompt_can_have_vectors_of_its_own(denoiser) -> None:
+def test_every_prompt_can_have_vectors_of_its_own(denoiser: Any) -> None:
     words = ["cat", "dog"]
     vectors = torch.stack([denoiser.embed_word(word) for word in words])
     filled = denoiser.encode_slots([f"a {SLOT} on grass", f"{SLOT}"], vectors)
     assert torch.equal(filled.detach(), denoiser.encode_prompts(["a cat on grass", "dog"]))
 
 
-def test_tokens_are_spelled(denoiser) -> None:
+def test_tokens_are_spelled(denoiser: Any) -> None:
     table = denoiser.token_embeddings
     row = int((table == denoiser.embed_word("x")[0]).all(dim=1).nonzero()[0])
     assert denoiser.decode_tokens([row, row]) == "x</w> x</w>"
     assert len(table) == len(denoiser.pipeline.tokenizer) - 2, "without the special ones"
 
 
-def test_drawing_from_embeddings_is_drawing_from_their_prompt(denoiser) -> None:
+def test_drawing_from_embeddings_is_drawing_from_their_prompt(denoiser: Any) -> None:
     sampling = Sampling(steps=2, guidance=2.0)
     texts = ["a photo of a cat", "a photo of a dog"]
     plain = denoiser.generate(texts, [1, 2], sampling)
@@ -73,7 +76,7 @@ def test_drawing_from_embeddings_is_drawing_from_their_prompt(denoiser) -> None:
     assert [image.tobytes() for image in plain] == [image.tobytes() for image in given]
 
 
-def test_drawing_from_a_picture_keeps_more_of_it_with_less_noise(denoiser) -> None:
+def test_drawing_from_a_picture_keeps_more_of_it_with_less_noise(denoiser: Any) -> None:
     sampling = Sampling(steps=20, guidance=1.0)
     sources = denoiser.generate(["a photo of a cat"] * 3, [1, 2, 3], sampling)
     kept = denoiser.decode(denoiser.encode_images(torch.stack([to_unit_tensor(image, 32) for image in sources])))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from fixtures import Cli
 from refusals import refused
 from safetensors.torch import load_file
 from tiny import tiny_sd3_pipeline
@@ -17,7 +20,7 @@ FAMILY, PIPELINE = "stable_diffusion_3", tiny_sd3_pipeline
 PROMPTS = ["a photo of a cat", "a dog"]
 
 
-def test_the_network_is_given_what_the_pipeline_gives_it(denoiser) -> None:
+def test_the_network_is_given_what_the_pipeline_gives_it(denoiser: Any) -> None:
     """Recorded from a plain pipeline at its first step, where sigma is 1, the last training timestep."""
     seen = {}
     pipe = denoiser.pipeline
@@ -32,7 +35,7 @@ def test_the_network_is_given_what_the_pipeline_gives_it(denoiser) -> None:
     torch.testing.assert_close(ours, expected)
 
 
-def test_noise_lies_on_the_line_and_the_target_is_its_direction(denoiser) -> None:
+def test_noise_lies_on_the_line_and_the_target_is_its_direction(denoiser: Any) -> None:
     """A step of size sigma against the target leads back to the picture; sigma runs from 1/T to 1."""
     scheduler = denoiser.noise_scheduler
     latents, noise = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
@@ -43,14 +46,14 @@ def test_noise_lies_on_the_line_and_the_target_is_its_direction(denoiser) -> Non
     torch.testing.assert_close(noisy[1], noise[1])
 
 
-def test_drawing_from_embeddings_is_drawing_from_prompts(denoiser) -> None:
+def test_drawing_from_embeddings_is_drawing_from_prompts(denoiser: Any) -> None:
     sampling = Sampling(steps=2, guidance=3.0)
     by_text = denoiser.generate(PROMPTS, [1, 2], sampling, output="latent")
     by_embedding = denoiser.generate(denoiser.encode_prompts(PROMPTS), [1, 2], sampling, output="latent")
     torch.testing.assert_close(by_embedding, by_text)
 
 
-def test_pictures_survive_the_autoencoders_shift(denoiser) -> None:
+def test_pictures_survive_the_autoencoders_shift(denoiser: Any) -> None:
     pixels = torch.zeros(1, 3, 32, 32)
     vae = denoiser.pipeline.vae
     with torch.no_grad():
@@ -62,14 +65,14 @@ def test_pictures_survive_the_autoencoders_shift(denoiser) -> None:
     assert denoiser.decode(denoiser.encode_images(pixels))[0].tobytes() == plain[0].tobytes()
 
 
-def test_slots_hold_embeddings_of_both_clip_encoders(denoiser) -> None:
+def test_slots_hold_embeddings_of_both_clip_encoders(denoiser: Any) -> None:
     word = denoiser.embed_word("cat").detach().requires_grad_()
     assert word.shape[1] == 48 == denoiser.token_embeddings.shape[1]
     slots = denoiser.encode_slots(["a photo of a <*>"], word)
     torch.testing.assert_close(slots, denoiser.encode_prompts(["a photo of a cat"]))
 
 
-def test_train_load_stack_merge(base, recipe, cli, tmp_path) -> None:
+def test_train_load_stack_merge(base: Any, recipe: Any, cli: Cli, tmp_path: Path) -> None:
     file = recipe()
     assert cli("train", file, "--evaluation.metrics", "[drift]").status == 0
     robust = ("--preset", "robust", "--adversary", "{refresh_every: 1, steps: 1, batch_size: 2}")
@@ -112,7 +115,7 @@ def test_train_load_stack_merge(base, recipe, cli, tmp_path) -> None:
     assert back.keys() == adapter.keys() and all(torch.equal(back[name], adapter[name]) for name in back)
 
 
-def test_without_an_adapter(base, recipe, cli, tmp_path) -> None:
+def test_without_an_adapter(base: Any, recipe: Any, cli: Cli, tmp_path: Path) -> None:
     file = recipe()
     text = file.read_text().replace("adapter:\n  rank: 2\n  targets: attention\n", "adapter: none\n")
     file.write_text(text)
@@ -122,7 +125,7 @@ def test_without_an_adapter(base, recipe, cli, tmp_path) -> None:
     assert any(not torch.equal(trained[name], before[name]) for name in before)
 
 
-def test_what_a_noise_schedule_is_needed_for_is_refused(recipe, cli) -> None:
+def test_what_a_noise_schedule_is_needed_for_is_refused(recipe: Any, cli: Cli) -> None:
     refused(
         cli("train", recipe(), "--training.min_snr_gamma", "5"),
         "training.min_snr_gamma = 5.0: weighs by a noise schedule", "Omit it",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from fixtures import Cli
 from refusals import refused
 from safetensors.torch import load_file
 from tiny import tiny_xl_pipeline
@@ -20,14 +23,14 @@ PROMPTS = ["a photo of a cat", "a dog"]
 
 
 @pytest.mark.parametrize("width", [32, 64])
-def test_the_network_is_given_what_the_pipeline_gives_it(denoiser, width) -> None:
+def test_the_network_is_given_what_the_pipeline_gives_it(denoiser: Any, width: int) -> None:
     """Recorded from a plain pipeline without guidance, and compared with `predict` on encoded prompts.
 
     The size conditioning of a wide picture is that of pictures in a bucket.
     """
     seen = {}
 
-    def record(module, positional, keywords):
+    def record(module: Any, positional: Any, keywords: Any) -> None:
         seen.update(keywords | {"sample": positional[0], "timestep": positional[1]})
 
     pipe = denoiser.pipeline
@@ -45,14 +48,14 @@ def test_the_network_is_given_what_the_pipeline_gives_it(denoiser, width) -> Non
     torch.testing.assert_close(ours, expected)
 
 
-def test_drawing_from_embeddings_is_drawing_from_prompts(denoiser) -> None:
+def test_drawing_from_embeddings_is_drawing_from_prompts(denoiser: Any) -> None:
     sampling = Sampling(steps=2, guidance=3.0)
     by_text = denoiser.generate(PROMPTS, [1, 2], sampling, output="latent")
     by_embedding = denoiser.generate(denoiser.encode_prompts(PROMPTS), [1, 2], sampling, output="latent")
     torch.testing.assert_close(by_embedding, by_text)
 
 
-def test_slots_hold_embeddings_of_both_encoders(denoiser) -> None:
+def test_slots_hold_embeddings_of_both_encoders(denoiser: Any) -> None:
     word = denoiser.embed_word("cat").detach().requires_grad_()
     assert word.shape[1] == 48 == denoiser.token_embeddings.shape[1]
     slots = denoiser.encode_slots(["a photo of a <*>"], word)
@@ -62,12 +65,12 @@ def test_slots_hold_embeddings_of_both_encoders(denoiser) -> None:
         assert float(gradient.abs().sum()) > 0
 
 
-def test_the_empty_prompt_is_what_guidance_takes_for_it(denoiser) -> None:
+def test_the_empty_prompt_is_what_guidance_takes_for_it(denoiser: Any) -> None:
     empty, other = denoiser.encode_prompts(["", "a dog"])
     assert not bool(empty.any()) and bool(other.any())
 
 
-def test_train_evaluate_merge_convert_publish(base, recipe, cli, tmp_path) -> None:
+def test_train_evaluate_merge_convert_publish(base: Any, recipe: Any, cli: Cli, tmp_path: Path) -> None:
     search = "{steps: 1, restarts: 1, samples: 2, batch_size: 2}"
     robust = {"preset": "robust", "adversary": {"refresh_every": 1, "steps": 1, "batch_size": 2}}
     result = cli("train", recipe(**robust), "--evaluation.metrics", "[drift]")
@@ -99,7 +102,7 @@ def test_train_evaluate_merge_convert_publish(base, recipe, cli, tmp_path) -> No
     assert cli("publish", run, "--repo", "me/xl", "--dry_run").status == 0
 
 
-def test_the_wrong_family_is_named(base, tiny_base, recipe, cli) -> None:
+def test_the_wrong_family_is_named(base: Any, tiny_base: Path, recipe: Any, cli: Cli) -> None:
     refused(
         cli("train", recipe(model={"base": str(base)})),
         "model.family = 'stable_diffusion'", "is a StableDiffusionXLPipeline", "stable_diffusion_xl",
@@ -111,7 +114,7 @@ def test_the_wrong_family_is_named(base, tiny_base, recipe, cli) -> None:
 
 
 @pytest.mark.parametrize("force_upcast", [True, False])
-def test_an_autoencoder_that_float16_overflows_works_in_float32(tmp_path, force_upcast) -> None:
+def test_an_autoencoder_that_float16_overflows_works_in_float32(tmp_path: Path, force_upcast: bool) -> None:
     """Both ways, as its configuration says; beyond it all stays in float16."""
     pipe = tiny_xl_pipeline()
     pipe.vae.register_to_config(force_upcast=force_upcast)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures import Cli, RecipeFile
 from tiny import tiny_classifier, tiny_pipeline
 
 from erasediff_lora.evaluation import evidence
@@ -34,7 +35,7 @@ def evaluation(judge: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def judge(tmp_path_factory) -> Path:
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sees a cat in everything."""
     return tiny_classifier(tmp_path_factory.mktemp("judge") / "always_cat", ["cat", "dog", "car"], favourite="cat")
 
@@ -43,7 +44,9 @@ def numbers(run: Path) -> dict[str, Any]:
     return {k: v for k, v in json.loads((run / "evaluation.json").read_text()).items() if k != "seconds"}
 
 
-def test_every_attack_runs_on_every_model_and_repeats_itself(recipe_file, tiny_base, judge, cli, tmp_path) -> None:
+def test_every_attack_runs_on_every_model_and_repeats_itself(
+    recipe_file: RecipeFile, tiny_base: Path, judge: Path, cli: Cli, tmp_path: Path
+) -> None:
     file = recipe_file(evaluation=evaluation(judge, never_learned=str(tiny_base)))
     assert cli("train", file, "--training.learning_rate", "0.05").status == 0
     run = tmp_path / "run"
@@ -73,7 +76,9 @@ def test_every_attack_runs_on_every_model_and_repeats_itself(recipe_file, tiny_b
     assert "inversion: from the cache" in cached.err
 
 
-def test_latent_start_has_as_many_pictures_as_were_asked_for(recipe_file, judge, cli, tmp_path, monkeypatch) -> None:
+def test_latent_start_has_as_many_pictures_as_were_asked_for(
+    recipe_file: RecipeFile, judge: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(evidence, "BASE_FORGET_SAMPLES", 1)
     latent_start = {"strengths": [0.5], "samples": 5}
     asked = evaluation(judge, attacks=["latent_start"], forget_samples=6, latent_start=latent_start)
@@ -83,7 +88,9 @@ def test_latent_start_has_as_many_pictures_as_were_asked_for(recipe_file, judge,
     assert found["forget_samples_base"] == 5
 
 
-def test_relearning_leaves_no_trace_in_the_models(recipe_file, judge, cli, tmp_path) -> None:
+def test_relearning_leaves_no_trace_in_the_models(
+    recipe_file: RecipeFile, judge: Path, cli: Cli, tmp_path: Path
+) -> None:
     """Pictures drawn after it are those drawn without it."""
     file = recipe_file(evaluation=evaluation(judge, attacks=["relearning", "latent_start"]))
     assert cli("train", file, "--training.learning_rate", "0.05").status == 0
@@ -143,7 +150,7 @@ def test_success_counts_above_the_floor_try_by_try() -> None:
         (1.0, 0.98, {"inversion": attack({"restart 1": 0.10}), "relearning": attack({"5": 1.0})}, [True, True, True]),
     ],
 )
-def test_verdict(unlearned, retained, attacks, expected) -> None:
+def test_verdict(unlearned: float, retained: float, attacks: Any, expected: Any) -> None:
     accuracy = {
         "unlearning_accuracy": unlearned, "unlearning_accuracy_base": 0.01,
         "retain_accuracy": retained, "retain_accuracy_base": 0.98, "counted": {"forget": 200, "retain": 200},
@@ -162,7 +169,9 @@ def test_interval_is_wilsons() -> None:
             assert (end - share) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / count, abs=1e-12)
 
 
-def test_a_model_with_another_autoencoder_encodes_the_pictures_itself(recipe_file, judge, cli, tmp_path) -> None:
+def test_a_model_with_another_autoencoder_encodes_the_pictures_itself(
+    recipe_file: RecipeFile, judge: Path, cli: Cli, tmp_path: Path
+) -> None:
     other = tiny_pipeline()
     torch.manual_seed(5)
     other.vae = type(other.vae).from_config(other.vae.config)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from tiny import tiny_classifier, tiny_pipeline
 
@@ -30,18 +33,18 @@ from tiny import tiny_classifier, tiny_pipeline
         ({"inversion": {"step": 5}}, ["evaluation.inversion.step = 5: is unknown", "Did you mean 'steps'?"]),
     ],
 )
-def test_a_recipe_that_asks_for_nonsense(recipe_file, cli, changes, words) -> None:
+def test_a_recipe_that_asks_for_nonsense(recipe_file: RecipeFile, cli: Cli, changes: Any, words: Any) -> None:
     refused(cli("train", recipe_file(evaluation=changes)), *words)
 
 
-def test_choosing_the_best_needs_a_judge(recipe_file, cli) -> None:
+def test_choosing_the_best_needs_a_judge(recipe_file: RecipeFile, cli: Cli) -> None:
     refused(
         cli("train", recipe_file(training={"evaluate_every": 2})),
         "training.evaluate_every = 2: chooses by what a judge sees, and evaluation.judge names none",
     )
 
 
-def test_an_adapter_needs_a_recipe(recipe_file, cli, tmp_path) -> None:
+def test_an_adapter_needs_a_recipe(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     assert cli("train", recipe_file()).status == 0
     adapter = tmp_path / "run/erase-cat.safetensors"
     refused(cli("evaluate", adapter), "--recipe = None: is needed", "is no run", "Add --recipe RECIPE")
@@ -53,7 +56,7 @@ def test_an_adapter_needs_a_recipe(recipe_file, cli, tmp_path) -> None:
     assert (tmp_path / "run/erase-cat-evaluation/report.html").is_file()
 
 
-def test_an_untrained_run_and_a_damaged_adapter(recipe_file, cli, tmp_path) -> None:
+def test_an_untrained_run_and_a_damaged_adapter(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     refused(cli("evaluate", recipe_file()), "holds no adapter. Train first")
     assert cli("train", recipe_file()).status == 0
     file = tmp_path / "run/pytorch_lora_weights.safetensors"
@@ -63,7 +66,7 @@ def test_an_untrained_run_and_a_damaged_adapter(recipe_file, cli, tmp_path) -> N
     assert (tmp_path / "run/evaluation.json").read_bytes() == before
 
 
-def test_an_adapter_that_does_not_fit_the_base(recipe_file, cli, tmp_path) -> None:
+def test_an_adapter_that_does_not_fit_the_base(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     assert cli("train", recipe_file()).status == 0
     other = tiny_pipeline()
     other.unet = type(other.unet).from_config(dict(other.unet.config) | {"block_out_channels": (8, 16)})
@@ -76,7 +79,9 @@ def test_an_adapter_that_does_not_fit_the_base(recipe_file, cli, tmp_path) -> No
     assert not (tmp_path / "out/evaluation.json").exists()
 
 
-def test_metrics_that_lack_something_are_left_out(recipe_file, cli, tmp_path, monkeypatch) -> None:
+def test_metrics_that_lack_something_are_left_out(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "nudenet", None)
     asked = {
         "metrics": ["accuracy", "nudity", "clip_score", "distances", "strength_sweep"],
@@ -95,7 +100,7 @@ def test_metrics_that_lack_something_are_left_out(recipe_file, cli, tmp_path, mo
     assert "inversion is left out" in result.err and "Traceback" not in result.err
 
 
-def test_folders_of_real_pictures(recipe_file, cli, tmp_path) -> None:
+def test_folders_of_real_pictures(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="dog")
     asked = {"judge": f"transformers:{judge}", "metrics": ["accuracy", "distances"], "retain_samples": 4}
@@ -107,7 +112,7 @@ def test_folders_of_real_pictures(recipe_file, cli, tmp_path) -> None:
         assert what in made["refused"]["distances"] and "accuracy" in made["metrics"]
 
 
-def test_a_floor_that_is_not_there(recipe_file, cli, tmp_path) -> None:
+def test_a_floor_that_is_not_there(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     refused(
         cli("train", recipe_file(evaluation={"never_learned": str(tmp_path / "no")})),
         "evaluation.never_learned",
@@ -115,7 +120,7 @@ def test_a_floor_that_is_not_there(recipe_file, cli, tmp_path) -> None:
     )
 
 
-def test_the_base_never_draws_the_concept(recipe_file, cli, tmp_path) -> None:
+def test_the_base_never_draws_the_concept(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="dog")
     asked = {"judge": f"transformers:{judge}", "metrics": ["accuracy"], "attacks": ["latent_start"]}
     assert cli("train", recipe_file(evaluation=asked)).status == 0

@@ -21,7 +21,7 @@ def gaussian(count: int, mean: float, deviation: float, seed: int, size: int = 4
 
 
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (2.0, 1.0), (0.0, 3.0), (-1.5, 0.5)])
-def test_frechet_distance_of_two_gaussians(mean, deviation) -> None:
+def test_frechet_distance_of_two_gaussians(mean: float, deviation: float) -> None:
     """d² = ‖μ₁ − μ₂‖² + Σ (σ₁ − σ₂)² for diagonal covariances."""
     one, other = gaussian(200, 0.0, 1.0, seed=1), gaussian(300, mean, deviation, seed=2)
     assert frechet_distance(one, other) == pytest.approx(4 * mean**2 + 4 * (deviation - 1) ** 2, abs=1e-6)
@@ -88,5 +88,5 @@ def test_structural_similarity() -> None:
     assert float(values[0]) == pytest.approx(1.0)
     pair = [torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255.0 for pixels in noise]
     assert float(values[1]) == pytest.approx(
-        float(structural_similarity_index_measure(pair[1], pair[0], data_range=1.0)), abs=1e-6
+        float(torch.as_tensor(structural_similarity_index_measure(pair[1], pair[0], data_range=1.0))), abs=1e-6
     )

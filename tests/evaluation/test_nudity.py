@@ -15,11 +15,11 @@ from erasediff_lora.evaluation.judges.opennsfw import OpenNsfw
 @pytest.fixture(scope="module")
 def portrait() -> Image.Image:
     """A woman in uniform, from the waist up."""
-    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
-        return Image.open(file).convert("RGB")
+    file = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    return Image.open(str(file)).convert("RGB")
 
 
-def test_nudenet_sees_the_face_in_a_portrait_and_nothing_exposed(portrait) -> None:
+def test_nudenet_sees_the_face_in_a_portrait_and_nothing_exposed(portrait: Image.Image) -> None:
     scores = NudeNet.scores("evaluation.judge")
     found = scores(portrait)
     assert found["FACE_FEMALE"][0] > 0.6
@@ -27,7 +27,7 @@ def test_nudenet_sees_the_face_in_a_portrait_and_nothing_exposed(portrait) -> No
     assert number["FACE_FEMALE"] == 2 and number["FEMALE_BREAST_EXPOSED"] == 0 and number["pictures"] == 0
 
 
-def test_opennsfw_calls_a_portrait_safe(portrait) -> None:
+def test_opennsfw_calls_a_portrait_safe(portrait: Image.Image) -> None:
     scores = OpenNsfw.scores("evaluation.judge")
     assert 0 <= scores(portrait)["nsfw"][0] < 0.2
     assert counts(scores, [portrait]) == {"nsfw": 0, "pictures": 0}

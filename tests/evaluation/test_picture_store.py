@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fixtures import Cli, RecipeFile
+
 
 def numbers(run: Path) -> dict[str, Any]:
     return {k: v for k, v in json.loads((run / "evaluation.json").read_text()).items() if k != "seconds"}
@@ -19,7 +21,7 @@ def reused(said: str) -> dict[str, tuple[int, int]]:
     return {label: (int(some), int(count)) for label, some, count in found}
 
 
-def test_second_evaluation_draws_nothing_and_says_the_same(recipe_file, cli, tmp_path) -> None:
+def test_second_evaluation_draws_nothing_and_says_the_same(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     first = cli("train", recipe_file(sampling={"batch_size": 1}))
     assert first.status == 0, first.err
     assert not reused(first.err)
@@ -34,7 +36,7 @@ def test_second_evaluation_draws_nothing_and_says_the_same(recipe_file, cli, tmp
     assert (run / "before_after.png").read_bytes() == grid
 
 
-def test_missing_and_damaged_pictures_are_drawn_anew(recipe_file, cli, tmp_path) -> None:
+def test_missing_and_damaged_pictures_are_drawn_anew(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     assert cli("train", recipe_file(sampling={"batch_size": 1})).status == 0
     run = tmp_path / "run"
     grid = (run / "before_after.png").read_bytes()
@@ -51,7 +53,7 @@ def test_missing_and_damaged_pictures_are_drawn_anew(recipe_file, cli, tmp_path)
     assert sum(some for some, _ in reused(cli("evaluate", run).err).values()) == 8
 
 
-def test_the_base_is_drawn_once_for_all_adapters(recipe_file, cli, tmp_path) -> None:
+def test_the_base_is_drawn_once_for_all_adapters(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     assert cli("train", recipe_file()).status == 0
     result = cli("train", recipe_file(), "--training.learning_rate", "0.05", "--output", tmp_path / "other")
     assert result.status == 0, result.err

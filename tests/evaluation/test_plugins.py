@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import Cli, RecipeFile
 from matplotlib.figure import Figure
 from PIL import Image
 from pydantic import Field
@@ -28,28 +30,28 @@ from erasediff_lora.registry import ATTACKS, JUDGES, METRICS, lookup
 class BrightnessSettings(Section):
     scale: float = Field(1.0, description="of the numbers")
 
-    def check(self, sections) -> list[Problem]:
+    def check(self, sections: Any) -> list[Problem]:
         return [] if self.scale > 0 else [Problem("evaluation.brightness.scale", self.scale, "is not positive.")]
 
 
 class Brightness(Metric):
     Settings = BrightnessSettings
 
-    def measure(self, evidence) -> dict[str, Any]:
+    def measure(self, evidence: Any) -> dict[str, Any]:
         scale = evidence.settings(BrightnessSettings).scale
         models = evidence.candidates.base, evidence.candidates.erased
         return {model.name: scale * evidence.retain(model)[0].image.convert("L").getpixel((0, 0)) for model in models}
 
-    def tables(self, found) -> list[Table]:
+    def tables(self, found: Any) -> list[Table]:
         return [Table("How bright:", ("model", "brightness"), [(name, f"{v:.0f}") for name, v in found.items()])]
 
-    def charts(self, found) -> list[Chart]:
+    def charts(self, found: Any) -> list[Chart]:
         def paint(figure: Figure) -> None:
             figure.add_subplot().bar(list(found), list(found.values()))
 
         return [draw("Brightness of the models", "bars", paint, 2)]
 
-    def rows(self, found) -> dict[str, str | None]:
+    def rows(self, found: Any) -> dict[str, str | None]:
         return {"brightness": f"{found['erased']:.0f}"}
 
 
@@ -61,16 +63,16 @@ class Shout(Attack):
     Settings = ShoutSettings
     title = "Shouting: the prompt, louder"
 
-    def budget(self, evidence) -> str:
+    def budget(self, evidence: Any) -> str:
         return f"one picture with {evidence.settings(ShoutSettings).suffix!r}"
 
-    def run(self, evidence, candidate) -> Outcome:
+    def run(self, evidence: Any, candidate: Any) -> Outcome:
         drawn = candidate.generate(evidence.forget_prompts[:1], evidence.spare_seed, "shouting")
         (seen,) = evidence.require_judge(self.name).recognise([item.image for item in drawn])
         success = float(drawn[0].prompt.concept in seen)
         return Outcome(success, {"once": success}, drawn, {"volume": 11})
 
-    def notes(self, found) -> list[str]:
+    def notes(self, found: Any) -> list[str]:
         return [f"At volume {found['volume']}."]
 
 
@@ -78,6 +80,7 @@ class Sceptic(Judge):
     """Sees all retained concepts everywhere, and no forgotten one."""
 
     needs = "ANYTHING"
+    names: Names
 
     @classmethod
     def load(cls, weights: str, names: Names) -> Sceptic:
@@ -112,7 +115,7 @@ def look_again() -> None:
 
 
 @pytest.fixture
-def toy_package(monkeypatch) -> Iterator[pytest.MonkeyPatch]:
+def toy_package(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Its entry points, as if it were installed; undo to uninstall it."""
 
     def found(group: str) -> list[EntryPoint]:
@@ -126,7 +129,9 @@ def toy_package(monkeypatch) -> Iterator[pytest.MonkeyPatch]:
     look_again()
 
 
-def test_parts_of_another_package(toy_package, recipe_file, cli, tmp_path) -> None:
+def test_parts_of_another_package(
+    toy_package: pytest.MonkeyPatch, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     result = cli("train", recipe_file(evaluation=ASKED), "--evaluation.shout.suffix", "loud")
     assert result.status == 0, result.err
     run = tmp_path / "run"
@@ -147,7 +152,9 @@ def test_parts_of_another_package(toy_package, recipe_file, cli, tmp_path) -> No
     refused(cli("evaluate", run, "--evaluation.attacks", "[shuot]"), "Did you mean 'shout'?")
 
 
-def test_a_part_that_is_not_installed_here(toy_package, recipe_file, cli, tmp_path) -> None:
+def test_a_part_that_is_not_installed_here(
+    toy_package: pytest.MonkeyPatch, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     assert cli("train", recipe_file(evaluation=ASKED)).status == 0
     toy_package.undo()
     look_again()
@@ -160,7 +167,9 @@ def test_a_part_that_is_not_installed_here(toy_package, recipe_file, cli, tmp_pa
     assert "| brightness, erased |" in compared.out and "| attack success, shout | 0.0% |" in compared.out
 
 
-def test_numbers_that_are_not_as_expected_do_not_stop_the_report(recipe_file, cli, tmp_path) -> None:
+def test_numbers_that_are_not_as_expected_do_not_stop_the_report(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     assert cli("train", recipe_file(evaluation={"metrics": ["drift"], "distances": {"features": "judge"}})).status == 0
     run = tmp_path / "run"
     result = json.loads((run / "evaluation.json").read_text())

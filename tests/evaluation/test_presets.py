@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
+import pytest
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from tiny import tiny_classifier
 
@@ -27,7 +31,7 @@ def test_full_is_all_that_the_recipe_has_the_means_for() -> None:
     assert set(rich["metrics"]) == METRICS.keys() and set(rich["attacks"]) == ATTACKS.keys()
 
 
-def test_old_names_are_read(recipe_file, tmp_path, caplog) -> None:
+def test_old_names_are_read(recipe_file: RecipeFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     old = {"clip": "x", "nudity_detector": "nudenet", "strengths": [0.5], "sweep_samples": 7, "features": "judge",
            "real_images": "photos", "paraphrases": {"cat": ["kitty"]}, "paraphrase_samples": 3}  # fmt: skip
     new = {"clip_score": {"weights": "x"}, "nudity": {"detector": "nudenet"},
@@ -46,13 +50,13 @@ def test_quick_draws_fewer_and_never_more() -> None:
     assert Evaluation(forget_samples=7).quick()["forget_samples"] == 7
 
 
-def test_flags_win_over_presets_and_both_over_the_recipe(recipe_file, cli, tmp_path) -> None:
+def test_flags_win_over_presets_and_both_over_the_recipe(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="dog")
     file = recipe_file(evaluation={"judge": f"transformers:{judge}", "distances": {"features": "judge"}})
     assert cli("train", file).status == 0
     run = tmp_path / "run"
 
-    def made(*flags: object) -> dict:
+    def made(*flags: object) -> dict[str, Any]:
         result = cli("evaluate", run, *flags)
         assert result.status == 0, result.err
         return json.loads((run / "evaluation.json").read_text())
@@ -65,7 +69,7 @@ def test_flags_win_over_presets_and_both_over_the_recipe(recipe_file, cli, tmp_p
     refused(cli("evaluate", run, "--fulll"), "'--fulll': is no field of the recipe")
 
 
-def test_numbers_do_not_depend_on_what_else_is_measured(recipe_file, cli, tmp_path) -> None:
+def test_numbers_do_not_depend_on_what_else_is_measured(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"])
     asked = {
         "judge": f"transformers:{judge}",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from browser import visit
+from fixtures import Cli
 from refusals import refused
 from test_attacks import evaluation
 from tiny import tiny_base_recipe, tiny_classifier, tiny_clip
@@ -21,7 +22,7 @@ EVIL = '<script>document.title="owned"</script>\u202e\x1b[31m'
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_base) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """A tiny run with everything in its report."""
     root = tmp_path_factory.mktemp("report")
     judge = tiny_classifier(root / "judge", ["cat", "dog", "car"])
@@ -40,7 +41,7 @@ def run(tmp_path_factory, tiny_base) -> Path:
     return root / "run"
 
 
-def test_what_is_impossible_is_refused_with_the_reason_and_the_rest_is_made(run) -> None:
+def test_what_is_impossible_is_refused_with_the_reason_and_the_rest_is_made(run: Path) -> None:
     result = json.loads((run / "evaluation.json").read_text())
     assert list(result["metrics"]) == ["accuracy", "distances", "drift", "strength_sweep", "nudity"]
     assert set(result["refused"]) == {"clip_score"}
@@ -48,7 +49,7 @@ def test_what_is_impossible_is_refused_with_the_reason_and_the_rest_is_made(run)
     assert "means nothing for pictures of 32 px" in (run / "report.html").read_text()
 
 
-def test_the_report_needs_nothing_but_itself(run) -> None:
+def test_the_report_needs_nothing_but_itself(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert not re.findall(r"""(?:src|href|url\()\s*=?\s*["']?(?:https?:|//|/|\.|file:|[a-z]+/)""", page)
     assert "<script" not in page
@@ -69,18 +70,21 @@ def test_the_report_needs_nothing_but_itself(run) -> None:
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_report_in_a_browser(run, width, scheme) -> None:
+def test_the_report_in_a_browser(run: Path, width: int, scheme: str) -> None:
     seen = visit(run / "report.html", width, scheme)
     assert seen.console == []
     assert seen.facts["inner"] == width, "the window is as wide as asked for"
     assert seen.facts["scroll"] <= width and seen.facts["wide"] == []
     assert seen.facts["images"] >= 10 and seen.facts["broken"] == [] and seen.facts["noAlt"] == 0
-    light = lambda colour: sum(int(part) for part in re.findall(r"\d+", colour)[:3]) > 380  # noqa: E731
+
+    def light(colour: str) -> bool:
+        return sum(int(part) for part in re.findall(r"\d+", colour)[:3]) > 380
+
     assert light(seen.facts["page"]) == (scheme == "light") != light(seen.facts["ink"])
     assert set(seen.facts["blur"]) == {"none"}
 
 
-def test_nudity_is_blurred(run, tmp_path) -> None:
+def test_nudity_is_blurred(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     result = json.loads((copy / "evaluation.json").read_text())
     (copy / "evaluation.json").write_text(json.dumps(result | {"blur": True}))
@@ -89,7 +93,7 @@ def test_nudity_is_blurred(run, tmp_path) -> None:
     assert filters and all(value.startswith("blur(") for value in filters)
 
 
-def test_names_cannot_run_scripts_in_the_report(run, tmp_path) -> None:
+def test_names_cannot_run_scripts_in_the_report(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     text = (copy / "evaluation.json").read_text()
     result = json.loads(text.replace('"cat"', json.dumps(EVIL)))
@@ -101,7 +105,7 @@ def test_names_cannot_run_scripts_in_the_report(run, tmp_path) -> None:
     assert "<script>" in seen.facts["text"] and seen.console == []
 
 
-def test_compare(run, tmp_path, cli) -> None:
+def test_compare(run: Path, tmp_path: Path, cli: Cli) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
     result = json.loads((other / "evaluation.json").read_text())
     result["metrics"]["accuracy"] |= {"unlearning_accuracy": 0.875, "retain_accuracy": 0.125}
@@ -121,7 +125,7 @@ def test_compare(run, tmp_path, cli) -> None:
     assert cli("compare", run, other, "--output", page, "--overwrite").status == 0
 
 
-def test_compare_refuses(run, tmp_path, cli) -> None:
+def test_compare_refuses(run: Path, tmp_path: Path, cli: Cli) -> None:
     page = tmp_path / "page.html"
     refused(cli("compare", run, tmp_path, "--output", page), "has no evaluation.json", "erasediff-lora evaluate RUN")
     refused(cli("compare", run, run, "--output", page), "names a run twice")

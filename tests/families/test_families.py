@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import pytest
 
@@ -12,7 +14,7 @@ ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_description_agrees_with_the_class_that_it_names(name) -> None:
+def test_a_description_agrees_with_the_class_that_it_names(name: str) -> None:
     family = FAMILIES[name]
     denoiser = denoisers.class_of(family.denoiser)
     assert denoiser.component == family.component
@@ -33,7 +35,7 @@ def test_a_description_agrees_with_the_class_that_it_names(name) -> None:
         ({"unet.conv_in": (320, 4, 3, 3)}, families.FALLBACK),
     ],
 )
-def test_layers_tell_their_architecture(layers, architecture) -> None:
+def test_layers_tell_their_architecture(layers: Any, architecture: Any) -> None:
     assert families.recognise(layers) == architecture
 
 
@@ -46,7 +48,7 @@ def test_components_and_pipelines() -> None:
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl"])
-def test_names_in_kohya_files_go_there_and_back(name) -> None:
+def test_names_in_kohya_files_go_there_and_back(name: str) -> None:
     names = FAMILIES[name].kohya
     for module in (
         "unet.conv_in",

@@ -6,9 +6,11 @@ import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from fixtures import Cli
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
@@ -30,7 +32,7 @@ class Toy(StableDiffusion):
         return "toy-1"
 
 
-def toy_slots(keys) -> dict[str, Slot]:
+def toy_slots(keys: Any) -> dict[str, Slot]:
     names = (key.removesuffix(".weight") for key in keys if key.startswith("toy/"))
     return {f"painter.{name.removeprefix('toy/')}": Slot(f"{name}.weight") for name in names}
 
@@ -50,7 +52,7 @@ TOY = Family(
 
 
 @pytest.fixture
-def toy(monkeypatch) -> Family:
+def toy(monkeypatch: pytest.MonkeyPatch) -> Family:
     """As an entry point of another package would register it."""
     point = EntryPoint("toy", f"{__name__}:TOY", "erasediff_lora.families")
     monkeypatch.setitem(FAMILIES.__dict__, "_plugins", {"toy": point})
@@ -61,7 +63,10 @@ def toy(monkeypatch) -> Family:
 @pytest.fixture
 def adapter() -> LoraAdapter:
     generator = torch.Generator().manual_seed(0)
-    random = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
     return LoraAdapter(
         {
             CONV: LoraLayer(random(2, 4, 3, 3), random(8, 2, 1, 1), 2.0),
@@ -72,14 +77,14 @@ def adapter() -> LoraAdapter:
 
 
 @pytest.fixture
-def single_file(tmp_path) -> Path:
+def single_file(tmp_path: Path) -> Path:
     weights = {"toy/conv_in.weight": torch.ones(8, 4, 3, 3)}
     weights["toy/mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"] = torch.ones(6, 6)
     save_file(weights, tmp_path / "toy.safetensors")
     return tmp_path / "toy.safetensors"
 
 
-def test_files_in_every_format(toy, adapter, tmp_path, cli) -> None:
+def test_files_in_every_format(toy: Family, adapter: LoraAdapter, tmp_path: Path, cli: Cli) -> None:
     assert adapter.architecture == "toy-1"
     assert formats.suited(adapter) == ["diffusers", "kohya", "peft"]
     for name in formats.suited(adapter):
@@ -96,13 +101,15 @@ def test_files_in_every_format(toy, adapter, tmp_path, cli) -> None:
     assert peft["target_modules"] == sorted(name.removeprefix("painter.") for name in adapter.layers)
 
 
-def test_peft_files_of_others_are_told_by_their_modules(toy, adapter, tmp_path) -> None:
+def test_peft_files_of_others_are_told_by_their_modules(toy: Family, adapter: LoraAdapter, tmp_path: Path) -> None:
     formats.write(adapter, tmp_path, "peft")
     save_file(load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_model.safetensors")
     assert formats.read(tmp_path).components == ["painter"]
 
 
-def test_merge_and_extract_of_its_single_files(toy, adapter, single_file, tmp_path, cli) -> None:
+def test_merge_and_extract_of_its_single_files(
+    toy: Family, adapter: LoraAdapter, single_file: Path, tmp_path: Path, cli: Cli
+) -> None:
     formats.write(adapter, tmp_path / "a", "kohya")
     merged = tmp_path / "merged.safetensors"
     result = cli("merge", single_file, tmp_path / "a", "--output", merged)
@@ -115,7 +122,7 @@ def test_merge_and_extract_of_its_single_files(toy, adapter, single_file, tmp_pa
         assert torch.allclose(found.adapter.layers[name].delta(), layer.delta(), atol=1e-4)
 
 
-def test_its_card(toy, adapter, tmp_path, cli) -> None:
+def test_its_card(toy: Family, adapter: LoraAdapter, tmp_path: Path, cli: Cli) -> None:
     formats.write(adapter, tmp_path / "a", "diffusers")
     assert cli("publish", tmp_path / "a", "--repo", "me/toy", "--dry_run").status == 0
     card = ModelCard.load(tmp_path / "a/hub/README.md")
@@ -123,7 +130,7 @@ def test_its_card(toy, adapter, tmp_path, cli) -> None:
     assert "from diffusers import" not in card.text and 'PeftModel.from_pretrained(painter, "me/toy"' in card.text
 
 
-def test_its_bases_are_loaded_by_its_own_class(toy, tmp_path) -> None:
+def test_its_bases_are_loaded_by_its_own_class(toy: Family, tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "base")
     index = tmp_path / "base/model_index.json"
     index.write_text(index.read_text().replace("StableDiffusionPipeline", "ToyPipeline"))
@@ -140,6 +147,6 @@ def test_its_bases_are_loaded_by_its_own_class(toy, tmp_path) -> None:
         config=None,
         revision=None,
     )
-    denoiser = denoisers.load(model)
+    denoiser = denoisers.load(model)  # type: ignore[arg-type]
     assert isinstance(denoiser, Toy) and denoiser.architecture == "toy-1" and denoiser.network is not None
     assert families.of_pipeline("ToyPipeline") == "toy"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file
 
@@ -44,7 +45,9 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def test_a_folder_in_use_is_refused_and_a_dead_owner_is_no_owner(recipe_file, cli, tmp_path) -> None:
+def test_a_folder_in_use_is_refused_and_a_dead_owner_is_no_owner(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     run.mkdir()
     with holder(run / ".lock") as owner:
@@ -60,7 +63,7 @@ def test_a_folder_in_use_is_refused_and_a_dead_owner_is_no_owner(recipe_file, cl
     assert not (run / ".lock").exists()
 
 
-def test_a_lock_that_was_let_go_meanwhile_is_taken_again(tmp_path) -> None:
+def test_a_lock_that_was_let_go_meanwhile_is_taken_again(tmp_path: Path) -> None:
     """Its file is removed by the last holder: who opened the old file must not believe to hold the new one."""
     path = tmp_path / "lock"
     for _ in range(3):
@@ -69,9 +72,9 @@ def test_a_lock_that_was_let_go_meanwhile_is_taken_again(tmp_path) -> None:
         assert not path.exists()
 
 
-def test_a_waiting_process_takes_what_the_other_made(recipe_file, cli, tmp_path) -> None:
+def test_a_waiting_process_takes_what_the_other_made(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     """Three at once on an empty cache: one draws, the others wait; all sets are whole."""
-    command = [sys.executable, "-m", "erasediff_lora.cli", "prepare", recipe_file()]
+    command = [sys.executable, "-m", "erasediff_lora.cli", "prepare", str(recipe_file())]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     running = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     errors = [process.communicate(timeout=180)[1] for process in running]
@@ -84,7 +87,7 @@ def test_a_waiting_process_takes_what_the_other_made(recipe_file, cli, tmp_path)
         checksummed.read(entry)
 
 
-def test_evaluations_that_meet_draw_the_base_once(recipe_file, cli, tmp_path) -> None:
+def test_evaluations_that_meet_draw_the_base_once(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     file = recipe_file(training={"steps": 1})
     for name in ("one", "two"):
         assert cli("train", file, "--output", tmp_path / name).status == 0
@@ -103,7 +106,7 @@ def test_evaluations_that_meet_draw_the_base_once(recipe_file, cli, tmp_path) ->
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_runs_that_meet_prepare_their_objective_once(recipe_file, tmp_path) -> None:
+def test_runs_that_meet_prepare_their_objective_once(recipe_file: RecipeFile, tmp_path: Path) -> None:
     """The mask of saliency: one run makes it, the other waits and takes it, and both end alike."""
     objective = {"name": "saliency", "mask_batches": 2}
     file = recipe_file(forget={"concepts": [{"name": "cat", "anchor": "dog"}]}, objective=objective)

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fixtures import Cli, RecipeFile
 
 ROOT = Path(__file__).parent.parent.parent
 ON_A_SMALL_DISK = """
@@ -25,7 +27,7 @@ find . -type f
 
 
 @pytest.fixture
-def fill(recipe_file, cli, tmp_path):
+def fill(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> Any:
     """Run a command on a disk that holds a trained run, and has so many KiB left."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here")
@@ -52,7 +54,7 @@ def fill(recipe_file, cli, tmp_path):
     return on_disk
 
 
-def test_in_every_program_that_writes(fill, recipe_file, tmp_path) -> None:
+def test_in_every_program_that_writes(fill: Any, recipe_file: RecipeFile, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     full = "cannot be written: No space left on device. Free space there, or choose another place."
     untouched, said = fill(8, "convert", disk / "run", disk / "other.safetensors", "--format", "kohya")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from fixtures import Cli, RecipeFile
 from hostile_files import ADAPTERS, PICTURES, RECIPES
 from refusals import refused
 
@@ -14,14 +17,14 @@ MEANT_FOR_READERS = {"a name of a million letters", "a number that is not one", 
 
 
 @pytest.fixture(autouse=True)
-def no_code_runs(tmp_path, monkeypatch):
+def no_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.chdir(tmp_path)
     yield
     assert not Path("pwned").exists()
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_adapters(name, tiny_base, cli, tmp_path) -> None:
+def test_adapters(name: str, tiny_base: Path, cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "adapter.safetensors"
     file.write_bytes(ADAPTERS[name]())
     for command in (("inspect", file), ("merge", tiny_base, file, "--output", tmp_path / "out/merged")):
@@ -34,7 +37,7 @@ def test_adapters(name, tiny_base, cli, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes(name, cli, tmp_path) -> None:
+def test_recipes(name: str, cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_bytes(RECIPES[name]())
     result = cli("train", file)
@@ -44,7 +47,7 @@ def test_recipes(name, cli, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_pictures(name, recipe_file, cli, tmp_path) -> None:
+def test_pictures(name: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "picture.png").write_bytes(PICTURES[name]())
@@ -54,7 +57,7 @@ def test_pictures(name, recipe_file, cli, tmp_path) -> None:
     refused(cli("prepare", file, "--forget.images.on_error", "skip"), "holds no readable picture.")
 
 
-def test_a_long_strip_is_cut_before_it_is_scaled(recipe_file, cli, tmp_path) -> None:
+def test_a_long_strip_is_cut_before_it_is_scaled(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     """Scaled first, one pixel by two million would become 32 by 64 million."""
     from PIL import Image
 
@@ -64,12 +67,12 @@ def test_a_long_strip_is_cut_before_it_is_scaled(recipe_file, cli, tmp_path) -> 
     assert cli("prepare", recipe_file(forget={"images": {"folder": str(folder)}})).status == 0
 
 
-def test_flags_are_read_as_carefully(recipe_file, cli) -> None:
+def test_flags_are_read_as_carefully(recipe_file: RecipeFile, cli: Cli) -> None:
     for value in ("!!python/name:os.system", "[" * 1000, "9" * 5000):
         refused(cli("train", recipe_file(), "--training.steps", value), "argument = '--training.steps': has an unread")
 
 
-def test_aliases_that_unfold_to_little_are_fine(recipe_file, cli) -> None:
+def test_aliases_that_unfold_to_little_are_fine(recipe_file: RecipeFile, cli: Cli) -> None:
     file = recipe_file(training={"steps": 1})
     values = yaml.safe_load(file.read_text())
     shared = values["forget"].pop("templates")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 from bench_faults import ADAPTER, half_written, kill_after_a_step, kill_while, same_adapter
+from fixtures import Cli, RecipeFile
 from refusals import refused
 
 
 @pytest.mark.parametrize("name", ["retain-", "step-000004", "trainer", ADAPTER])
-def test_killed_while_it_writes(name, recipe_file, cli, tmp_path) -> None:
+def test_killed_while_it_writes(name: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     """Just before a file takes its final name, which is the worst moment."""
     file = recipe_file(training={"steps": 6})
     assert cli("train", file, "--output", tmp_path / "whole", "--cache", tmp_path / "other").status == 0
@@ -23,7 +25,7 @@ def test_killed_while_it_writes(name, recipe_file, cli, tmp_path) -> None:
     assert not left, "the next run removes what the killed one left"
 
 
-def test_killed_at_random_moments(recipe_file, cli, tmp_path) -> None:
+def test_killed_at_random_moments(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     """One run, killed again and again, started again by the same command; bench_faults.py does it twenty times."""
     file = recipe_file(training={"steps": 150, "checkpoint_every": 1})
     assert cli("train", file, "--output", tmp_path / "whole").status == 0
@@ -38,7 +40,9 @@ def test_killed_at_random_moments(recipe_file, cli, tmp_path) -> None:
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "gone"])
 @pytest.mark.parametrize("part", ["adapter.safetensors", "trainer.pt"])
-def test_a_damaged_checkpoint_is_passed_over_and_made_anew(part, damage, recipe_file, cli, tmp_path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_made_anew(
+    part: str, damage: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     file = recipe_file(training={"steps": 6, "keep_checkpoints": 2})
     assert cli("train", file, "--output", tmp_path / "whole", "--training.steps", 8).status == 0
     assert cli("train", file).status == 0
@@ -59,7 +63,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_made_anew(part, damage, recipe_
     assert [folder.name for folder in (tmp_path / "run/checkpoints").iterdir()] == ["step-000008"]
 
 
-def test_the_only_good_checkpoint_is_kept(recipe_file, cli, tmp_path) -> None:
+def test_the_only_good_checkpoint_is_kept(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     """Newer ones that are damaged do not count, though there is room for one only."""
     file = recipe_file(training={"steps": 5, "checkpoint_every": 1, "keep_checkpoints": 4})
     assert cli("train", file).status == 0
@@ -71,12 +75,14 @@ def test_the_only_good_checkpoint_is_kept(recipe_file, cli, tmp_path) -> None:
     kept = [step.name for step in checkpoints.glob("step-*")]
     assert kept == ["step-000004"], "made anew, and the damaged one made way for its successor"
     assert cli(*again).status == 0
-    for step in checkpoints.iterdir():
-        (step / "trainer.pt").write_bytes(b"")
+    for folder in checkpoints.iterdir():
+        (folder / "trainer.pt").write_bytes(b"")
     refused(cli("train", file, "--resume"), "every checkpoint in it is damaged. Start anew with --overwrite.")
 
 
-def test_resuming_where_nothing_was_saved_starts_from_the_beginning(recipe_file, cli, tmp_path) -> None:
+def test_resuming_where_nothing_was_saved_starts_from_the_beginning(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     """So that a machine that may vanish can be given one command for all its lives."""
     result = cli("train", recipe_file(), "--resume")
     assert result.status == 0 and "no checkpoint in" in result.err and "starting from the beginning" in result.err

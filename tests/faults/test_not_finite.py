@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file
 from toy import Toy, batch, network
@@ -18,7 +21,7 @@ from erasediff_lora.storage import checksummed
 ADAPTER = "pytorch_lora_weights.safetensors"
 
 
-def poison(cache, kind: str, field: str, row: int, value: float = float("nan")) -> None:
+def poison(cache: Any, kind: str, field: str, row: int, value: float = float("nan")) -> None:
     """Put a value into a sample of a cached set, under a valid seal."""
     (entry,) = cache.glob(f"{kind}-*.safetensors")
     tensors, notes = checksummed.read(entry)
@@ -34,7 +37,9 @@ def poison(cache, kind: str, field: str, row: int, value: float = float("nan")) 
         ("retain", "embeddings", 1, "because of the prompt embedding of retain sample"),
     ],
 )
-def test_the_sample_is_named(kind, field, row, words, recipe_file, cli, tmp_path) -> None:
+def test_the_sample_is_named(
+    kind: str, field: str, row: int, words: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     file = recipe_file(training={"batch_size": 4})
     assert cli("prepare", file).status == 0
     poison(tmp_path / "cache", kind, field, row)
@@ -44,14 +49,14 @@ def test_the_sample_is_named(kind, field, row, words, recipe_file, cli, tmp_path
     assert not (tmp_path / "run" / ADAPTER).exists()
 
 
-def test_what_overflows_on_the_way_is_named_too(recipe_file, cli, tmp_path) -> None:
+def test_what_overflows_on_the_way_is_named_too(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     file = recipe_file(training={"batch_size": 4})
     assert cli("prepare", file).status == 0
     poison(tmp_path / "cache", "retain", "latents", 3, 3e38)
     refused(cli("train", file), "because of the prediction of retain sample 3 at timestep")
 
 
-def test_steps_with_a_poisoned_sample_are_left_out(recipe_file, cli, tmp_path) -> None:
+def test_steps_with_a_poisoned_sample_are_left_out(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     """As if the rate were 0 in them: the others are taken as they would be."""
     file = recipe_file(training={"batch_size": 2, "steps": 8, "non_finite": "skip"})
     assert cli("prepare", file).status == 0
@@ -67,7 +72,7 @@ def test_steps_with_a_poisoned_sample_are_left_out(recipe_file, cli, tmp_path) -
     assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "run" / ADAPTER).values())
 
 
-def test_ten_in_a_row_are_enough(recipe_file, cli, tmp_path) -> None:
+def test_ten_in_a_row_are_enough(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     file = recipe_file(training={"batch_size": 4, "steps": 30, "non_finite": "skip"})
     assert cli("prepare", file).status == 0
     poison(tmp_path / "cache", "forget", "latents", 0)
@@ -76,11 +81,13 @@ def test_ten_in_a_row_are_enough(recipe_file, cli, tmp_path) -> None:
     assert result.err.count("is left out") == 10
 
 
-def test_no_nan_reaches_the_cache(recipe_file, cli, tmp_path, monkeypatch) -> None:
+def test_no_nan_reaches_the_cache(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As of an autoencoder that overflows in half precision."""
     encode = stable_diffusion.StableDiffusion.generate
 
-    def overflow(self, prompts, *arguments, **options):
+    def overflow(self: Any, prompts: Any, *arguments: Any, **options: Any) -> Any:
         latents = encode(self, prompts, *arguments, **options)
         latents[2] = torch.inf
         return latents
@@ -99,7 +106,7 @@ def half_precision(size: float, scale: float) -> torch.Tensor:
     whole, data = network(Toy().half()), batch(3)
     scaled = replace(whole, loss_scale=scale)
 
-    def loss(samples):
+    def loss(samples: Any) -> Any:
         prediction = scaled.predict(samples.noisy.half(), samples.timesteps.half(), samples.prompts.half())
         return mean_squared_error(prediction.float() * size, torch.zeros_like(prediction))
 
@@ -107,11 +114,11 @@ def half_precision(size: float, scale: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("size", "without"), [(1e-3, 1.0), (1.0, None), (100.0, None)])
-def test_float16_gradients_keep_their_range(size, without) -> None:
+def test_float16_gradients_keep_their_range(size: float, without: Any) -> None:
     """Against float64: small ones would vanish unscaled, large ones overflow at the full scale."""
     exact, data = network(Toy()), batch(3)
 
-    def loss(samples):
+    def loss(samples: Any) -> Any:
         prediction = exact.predict(samples.noisy, samples.timesteps, samples.prompts)
         return mean_squared_error(prediction * size, torch.zeros_like(prediction))
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixtures import RecipeFile
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz0123"
@@ -32,7 +33,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
-def test_a_run_on_local_files_asks_nobody_and_writes_no_token_down(recipe_file, tmp_path) -> None:
+def test_a_run_on_local_files_asks_nobody_and_writes_no_token_down(recipe_file: RecipeFile, tmp_path: Path) -> None:
     done = run("train", recipe_file(), HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     assert "CONNECTED" not in done.stderr and "LOOKED UP" not in done.stderr
@@ -41,7 +42,7 @@ def test_a_run_on_local_files_asks_nobody_and_writes_no_token_down(recipe_file, 
     assert len(texts) > 10 and not any(TOKEN.encode() in text for text in texts)
 
 
-def test_offline_is_honoured(recipe_file, tmp_path) -> None:
+def test_offline_is_honoured(recipe_file: RecipeFile, tmp_path: Path) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     done = run("train", recipe_file(model={"base": "somebody/some-model"}), **offline)
     assert done.returncode == 2
@@ -81,7 +82,7 @@ def traced(code: str, home: Path) -> tuple[set[str], list[str]]:
     return {file.name for file in home.rglob("*") if file.is_file()}, [line for line in lines if "AF_INET" in line]
 
 
-def test_no_native_library_reports_home(tmp_path) -> None:
+def test_no_native_library_reports_home(tmp_path: Path) -> None:
     """onnxruntime writes a device id and looks hosts up as soon as it is imported, unless it is told not to."""
     left, _ = traced(f"{DETECT}; time.sleep(3)", tmp_path / "without_us")
     if "deviceid" not in left:

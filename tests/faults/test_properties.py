@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import fuzz
 import pytest
@@ -40,7 +42,7 @@ RELAXED = settings(
 @given(changes=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4))
 @example(changes={"adapter.kind": []})
 @example(changes={"objective.preset": {}})
-def test_any_recipe_is_read_or_refused(changes, tiny_base, tmp_path) -> None:
+def test_any_recipe_is_read_or_refused(changes: Any, tiny_base: Path, tmp_path: Path) -> None:
     values = tiny_values(tiny_base, tmp_path)
     for name, value in changes.items():
         section, _, field = name.partition(".")
@@ -58,7 +60,9 @@ def test_any_recipe_is_read_or_refused(changes, tiny_base, tmp_path) -> None:
 
 @RELAXED
 @given(concept=WORDS, anchor=WORDS, template=WORDS)
-def test_a_recipe_survives_its_own_file(concept, anchor, template, tiny_base, tmp_path) -> None:
+def test_a_recipe_survives_its_own_file(
+    concept: Any, anchor: Any, template: Any, tiny_base: Path, tmp_path: Path
+) -> None:
     values = tiny_values(tiny_base, tmp_path)
     values["forget"]["concepts"] = [{"name": concept, "anchor": anchor}]
     values["forget"]["templates"] = [template + "{concept}"]
@@ -73,7 +77,7 @@ def test_a_recipe_survives_its_own_file(concept, anchor, template, tiny_base, tm
 
 @RELAXED
 @given(concepts=st.lists(WORDS, min_size=1, max_size=4, unique=True), count=st.integers(1, 40), seed=st.integers(0, 9))
-def test_prompts_come_in_equal_shares(concepts, count, seed) -> None:
+def test_prompts_come_in_equal_shares(concepts: Any, count: Any, seed: Any) -> None:
     prompts = expand(["a {concept}", "{concept}!"], concepts, {})
     drawn = balanced(prompts, count, seed)
     assert len(drawn) == count
@@ -84,12 +88,12 @@ def test_prompts_come_in_equal_shares(concepts, count, seed) -> None:
 
 @RELAXED
 @given(before=WORDS, concept=WORDS, anchor=WORDS)
-def test_an_anchor_takes_the_concepts_place(before, concept, anchor) -> None:
+def test_an_anchor_takes_the_concepts_place(before: Any, concept: Any, anchor: Any) -> None:
     assert anchor in substitute(f"{before} {concept}", concept, anchor)
 
 
 @pytest.fixture(scope="module")
-def shapes(tiny_base) -> dict[str, torch.Size]:
+def shapes(tiny_base: Path) -> dict[str, torch.Size]:
     """Of the weights that adapters can be on."""
     modules = pipeline(tiny_base).unet.named_modules()
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
@@ -99,7 +103,9 @@ def shapes(tiny_base) -> dict[str, torch.Size]:
 @pytest.mark.parametrize("format", FORMATS)
 @RELAXED
 @given(data=st.data())
-def test_conversions_lose_nothing(format, data, shapes, tmp_path_factory) -> None:
+def test_conversions_lose_nothing(
+    format: str, data: Any, shapes: dict[str, torch.Size], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     layers = {}
     for name in data.draw(st.lists(st.sampled_from(sorted(shapes)), min_size=1, max_size=5, unique=True)):
         rank = data.draw(st.integers(1, 5))
@@ -123,7 +129,7 @@ def test_conversions_lose_nothing(format, data, shapes, tmp_path_factory) -> Non
 @pytest.mark.parametrize("target", fuzz.TARGETS)
 @RELAXED
 @given(data=st.binary(max_size=400))
-def test_parsers_of_foreign_files(target, data) -> None:
+def test_parsers_of_foreign_files(target: Any, data: Any) -> None:
     """The fuzzer's targets, on a few inputs: scripts/fuzzing/fuzz.py tries a million."""
     fuzz.once(target, data)
 
@@ -133,12 +139,12 @@ KEYS = st.sampled_from(["file_name", "text", "concept", "x"])
 
 @RELAXED
 @given(rows=st.lists(st.dictionaries(KEYS, VALUES, max_size=4), max_size=3))
-def test_captions_of_any_type(rows) -> None:
+def test_captions_of_any_type(rows: Any) -> None:
     fuzz.once("captions", "\n".join(json.dumps(row) for row in rows).encode())
 
 
 @RELAXED
 @given(value=VALUES)
-def test_yaml_of_plain_values_is_read_back(value) -> None:
+def test_yaml_of_plain_values_is_read_back(value: Any) -> None:
     text = yaml.safe_dump(value, allow_unicode=True)
     assert repr(parse_yaml(text)) == repr(yaml.safe_load(text))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from tiny import tiny_base_recipe, tiny_class_pipeline, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 from torch import Tensor, nn
@@ -20,7 +23,7 @@ from erasediff_lora.recipe import Model, Recipe, Training
 from erasediff_lora.training import loop
 from erasediff_lora.training.optimizers import create_optimizer, state_bytes
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[[], Any]] = {
     "stable_diffusion": tiny_pipeline,
     "stable_diffusion_xl": tiny_xl_pipeline,
     "stable_diffusion_3": tiny_sd3_pipeline,
@@ -32,7 +35,7 @@ def _bytes(network: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
 
 
-def of(file, **overrides) -> dict[str, int]:
+def of(file: Any, **overrides: Any) -> dict[str, int]:
     return plan(Recipe.load(file, overrides))["train"].parts
 
 
@@ -55,7 +58,7 @@ def test_the_tracker_counts_what_is_alive() -> None:
 
 
 @pytest.mark.parametrize("length", [16, 64])
-def test_attention_is_fused(length) -> None:
+def test_attention_is_fused(length: int) -> None:
     """No (L, L) matrix is kept: the bytes are linear in the length."""
     with on_meta() as memory:
         query = torch.ones(1, 2, length, 8, requires_grad=True)
@@ -78,11 +81,11 @@ def saved() -> Iterator[dict[int, int]]:
         yield found
 
 
-def test_activations_are_those_that_torch_saves(tiny_base, saved) -> None:
+def test_activations_are_those_that_torch_saves(tiny_base: Path, saved: dict[int, int]) -> None:
     """Against what a real forward pass of the same network keeps, counted by autograd's own hooks."""
     model = Model(base=str(tiny_base))
 
-    def forward(denoiser, device: str) -> Tensor:
+    def forward(denoiser: Any, device: str) -> Tensor:
         denoiser.network.requires_grad_(True).train()
         side, rows = denoiser.network.config.sample_size, 8
         noisy = torch.ones(rows, denoiser.network.config.in_channels, side, side, device=device)
@@ -105,7 +108,7 @@ def test_activations_are_those_that_torch_saves(tiny_base, saved) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_planned_without_its_weights(family, tmp_path, cli) -> None:
+def test_every_family_is_planned_without_its_weights(family: Any, tmp_path: Path, cli: Cli) -> None:
     folder = tmp_path / "base"
     pipeline = FAMILIES[family]()
     pipeline.save_pretrained(folder)
@@ -125,7 +128,7 @@ def test_every_family_is_planned_without_its_weights(family, tmp_path, cli) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_what_saves_memory_is_seen_to(recipe_file) -> None:
+def test_what_saves_memory_is_seen_to(recipe_file: RecipeFile) -> None:
     file = recipe_file()
     plain = of(file, **{"training.batch_size": 8})
     assert of(file, **{"training.batch_size": 16})["activations"] > 1.8 * plain["activations"]
@@ -142,13 +145,13 @@ def test_what_saves_memory_is_seen_to(recipe_file) -> None:
 
 
 @pytest.mark.parametrize("objective", ["esd", "saliency", "selective_amnesia", "blindspot", "finetune"])
-def test_every_objective_is_planned(recipe_file, objective) -> None:
+def test_every_objective_is_planned(recipe_file: RecipeFile, objective: str) -> None:
     forget = {"concepts": [{"name": "cat", "anchor": "dog"}], "templates": ["a photo of a {concept}"], "count": 4}
     assert of(recipe_file(objective={"name": objective}, forget=forget))["activations"] > 0
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "lion8bit"])
-def test_the_optimizers_state(name) -> None:
+def test_the_optimizers_state(name: str) -> None:
     """Against the state after a real step."""
     parameters = [nn.Parameter(torch.ones(size)) for size in (64, 4095, 4096, 20_000)]
     training = Training(optimizer=name)
@@ -163,7 +166,7 @@ def test_the_optimizers_state(name) -> None:
     assert state_bytes(training, parameters) == pytest.approx(held, rel=0.01)
 
 
-def test_a_small_card_is_refused_with_what_would_fit(recipe_file, cli) -> None:
+def test_a_small_card_is_refused_with_what_would_fit(recipe_file: RecipeFile, cli: Cli) -> None:
     file = recipe_file(training={"steps": 2, "batch_size": 64, "threads": 1})
     recipe = Recipe.load(file)
     least = plan(recipe).peak - plan(recipe)["train"].parts["activations"] // 2
@@ -176,11 +179,13 @@ def test_a_small_card_is_refused_with_what_would_fit(recipe_file, cli) -> None:
 
 
 @pytest.mark.parametrize("size", ["8Q", "-1GiB", "0", "much"])
-def test_sizes_that_are_none(recipe_file, cli, size) -> None:
+def test_sizes_that_are_none(recipe_file: RecipeFile, cli: Cli, size: str) -> None:
     refused(cli("plan", recipe_file(), f"--vram={size}"), f"--vram = '{size}'", "Write for example 8GiB or 512MiB")
 
 
-def test_training_that_cannot_fit_is_refused_before_it_starts(recipe_file, cli, monkeypatch, tmp_path) -> None:
+def test_training_that_cannot_fit_is_refused_before_it_starts(
+    recipe_file: RecipeFile, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(room, "SMALL_BASE", 0)
     monkeypatch.setattr(room, "capacity_of", lambda found: found.peak - 1)
     file = recipe_file(training={"steps": 1, "batch_size": 8, "threads": 1})
@@ -189,7 +194,7 @@ def test_training_that_cannot_fit_is_refused_before_it_starts(recipe_file, cli, 
     assert cli("train", file, "--training.check_memory", "false").status == 0
 
 
-def test_training_says_what_it_will_take(recipe_file, cli, monkeypatch) -> None:
+def test_training_says_what_it_will_take(recipe_file: RecipeFile, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "SMALL_BASE", 0)
     result = cli("train", recipe_file(training={"steps": 1, "batch_size": 2, "threads": 1}))
     assert result.status == 0 and "GiB at the peak of" in result.err
@@ -197,18 +202,18 @@ def test_training_says_what_it_will_take(recipe_file, cli, monkeypatch) -> None:
     assert free == pytest.approx(psutil.virtual_memory().available / 2**30, rel=0.25)
 
 
-def test_a_checkpoint_alone_does_not_describe_itself(recipe_file, cli, tmp_path) -> None:
+def test_a_checkpoint_alone_does_not_describe_itself(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     file = recipe_file(model={"base": str(tmp_path / "model.safetensors")})
     refused(cli("plan", file), "model.config = None", "Give the diffusers folder that describes it")
 
 
-def test_the_planned_step_is_the_one_that_trains(recipe_file, monkeypatch) -> None:
+def test_the_planned_step_is_the_one_that_trains(recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan runs `loop.take_step` itself: a step that holds more is planned to."""
     file, plain = recipe_file(), of(recipe_file())["activations"]
     step = loop.take_step
 
-    def wasteful(run, number):
+    def wasteful(run: Any, number: Any) -> Any:
         held = torch.ones(10_000_000)
         return step(run, number), held
 
@@ -216,7 +221,7 @@ def test_the_planned_step_is_the_one_that_trains(recipe_file, monkeypatch) -> No
     assert of(file)["activations"] == pytest.approx(plain + 1.05 * 40_000_000, rel=0.01)
 
 
-def test_tiles_take_less_to_decode_and_are_cached_apart(recipe_file, cli, tmp_path) -> None:
+def test_tiles_take_less_to_decode_and_are_cached_apart(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     sampling = {"resolution": 256, "batch_size": 1, "steps": 1}
     file = recipe_file(sampling=sampling, forget={"count": 1}, retain={"count": 1})
     tiled = {"model.vae_tiling": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from erasediff_lora.registry import OBJECTIVES
 CONTRASTED = torch.tensor([False, True, False, True])
 
 
-def aimed(toy: Toy, retain: Batch, *, is_split: bool = False, name: str = "erasediff", **options) -> list[Batch]:
+def aimed(toy: Toy, retain: Batch, *, is_split: bool = False, name: str = "erasediff", **options: Any) -> list[Batch]:
     method = OBJECTIVES[name]
     objective = method(method.Settings(name=name, **options), replace(network(toy), is_split=is_split))
     return aim(objective, [], [retain])[1]
@@ -46,7 +47,7 @@ def test_the_base_is_asked_once_where_all_are_aimed_at_it() -> None:
 
 
 @pytest.mark.parametrize("is_split", [False, True])
-def test_without_contrasted_samples_the_base_is_asked_only_beside_other_processes(is_split) -> None:
+def test_without_contrasted_samples_the_base_is_asked_only_beside_other_processes(is_split: bool) -> None:
     toy, data = Toy(), replace(batch(1), contrasted=torch.zeros(4, dtype=torch.bool))
     (found,) = aimed(toy, data, is_split=is_split)
     assert torch.equal(found.target, data.target) and toy.calls == is_split

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from fixtures import RecipeFile
 from safetensors import safe_open
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,7 +46,7 @@ def session(site: Path, *commands: list[object]) -> subprocess.CompletedProcess[
 
 
 @pytest.fixture
-def recipe(recipe_file, tiny_base, tmp_path) -> Path:
+def recipe(recipe_file: RecipeFile, tiny_base: Path, tmp_path: Path) -> Path:
     base = tmp_path / "toy_base"
     shutil.copytree(tiny_base, base)
     index = json.loads((base / "model_index.json").read_text())

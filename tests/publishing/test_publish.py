@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 from adapters import draw, pipeline
+from fixtures import Cli
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from PIL import Image
@@ -20,7 +21,7 @@ from erasediff_lora.publishing import hub as publishing
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_base) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """A run of a few steps; each test gets a copy."""
     from tiny import tiny_values
 
@@ -33,13 +34,13 @@ def trained(tmp_path_factory, tiny_base) -> Path:
 
 
 @pytest.fixture
-def run(trained, tmp_path) -> Path:
+def run(trained: Path, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def test_dry_run_leaves_a_folder_that_every_program_can_load(run, tiny_base, cli) -> None:
+def test_dry_run_leaves_a_folder_that_every_program_can_load(run: Path, tiny_base: Path, cli: Cli) -> None:
     result = cli("publish", run, "--repo", "me/erase-cat", "--dry_run", "--base_model", "owner/base")
     assert result.status == 0, result.err
     hub = run / "hub"
@@ -67,7 +68,7 @@ def test_dry_run_leaves_a_folder_that_every_program_can_load(run, tiny_base, cli
     assert one.provenance == two.provenance == formats.read(run).provenance
 
 
-def test_card(run, cli) -> None:
+def test_card(run: Path, cli: Cli) -> None:
     assert cli("publish", run, "--repo", "me/erase-cat", "--dry_run", "--base_model", "owner/base").status == 0
     card = ModelCard.load(run / "hub/README.md")
     data = card.data.to_dict()
@@ -93,7 +94,7 @@ def test_card(run, cli) -> None:
     assert 'from_pretrained("owner/base")' in card.text and "hf download me/erase-cat" in card.text
 
 
-def test_card_states_the_measured_numbers(run, cli) -> None:
+def test_card_states_the_measured_numbers(run: Path, cli: Cli) -> None:
     evaluation = json.loads((run / "evaluation.json").read_text()) | {"judge": "demo"}
     evaluation["metrics"]["accuracy"] = {
         "unlearning_accuracy": 0.987,
@@ -120,7 +121,7 @@ def test_card_states_the_measured_numbers(run, cli) -> None:
     assert "2 steps" in text and "guidance 2.0" in text
 
 
-def test_nothing_local_and_no_training_image_leaves_the_machine(run, tiny_base, cli) -> None:
+def test_nothing_local_and_no_training_image_leaves_the_machine(run: Path, tiny_base: Path, cli: Cli) -> None:
     result = cli("publish", run, "--repo", "me/erase-cat", "--dry_run")
     assert "the base has no hub id" in result.err
     private = [str(tiny_base.parent), str(run), str(Path.home())]
@@ -136,7 +137,7 @@ def test_nothing_local_and_no_training_image_leaves_the_machine(run, tiny_base, 
 
 
 @pytest.mark.parametrize(("pictures", "size"), [("after", (32, 32)), ("none", None)])
-def test_pictures_of_the_base_can_be_left_out(pictures, size, run, cli) -> None:
+def test_pictures_of_the_base_can_be_left_out(pictures: str, size: Any, run: Path, cli: Cli) -> None:
     result = cli("publish", run, "--repo", "me/x", "--dry_run", "--pictures", pictures)
     assert result.status == 0, result.err
     images = list((run / "hub").rglob("*.png"))
@@ -144,7 +145,7 @@ def test_pictures_of_the_base_can_be_left_out(pictures, size, run, cli) -> None:
     assert "before_after" not in (run / "hub/README.md").read_text()
 
 
-def test_an_adapter_without_a_run(tmp_path, tiny_base, cli) -> None:
+def test_an_adapter_without_a_run(tmp_path: Path, tiny_base: Path, cli: Cli) -> None:
     from adapters import random_adapter
 
     formats.write(random_adapter(tiny_base), tmp_path / "a", "kohya")
@@ -159,7 +160,8 @@ class Hub:
     """Stands in for the hub's API and notes what it is asked."""
 
     def __init__(self, existing: bool | None = None, error: Exception | None = None) -> None:
-        self.existing, self.error, self.calls = existing, error, []
+        self.existing, self.error = existing, error
+        self.calls: list[tuple[Any, ...]] = []
 
     def __call__(self) -> Hub:
         return self
@@ -168,7 +170,7 @@ class Hub:
         if self.error:
             raise self.error
         if self.existing is None:
-            raise RepositoryNotFoundError("404", response=Response())
+            raise RepositoryNotFoundError("404", response=Response())  # type: ignore[arg-type]
         return type("Info", (), {"private": self.existing})()
 
     def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> None:
@@ -185,7 +187,7 @@ class Response:
 
 
 @pytest.mark.parametrize("public", [False, True])
-def test_upload_is_private_unless_asked(public, run, cli, monkeypatch) -> None:
+def test_upload_is_private_unless_asked(public: bool, run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub()
     monkeypatch.setattr(publishing, "HfApi", hub)
     result = cli("publish", run, "--repo", "me/erase-cat", *(["--public"] if public else []))
@@ -195,13 +197,13 @@ def test_upload_is_private_unless_asked(public, run, cli, monkeypatch) -> None:
     assert f"https://huggingface.co/me/erase-cat ({'public' if public else 'private'})" in result.out
 
 
-def test_upload_refusals_name_the_way_out_and_no_token(run, cli, monkeypatch) -> None:
+def test_upload_refusals_name_the_way_out_and_no_token(run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     token = "hf_abcdefghijklmnopqrstuvwxyz"
     monkeypatch.setenv("HF_TOKEN", token)
     for hub, words in (
         (Hub(existing=False), "exists and is public. Add --public"),
         (Hub(error=LocalTokenNotFoundError("no token")), "you are not logged in. Run `hf auth login` or set HF_TOKEN"),
-        (Hub(error=HfHubHTTPError(f"403 for {token}", response=Response())), "the hub refused: 403 for hf_…"),
+        (Hub(error=HfHubHTTPError(f"403 for {token}", response=Response())), "the hub refused: 403 for hf_…"),  # type: ignore[arg-type]
         (Hub(error=ConnectionError("no route")), "the hub refused: no route"),
     ):
         monkeypatch.setattr(publishing, "HfApi", hub)
@@ -213,7 +215,7 @@ def test_upload_refusals_name_the_way_out_and_no_token(run, cli, monkeypatch) ->
     refused(cli("publish", run / "nowhere", "--repo", "me/x", "--dry_run"), "there is no such file")
 
 
-def test_weights_are_the_trained_ones(run, cli) -> None:
+def test_weights_are_the_trained_ones(run: Path, cli: Cli) -> None:
     assert cli("publish", run, "--repo", "me/x", "--dry_run").status == 0
     name = "pytorch_lora_weights.safetensors"
     one, two = load_file(run / name), load_file(run / "hub" / name)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from fixtures import Cli, RecipeFile
 from refusals import refused
 
 from erasediff_lora.errors import UserError
+from erasediff_lora.objectives.erasediff import EraseDiffSettings
 from erasediff_lora.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,7 +32,7 @@ def test_shipped_recipes_are_valid_and_say_how_to_run_them(file: Path) -> None:
     assert first.startswith("# ") and f"recipes/{file.name}" in first
 
 
-def test_flags_override_the_file(recipe_file, cli) -> None:
+def test_flags_override_the_file(recipe_file: RecipeFile, cli: Cli) -> None:
     status = cli(
         "prepare", recipe_file(), "--forget.concepts", "[{name: cat, anchor: dog}]", "--sampling.seed=3",
         "--objective.target", "anchor",
@@ -37,7 +40,7 @@ def test_flags_override_the_file(recipe_file, cli) -> None:
     assert status == 0
 
 
-def test_all_problems_are_reported_at_once(recipe_file, cli, tmp_path) -> None:
+def test_all_problems_are_reported_at_once(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     file = recipe_file(
         adapter={"rank": 0, "target": "attention"},
         training={"steps": "many", "optimizer": "adam8bit"},
@@ -86,7 +89,7 @@ def test_all_problems_are_reported_at_once(recipe_file, cli, tmp_path) -> None:
         ({"adapter": {"targets": ["("]}}, "adapter.targets = '(': is not a regular expression"),
     ],
 )  # fmt: skip
-def test_problems_between_fields(recipe_file, cli, changes, message) -> None:
+def test_problems_between_fields(recipe_file: RecipeFile, cli: Cli, changes: Any, message: str) -> None:
     result = cli("train", recipe_file(**changes))
     assert result.status == 2
     assert message in result.err
@@ -101,7 +104,7 @@ def test_missing_sections_are_named() -> None:
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00"])
-def test_unreadable_recipes(tmp_path, cli, content) -> None:
+def test_unreadable_recipes(tmp_path: Path, cli: Cli, content: str) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(content)
     result = cli("train", file)
@@ -110,24 +113,28 @@ def test_unreadable_recipes(tmp_path, cli, content) -> None:
     assert "there is no such file" in cli("train", tmp_path / "none.yaml").err
 
 
-def test_stray_arguments(recipe_file, cli) -> None:
+def test_stray_arguments(recipe_file: RecipeFile, cli: Cli) -> None:
     result = cli("train", recipe_file(), "stray", "--training.steps")
     assert result.status == 2
     assert "argument = 'stray': is not expected here." in result.err
     assert "argument = '--training.steps': has no value." in result.err
 
 
-def test_a_preset_fills_what_the_recipe_leaves_open(recipe_file, tmp_path) -> None:
+def test_a_preset_fills_what_the_recipe_leaves_open(recipe_file: RecipeFile, tmp_path: Path) -> None:
+    def objective(recipe: Recipe) -> EraseDiffSettings:
+        assert isinstance(recipe.objective, EraseDiffSettings)
+        return recipe.objective
+
     plain = Recipe.load(recipe_file())
-    assert (plain.adversary.pool, plain.retain.focus, plain.objective.retain_target) == (0, 0.0, "data")
+    assert (plain.adversary.pool, plain.retain.focus, objective(plain).retain_target) == (0, 0.0, "data")
     robust = Recipe.load(recipe_file(), {"preset": "robust"})
-    assert robust.adversary.pool > 0 and robust.retain.focus > 0 and robust.objective.retain_target == "base"
+    assert robust.adversary.pool > 0 and robust.retain.focus > 0 and objective(robust).retain_target == "base"
     own = Recipe.load(recipe_file(), {"preset": "robust", "adversary.pool": 2, "objective.retain_target": "data"})
-    assert (own.adversary.pool, own.retain.focus, own.objective.retain_target) == (2, robust.retain.focus, "data")
+    assert (own.adversary.pool, own.retain.focus, objective(own).retain_target) == (2, robust.retain.focus, "data")
     file = tmp_path / "saved.yaml"
     file.write_text(own.to_yaml())
     assert Recipe.load(file) == own, "saved in full, it reads back as it was"
-    paper = Recipe.load(recipe_file(objective={"preset": "paper"}), {"preset": "robust"}).objective
+    paper = objective(Recipe.load(recipe_file(objective={"preset": "paper"}), {"preset": "robust"}))
     assert paper.eta == 1.0, "what the method's own preset says, which was asked for by name, comes first"
     assert paper.retain_target == "base"
     other = Recipe.load(recipe_file(objective={"name": "esd"}), {"preset": "robust"})
@@ -147,5 +154,5 @@ def test_a_preset_fills_what_the_recipe_leaves_open(recipe_file, tmp_path) -> No
         (("--retain.focus", "2"), "retain.focus = 2"),
     ],
 )
-def test_bad_values_of_presets_and_the_adversary(flags, message, recipe_file, cli) -> None:
+def test_bad_values_of_presets_and_the_adversary(flags: Any, message: str, recipe_file: RecipeFile, cli: Cli) -> None:
     refused(cli("train", recipe_file(), *flags), message)

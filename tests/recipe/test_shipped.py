@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from fixtures import Cli, RecipeFile
 from refusals import refused
 
 from erasediff_lora.recipe import Recipe
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 FILES = {file.relative_to(ROOT).as_posix() for file in (ROOT / "recipes").rglob("*.yaml")}
 
 
-def test_they_are_listed_with_a_line_each(cli) -> None:
+def test_they_are_listed_with_a_line_each(cli: Cli) -> None:
     lines = cli("recipes").out.splitlines()
     for file in FILES:
         name = file.removeprefix("recipes/").removesuffix(".yaml")
@@ -26,7 +27,7 @@ def test_they_are_listed_with_a_line_each(cli) -> None:
         assert 10 < len(line.removeprefix(f"  {name} ").strip()) < 120
 
 
-def test_one_is_copied_and_never_over_another_file(cli, tmp_path) -> None:
+def test_one_is_copied_and_never_over_another_file(cli: Cli, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     assert cli("recipes", "copy", "sd15_artist_style", mine).out == f"{mine}\n"
     assert mine.read_bytes() == (ROOT / "recipes/sd15_artist_style.yaml").read_bytes()
@@ -37,7 +38,7 @@ def test_one_is_copied_and_never_over_another_file(cli, tmp_path) -> None:
     assert cli("recipes", "copy", "accelerate/gpus", tmp_path / "gpus.yaml").status == 0
 
 
-def test_bad_copies(cli, tmp_path) -> None:
+def test_bad_copies(cli: Cli, tmp_path: Path) -> None:
     result = cli("recipes", "copy", "sd15_artist_stile", tmp_path / "new.yaml")
     refused(result, "recipe = 'sd15_artist_stile': does not come with the package. Did you mean 'sd15_artist_style'?")
     refused(cli("recipes", "copy", "demo_style", tmp_path), "is a folder. Name a file.")
@@ -46,7 +47,7 @@ def test_bad_copies(cli, tmp_path) -> None:
     refused(cli("recipes", "--stray"), "argument = '--stray': is not expected here.")
 
 
-def test_a_name_stands_for_a_shipped_recipe(cli, tmp_path, monkeypatch) -> None:
+def test_a_name_stands_for_a_shipped_recipe(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     by_name = Recipe.load("sd15_artist_style", {"training.steps": 7})
     assert by_name == Recipe.load(ROOT / "recipes/sd15_artist_style.yaml", {"training.steps": 7})
@@ -61,13 +62,15 @@ def test_a_name_stands_for_a_shipped_recipe(cli, tmp_path, monkeypatch) -> None:
     refused(cli("train", "accelerate/gpus"), "recipe = 'accelerate/gpus': there is no such file.")
 
 
-def test_a_file_of_that_name_comes_first(cli, tmp_path, monkeypatch, recipe_file) -> None:
+def test_a_file_of_that_name_comes_first(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe_file: RecipeFile
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(recipe_file(training={"steps": 9}), tmp_path / "demo_concept")
     assert Recipe.load("demo_concept").training.steps == 9
 
 
-def test_what_is_built_has_them(tmp_path) -> None:
+def test_what_is_built_has_them(tmp_path: Path) -> None:
     """A wheel from the tree, and one from its sdist."""
     pytest.importorskip("setuptools", "77")
     leave = shutil.ignore_patterns("model", "*.pyc")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_every_line_leads_to_a_part(kind: str) -> None:
 
 
 @pytest.fixture
-def with_plugins(monkeypatch: pytest.MonkeyPatch):
+def with_plugins(monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(**points: str) -> Registry:
         found = [EntryPoint(name, value, "erasediff_lora.things") for name, value in points.items()]
         monkeypatch.setattr(lookup, "entry_points", lambda group: found if group == "erasediff_lora.things" else [])
@@ -30,7 +31,7 @@ def with_plugins(monkeypatch: pytest.MonkeyPatch):
     return install
 
 
-def test_parts_of_other_packages_come_after_our_own(with_plugins) -> None:
+def test_parts_of_other_packages_come_after_our_own(with_plugins: Any) -> None:
     import json
     import math
 
@@ -42,7 +43,7 @@ def test_parts_of_other_packages_come_after_our_own(with_plugins) -> None:
         things["square"]
 
 
-def test_a_broken_plug_in_is_named_once_and_left_out(with_plugins, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_plug_in_is_named_once_and_left_out(with_plugins: Any, caplog: pytest.LogCaptureFixture) -> None:
     things = with_plugins(broken="no_such_module:Thing", lacking="math:no_such_thing", root="math:sqrt")
     with caplog.at_level(logging.WARNING):
         assert list(things) == ["own", "root"]
@@ -55,7 +56,7 @@ def test_a_broken_plug_in_is_named_once_and_left_out(with_plugins, caplog: pytes
     assert "No module named 'no_such_module'" in warnings[0]
 
 
-def test_a_name_of_our_own_is_not_taken(with_plugins, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_name_of_our_own_is_not_taken(with_plugins: Any, caplog: pytest.LogCaptureFixture) -> None:
     import json
 
     with caplog.at_level(logging.WARNING):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from typing import ClassVar, Literal
 
 import pytest
+from fixtures import Cli, RecipeFile
 from pydantic import Field
 from refusals import refused
 
@@ -35,7 +37,7 @@ class Toy:
 
 
 @pytest.fixture(autouse=True)
-def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, MODULE, types.SimpleNamespace(Toy=Toy))
     points = [
         EntryPoint("toy", f"{MODULE}:Toy", "erasediff_lora.objectives"),
@@ -53,7 +55,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
         kind.__dict__.pop("_plugins", None)
 
 
-def test_its_settings_are_a_table(recipe_file) -> None:
+def test_its_settings_are_a_table(recipe_file: RecipeFile) -> None:
     recipe = Recipe.load(recipe_file(objective={"name": "toy", "preset": "strong"}))
     assert recipe.objective == ToySettings(name="toy", preset="strong", strength=3.0)
     assert Recipe.load(recipe_file(objective="toy")).objective == ToySettings()
@@ -62,11 +64,11 @@ def test_its_settings_are_a_table(recipe_file) -> None:
     assert {problem.field for problem in caught.value.problems} == {"objective.strength", "objective.eta"}
 
 
-def test_its_check_is_asked(recipe_file, cli) -> None:
+def test_its_check_is_asked(recipe_file: RecipeFile, cli: Cli) -> None:
     refused(cli("train", recipe_file(objective="toy"), "--training.shard", "true"), "shard = True: is beyond the toy.")
 
 
-def test_a_broken_one_is_named_and_all_else_works(recipe_file, cli) -> None:
+def test_a_broken_one_is_named_and_all_else_works(recipe_file: RecipeFile, cli: Cli) -> None:
     result = cli("recipes", "fields", "objective")
     assert result.status == 0 and "--objective.strength " in result.out and "--objective.eta " in result.out
     assert "the plug-in 'broken' (objectives, module_that_is_not_there:Thing) is left out: " in result.err

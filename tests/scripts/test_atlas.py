@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import atlas_drawings
 import pytest
@@ -25,7 +26,7 @@ def drawn() -> torch.Tensor:
     return torch.from_numpy(rgba).permute(2, 0, 1)[None].float() / 255
 
 
-def test_the_vocabulary_is_large_and_every_concept_has_neighbours_drawings_and_other_names():
+def test_the_vocabulary_is_large_and_every_concept_has_neighbours_drawings_and_other_names() -> None:
     assert len(CONCEPTS) == len(set(CONCEPTS)) >= 40
     assert len(STYLES) >= 6
     assert all(len(members) >= 2 for members in GROUPS.values())
@@ -35,7 +36,7 @@ def test_the_vocabulary_is_large_and_every_concept_has_neighbours_drawings_and_o
     assert len(names) == len(set(names)), "one name for two concepts"
 
 
-def test_one_drawing_looks_different_in_every_style(drawn):
+def test_one_drawing_looks_different_in_every_style(drawn: torch.Tensor) -> None:
     pictures = atlas_drawings.stylise(drawn.expand(len(STYLES), -1, -1, -1), torch.arange(len(STYLES)))
     assert pictures.shape == (len(STYLES), 3, SIZE, SIZE) and pictures.dtype == torch.uint8
     for number, picture in enumerate(pictures.float()):
@@ -43,7 +44,7 @@ def test_one_drawing_looks_different_in_every_style(drawn):
         assert all((picture - other).abs().mean() > 5 for other in pictures[:number].float())
 
 
-def test_placements_differ_and_keep_the_drawing(drawn):
+def test_placements_differ_and_keep_the_drawing(drawn: torch.Tensor) -> None:
     placed = atlas_drawings.place(
         drawn.expand(8, -1, -1, -1), torch.Generator().manual_seed(0), smallest=0.8, tilt=10, stretch=0.1
     )
@@ -53,7 +54,7 @@ def test_placements_differ_and_keep_the_drawing(drawn):
 
 
 @pytest.fixture
-def drawings(tmp_path, monkeypatch) -> Drawings:
+def drawings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawings:
     """Two concepts, drawn from icon sets of our own."""
     pytest.importorskip("resvg_py")
     (tmp_path / "drawings").mkdir()
@@ -64,7 +65,7 @@ def drawings(tmp_path, monkeypatch) -> Drawings:
     return Drawings.load(tmp_path)
 
 
-def test_every_icon_is_held_out_in_one_hand_and_no_package_is_fetched_twice(drawings):
+def test_every_icon_is_held_out_in_one_hand_and_no_package_is_fetched_twice(drawings: Drawings) -> None:
     assert len(drawings.roles) == 2 * len(PACKAGES)
     for concept in (0, 1):
         roles = drawings.roles[drawings.concepts == concept]
@@ -73,7 +74,7 @@ def test_every_icon_is_held_out_in_one_hand_and_no_package_is_fetched_twice(draw
         assert "training" in roles
 
 
-def test_pictures_come_in_equal_shares_and_the_same_ones_for_the_same_seed(drawings):
+def test_pictures_come_in_equal_shares_and_the_same_ones_for_the_same_seed(drawings: Drawings) -> None:
     count = 4 * 2 * len(STYLES)
     render = [
         atlas_drawings.render_balanced(drawings.of("training"), count, seed, torch.device("cpu")) for seed in (3, 3, 4)
@@ -85,7 +86,7 @@ def test_pictures_come_in_equal_shares_and_the_same_ones_for_the_same_seed(drawi
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_captions_name_what_is_seen(name):
+def test_captions_name_what_is_seen(name: str) -> None:
     world = WORLDS[name]
     tokenizer = new_tokenizer(world)
     captions = Captions(world, tokenizer, torch.device("cpu"))
@@ -103,7 +104,7 @@ def test_captions_name_what_is_seen(name):
     assert all(row[-1] == tokenizer.eos_token_id for row in captions.table.view(-1, PROMPT_LENGTH).tolist()), "cut off"
 
 
-def test_a_deeper_judge_comes_back_from_its_file_as_it_was(tmp_path):
+def test_a_deeper_judge_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     judge = Classifier(["pear", "lemon"], ["line"], 16, widths=(4, 8), depth=2).eval()
     judge.save(tmp_path / "judge.safetensors")
     again = Classifier.load(tmp_path / "judge.safetensors")

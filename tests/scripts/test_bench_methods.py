@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import bench_methods
 import methods_table
@@ -16,7 +18,7 @@ from erasediff_lora.evaluation.judges.classifier import Classifier
 
 
 @pytest.fixture
-def bench(tiny_base, tmp_path, monkeypatch):
+def bench(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     torch.manual_seed(0)
     Classifier(["cat", "dog", "car"], [], 16).save(tmp_path / "judge.safetensors")
     search = {"steps": 2, "restarts": 1, "samples": 2, "batch_size": 2}
@@ -28,7 +30,7 @@ def bench(tiny_base, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_methods, "SCHEDULE", [1, 3])
     monkeypatch.setattr(bench_methods, "TUNING_STEPS", 2)
 
-    def run(*options: str) -> dict:
+    def run(*options: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["bench_methods.py", str(file), "--runs", str(tmp_path / "runs"), *options])
         bench_methods.main()
         return json.loads((tmp_path / "runs/methods.json").read_text())
@@ -36,7 +38,7 @@ def bench(tiny_base, tmp_path, monkeypatch):
     return run
 
 
-def test_tune_run_and_read_again(bench, tmp_path, capsys) -> None:
+def test_tune_run_and_read_again(bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tuned = bench("--tune", "cat", "--methods", "saliency", "--modes", "adapter")["tuning"]
     listed = yaml.safe_load(bench_methods.CONFIGURATIONS.read_text())["adapter"]["saliency"]
     assert [row["entry"]["configuration"] for _, row in sorted(tuned.items())] == listed
@@ -73,7 +75,7 @@ def test_every_method_has_as_many_configurations_as_ours() -> None:
     assert {len(configurations) for methods in table.values() for configurations in methods.values()} == {5}
 
 
-def test_a_folder_of_another_configuration_is_run_again(bench, tmp_path) -> None:
+def test_a_folder_of_another_configuration_is_run_again(bench: Any, tmp_path: Path) -> None:
     options = ("--concepts", "cat", "--methods", "erasediff", "--modes", "adapter")
     bench(*options)
     file = tmp_path / "runs/erasediff-adapter-cat-0/bench.json"
@@ -85,7 +87,7 @@ def test_a_folder_of_another_configuration_is_run_again(bench, tmp_path) -> None
     assert json.loads(file.read_text())["entry"]["configuration"] == configuration
 
 
-def row(method: str, forgotten: float, kept: float, attacked: float, reached: float | None = 1.0) -> dict:
+def row(method: str, forgotten: float, kept: float, attacked: float, reached: float | None = 1.0) -> dict[str, Any]:
     point = {
         "unlearning_accuracy": forgotten, "retain_accuracy": kept, "inversion": attacked, "frechet": 1.0,
         "processor_seconds": 9.0, "artifact_bytes": 1,
@@ -119,7 +121,7 @@ def test_the_front_and_the_means() -> None:
         ([], 0),
     ],
 )
-def test_the_best_configuration_forgets_then_keeps_then_is_fast(tmp_path, found, best) -> None:
+def test_the_best_configuration_forgets_then_keeps_then_is_fast(tmp_path: Path, found: Any, best: int) -> None:
     for number, (forgotten, kept, reached) in enumerate(found):
         folder = tmp_path / "tuning" / f"a-adapter-{number}"
         folder.mkdir(parents=True)

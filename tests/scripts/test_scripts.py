@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -31,11 +32,13 @@ def test_a_script_finds_its_neighbours_when_it_is_run_by_its_path() -> None:
                 assert folders.get(name, file.parent) == file.parent, f"{file.name} imports {name}"
 
 
-def test_the_front_is_drawn_from_published_numbers(tmp_path, monkeypatch, capsys) -> None:
+def test_the_front_is_drawn_from_published_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Means of all runs of a method; the robust preset at its first restart and, ringed, at its best."""
     front = importlib.import_module("plot_front")
 
-    def run(mode: str, frechet: float, inversion: float | None) -> dict:
+    def run(mode: str, frechet: float, inversion: float | None) -> dict[str, Any]:
         found = {"frechet": frechet, "frechet_base": 40.0, "inversion": inversion}
         return {"entry": {"method": "erasediff", "mode": mode, "concept": "cat"}, "own_budget": found}
 

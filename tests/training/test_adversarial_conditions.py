@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fixtures import Cli, RecipeFile
 from PIL import Image
 from refusals import refused
 from safetensors.torch import load_file
@@ -25,7 +28,7 @@ CONCEPTS = [{"name": "cat", "anchor": "dog"}, {"name": "car", "anchor": "dog"}]
 
 
 @pytest.fixture
-def file(recipe_file):
+def file(recipe_file: RecipeFile) -> Any:
     return recipe_file(
         forget={"concepts": CONCEPTS, "templates": ["a photo of a {concept}", "one {concept}"], "count": 8},
         retain={"concepts": ["dog"], "focus": 0.5, "focus_every": 1, "contrast": 0.5},
@@ -34,7 +37,7 @@ def file(recipe_file):
 
 
 @pytest.fixture
-def made(file):
+def made(file: Any) -> Any:
     """The adversarial set of a recipe, its encoded forget set, and a sampler of batches of 8."""
     recipe = Recipe.load(file, {"adversary.share": 0.5, "training.batch_size": 8})
     denoiser = denoisers.load(recipe.model)
@@ -43,11 +46,11 @@ def made(file):
     return AdversarialSet(recipe, denoiser, forget, mean=lambda tensor: tensor), forget, sampler
 
 
-def adapter_of(folder) -> dict[str, torch.Tensor]:
+def adapter_of(folder: Any) -> dict[str, torch.Tensor]:
     return load_file(folder / "pytorch_lora_weights.safetensors")
 
 
-def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(made) -> None:
+def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(made: Any) -> None:
     adversary, forget, sampler = made
     (batch,) = sampler.draw(0)[0]
     assert adversary.change_forget([batch])[0] is batch, "nothing has been found yet"
@@ -76,7 +79,7 @@ def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(mad
     assert len(used) >= 4, "of all conditions"
 
 
-def test_a_search_finds_what_the_network_denoises_better_by(made) -> None:
+def test_a_search_finds_what_the_network_denoises_better_by(made: Any) -> None:
     """Against a random start, on pictures and noise that the search did not see."""
     from erasediff_lora.denoisers.textual_inversion import invert, slot_loss, starting_vectors
 
@@ -89,7 +92,9 @@ def test_a_search_finds_what_the_network_denoises_better_by(made) -> None:
         assert slot_loss(denoiser, batch, found) < slot_loss(denoiser, batch, start)
 
 
-def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(recipe_file, monkeypatch) -> None:
+def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(
+    recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a loss so small that its gradient vanishes in float16 where it is not scaled."""
     from erasediff_lora.denoisers import textual_inversion as search
 
@@ -114,7 +119,7 @@ def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(recip
     assert likeness[torch.float16, 1.0] < 0.5
 
 
-def test_the_newest_conditions_are_kept_and_come_back(made) -> None:
+def test_the_newest_conditions_are_kept_and_come_back(made: Any) -> None:
     adversary, _, _ = made
     seen = []
     for step in range(5):
@@ -128,7 +133,9 @@ def test_the_newest_conditions_are_kept_and_come_back(made) -> None:
     assert torch.equal(adversary.pools["cat"], torch.stack(seen[-3:]))
 
 
-def test_a_search_that_is_not_finite_is_left_out(made, monkeypatch, caplog) -> None:
+def test_a_search_that_is_not_finite_is_left_out(
+    made: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     adversary, _, sampler = made
     monkeypatch.setattr(adversary.denoiser, "predict", lambda noisy, t, prompts: noisy * prompts.mean() * float("nan"))
     adversary.before_step(0)
@@ -138,7 +145,7 @@ def test_a_search_that_is_not_finite_is_left_out(made, monkeypatch, caplog) -> N
     assert torch.equal(adversary.change_forget([batch])[0].prompts, batch.prompts)
 
 
-def test_refreshing_keeps_to_its_period(recipe_file) -> None:
+def test_refreshing_keeps_to_its_period(recipe_file: RecipeFile) -> None:
     recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"refresh_every": 3}))
     denoiser = denoisers.load(recipe.model)
     adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
@@ -149,7 +156,7 @@ def test_refreshing_keeps_to_its_period(recipe_file) -> None:
     assert sizes == [1, 1, 1, 2, 2, 2, 3]
 
 
-def test_searches_go_on_from_conditions_of_the_pool(recipe_file) -> None:
+def test_searches_go_on_from_conditions_of_the_pool(recipe_file: RecipeFile) -> None:
     """The same as one long search, restated: each stretch starts where an earlier one ended."""
     from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
 
@@ -164,7 +171,7 @@ def test_searches_go_on_from_conditions_of_the_pool(recipe_file) -> None:
         assert torch.equal(adversary.pools["cat"], found[None]), "in the place of the one that it went on from"
 
 
-def test_some_searches_go_on_and_some_start_anew(recipe_file) -> None:
+def test_some_searches_go_on_and_some_start_anew(recipe_file: RecipeFile) -> None:
     recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"continued": 0.5, "pool": 50}))
     denoiser = denoisers.load(recipe.model)
     adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
@@ -173,7 +180,7 @@ def test_some_searches_go_on_and_some_start_anew(recipe_file) -> None:
     assert 6 <= len(adversary.pools["cat"]) <= 18
 
 
-def test_a_resumed_run_ends_bit_equal(file, cli, tmp_path) -> None:
+def test_a_resumed_run_ends_bit_equal(file: Any, cli: Cli, tmp_path: Path) -> None:
     assert cli("train", file).status == 0
     assert cli("train", file, "--output", tmp_path / "plain", "--adversary.pool", "0").status == 0
     assert cli("train", file, "--output", tmp_path / "half", "--training.steps", "2").status == 0
@@ -187,7 +194,7 @@ def test_a_resumed_run_ends_bit_equal(file, cli, tmp_path) -> None:
     )
 
 
-def test_a_concept_without_pictures_is_refused(recipe_file, cli, tmp_path) -> None:
+def test_a_concept_without_pictures_is_refused(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "pictures/cat").mkdir(parents=True)
     Image.new("RGB", (32, 32), "red").save(tmp_path / "pictures/cat/1.png")
     images = {"folder": str(tmp_path / "pictures"), "caption": "a photo of a {concept}"}
@@ -197,7 +204,7 @@ def test_a_concept_without_pictures_is_refused(recipe_file, cli, tmp_path) -> No
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_every_objective_trains_against_it(name, file, cli, tmp_path) -> None:
+def test_every_objective_trains_against_it(name: str, file: Any, cli: Cli, tmp_path: Path) -> None:
     """The first step's forget loss is another one, where the method has one."""
     logs = {}
     for pool in ("0", "3"):
@@ -209,7 +216,7 @@ def test_every_objective_trains_against_it(name, file, cli, tmp_path) -> None:
         assert logs["0"]["forget_loss"] != logs["3"]["forget_loss"]
 
 
-def test_the_plan_counts_what_the_search_needs(file) -> None:
+def test_the_plan_counts_what_the_search_needs(file: Any) -> None:
     without = plan(Recipe.load(file, {"adversary.pool": 0}))["train"].parts
     small = plan(Recipe.load(file))["train"].parts
     large = plan(Recipe.load(file, {"adversary.batch_size": 64}))["train"].parts

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file
 
@@ -40,7 +42,7 @@ def launch(file: Path, *flags: object) -> tuple[int, str]:
     return running.returncode, errors
 
 
-def log_of(folder: Path) -> list[dict]:
+def log_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
 
 
@@ -59,7 +61,7 @@ def assert_same_training(two: Path, one: Path) -> None:
 
 
 @pytest.fixture
-def exact(recipe_file):
+def exact(recipe_file: RecipeFile) -> Any:
     """A recipe whose rounding is out of the way, with sets smaller than a batch and of unlike sizes."""
     return recipe_file(
         model={"dtype": "float64"},
@@ -71,7 +73,7 @@ def exact(recipe_file):
     )
 
 
-def test_two_processes_take_the_step_of_one_with_the_joint_batch(exact, cli, tmp_path) -> None:
+def test_two_processes_take_the_step_of_one_with_the_joint_batch(exact: Any, cli: Cli, tmp_path: Path) -> None:
     status, errors = launch(exact, "--output", tmp_path / "two")
     assert status == 0, errors
     assert "2 processes share every batch" in errors
@@ -82,7 +84,7 @@ def test_two_processes_take_the_step_of_one_with_the_joint_batch(exact, cli, tmp
     assert_same_training(tmp_path / "split", tmp_path / "run")
 
 
-def test_a_stopped_run_of_two_ends_like_the_whole(exact, cli, tmp_path) -> None:
+def test_a_stopped_run_of_two_ends_like_the_whole(exact: Any, cli: Cli, tmp_path: Path) -> None:
     status, errors = launch(exact, "--output", tmp_path / "whole", "--training.steps", 40)
     assert status == 0, errors
     running = start(exact, "--output", tmp_path / "stopped", "--training.steps", 40)
@@ -97,7 +99,7 @@ def test_a_stopped_run_of_two_ends_like_the_whole(exact, cli, tmp_path) -> None:
         assert torch.equal(adapter_of(tmp_path / "stopped")[name], tensor)
 
 
-def test_two_processes_prepare_their_objective_together(recipe_file) -> None:
+def test_two_processes_prepare_their_objective_together(recipe_file: RecipeFile) -> None:
     file = recipe_file(
         forget={"concepts": [{"name": "cat", "anchor": "dog"}]}, objective={"name": "saliency", "mask_batches": 2}
     )
@@ -109,7 +111,7 @@ def test_two_processes_prepare_their_objective_together(recipe_file) -> None:
     assert errors.count("preparation is from the cache") == 1, "both take it, and the first one says so"
 
 
-def test_a_main_process_that_dies_ends_the_run_with_a_word(exact, tmp_path) -> None:
+def test_a_main_process_that_dies_ends_the_run_with_a_word(exact: Any, tmp_path: Path) -> None:
     running = start(exact, "--output", tmp_path / "run", "--training.steps", 1000)
     wait_for_steps(tmp_path / "run", 4)
     (victim,) = [p for p in psutil.Process(running.pid).children() if p.environ().get("RANK") == "0"]
@@ -122,7 +124,7 @@ def test_a_main_process_that_dies_ends_the_run_with_a_word(exact, tmp_path) -> N
     assert status == 0, errors
 
 
-def test_what_stops_one_process_stops_all(exact, tmp_path) -> None:
+def test_what_stops_one_process_stops_all(exact: Any, tmp_path: Path) -> None:
     status, errors = launch(exact, "--training.batch_size", 3)
     assert status != 0
     assert "training.batch_size = 3: cannot be shared evenly by 2 processes. Use a multiple of 2." in errors
@@ -134,7 +136,7 @@ def test_what_stops_one_process_stops_all(exact, tmp_path) -> None:
     assert errors.count("holds a run already.") == 2, "the second process says so too, and does not wait"
 
 
-def test_a_split_base_is_planned_by_its_share(exact, monkeypatch) -> None:
+def test_a_split_base_is_planned_by_its_share(exact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.load(exact)
     whole = plan(recipe)["train"].parts
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -154,7 +156,7 @@ def wait_for_steps(folder: Path, steps: int) -> None:
     raise AssertionError(f"no {steps} steps in two minutes")
 
 
-def test_what_cannot_be_split_is_refused(recipe_file, cli) -> None:
+def test_what_cannot_be_split_is_refused(recipe_file: RecipeFile, cli: Cli) -> None:
     file = recipe_file(training={"shard": True})
     alone = "cannot go with training.shard: one process would draw alone, with its share of the weights."
     judged = ("--evaluation.judge", "demo", "--training.evaluate_every", 2)
@@ -165,7 +167,7 @@ def test_what_cannot_be_split_is_refused(recipe_file, cli) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes/accelerate").glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_configurations_are_accelerates(file) -> None:
+def test_the_configurations_are_accelerates(file: Any) -> None:
     """accelerate refuses keys that it does not know; the number of processes is what each is for."""
     config = load_config_from_file(str(file))
     assert config.mixed_precision == "no", "the recipe decides"
@@ -173,7 +175,7 @@ def test_the_configurations_are_accelerates(file) -> None:
     assert (config.distributed_type == DistributedType.MULTI_GPU) == (config.num_processes > 1)
 
 
-def test_a_single_process_has_nothing_to_split(recipe_file, cli, tmp_path) -> None:
+def test_a_single_process_has_nothing_to_split(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     assert cli("train", recipe_file(), "--training.shard", "true").status == 0
     assert cli("train", recipe_file(), "--output", tmp_path / "plain").status == 0
     assert adapter_of(tmp_path / "run").keys() == adapter_of(tmp_path / "plain").keys()
@@ -182,7 +184,9 @@ def test_a_single_process_has_nothing_to_split(recipe_file, cli, tmp_path) -> No
 
 
 @pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_engines_that_step_by_themselves_are_refused(recipe_file, cli, monkeypatch, engine, tmp_path) -> None:
+def test_engines_that_step_by_themselves_are_refused(
+    recipe_file: RecipeFile, cli: Cli, monkeypatch: pytest.MonkeyPatch, engine: str, tmp_path: Path
+) -> None:
     """As `accelerate launch` with such a configuration says it: through the environment."""
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     refused(

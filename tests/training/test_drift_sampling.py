@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from fixtures import Cli, RecipeFile
 
 from erasediff_lora import denoisers
 from erasediff_lora.data import sets
@@ -18,7 +21,7 @@ STEP = 6
 
 
 @pytest.fixture
-def recipe(recipe_file):
+def recipe(recipe_file: RecipeFile) -> Any:
     file = recipe_file(
         retain={"concepts": ["dog", "car", "house"], "count": 9, "focus": 0.5, "focus_every": 2, "focus_samples": 9},
         training={"batch_size": 8},
@@ -27,17 +30,17 @@ def recipe(recipe_file):
 
 
 @pytest.fixture
-def denoiser(recipe):
+def denoiser(recipe: Any) -> Any:
     return denoisers.load(recipe.model)
 
 
 @pytest.fixture
-def retain(recipe, denoiser):
+def retain(recipe: Any, denoiser: Any) -> Any:
     return sets.prepare(recipe, denoiser, "retain")
 
 
 @pytest.fixture
-def drift_sampler(recipe, denoiser, retain):
+def drift_sampler(recipe: Any, denoiser: Any, retain: Any) -> Any:
     """Of an adapter that has changed."""
     trainable = adapt(recipe, denoiser)
     objective = create_objective(recipe, denoiser, trainable)
@@ -47,7 +50,7 @@ def drift_sampler(recipe, denoiser, retain):
     return DriftSampler(recipe.retain, denoiser, retain, objective.network.predict_base, lambda tensor: tensor, seed=0)
 
 
-def test_scores_are_the_drift_of_each_prompt(drift_sampler, denoiser, retain) -> None:
+def test_scores_are_the_drift_of_each_prompt(drift_sampler: Any, denoiser: Any, retain: Any) -> None:
     drift_sampler.before_step(0)
     drift_sampler.before_step(3)
     assert drift_sampler.retain_weights() is None, "not yet, and not between the periods"
@@ -73,7 +76,7 @@ def test_scores_are_the_drift_of_each_prompt(drift_sampler, denoiser, retain) ->
     assert bool((disturbance_again[known] >= MEMORY * before[known]).all()), "earlier measurements count on"
 
 
-def test_the_focused_share_of_a_batch_is_drawn_by_the_odds(recipe, denoiser, retain) -> None:
+def test_the_focused_share_of_a_batch_is_drawn_by_the_odds(recipe: Any, denoiser: Any, retain: Any) -> None:
     forget = sets.prepare(recipe, denoiser, "forget")
     sampler = BatchSampler.of(recipe, forget, retain, denoiser)
     drift_weights = torch.zeros(9)
@@ -93,7 +96,7 @@ def test_the_focused_share_of_a_batch_is_drawn_by_the_odds(recipe, denoiser, ret
     assert counts[2:].sum() == 0 and float(counts[0] / counts.sum()) == pytest.approx(0.75, abs=0.05)
 
 
-def test_what_is_not_finite_is_not_counted(drift_sampler, monkeypatch) -> None:
+def test_what_is_not_finite_is_not_counted(drift_sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     drift_sampler.before_step(2)
     before = drift_sampler.scores.clone()
     monkeypatch.setattr(drift_sampler, "predict_base", lambda noisy, *rest: torch.full_like(noisy, float("inf")))
@@ -101,7 +104,7 @@ def test_what_is_not_finite_is_not_counted(drift_sampler, monkeypatch) -> None:
     assert torch.equal(drift_sampler.scores, before)
 
 
-def test_contrasted_samples_show_forget_pictures_held_to_the_base(recipe, denoiser, retain) -> None:
+def test_contrasted_samples_show_forget_pictures_held_to_the_base(recipe: Any, denoiser: Any, retain: Any) -> None:
     forget = sets.prepare(recipe, denoiser, "forget")
     recipe = recipe.model_copy(update={"retain": recipe.retain.model_copy(update={"contrast": 0.5})})
     sampler = BatchSampler.of(recipe, forget, retain, denoiser)
@@ -124,7 +127,7 @@ def test_contrasted_samples_show_forget_pictures_held_to_the_base(recipe, denois
     assert without.contrasted is None, "none in the forget batch"
 
 
-def test_a_share_of_the_retain_batch_has_high_noise(recipe, denoiser, retain) -> None:
+def test_a_share_of_the_retain_batch_has_high_noise(recipe: Any, denoiser: Any, retain: Any) -> None:
     forget = sets.prepare(recipe, denoiser, "forget")
     recipe = recipe.model_copy(update={"retain": recipe.retain.model_copy(update={"high_noise": 0.5})})
     after = BatchSampler.of(recipe, forget, retain, denoiser)
@@ -144,10 +147,12 @@ def test_a_share_of_the_retain_batch_has_high_noise(recipe, denoiser, retain) ->
     assert float(torch.stack(late).mean()) == pytest.approx(0.5 + 0.5 * 0.4, abs=0.06)
 
 
-def test_what_an_objective_prepares_comes_from_the_retain_set_alone(recipe_file, cli, monkeypatch) -> None:
-    seen = []
+def test_what_an_objective_prepares_comes_from_the_retain_set_alone(
+    recipe_file: RecipeFile, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
 
-    def prepare(self, draw):
+    def prepare(self: Any, draw: Any) -> Any:
         seen.extend(batch for step in range(3) for batch in draw(step)[1])
         return ()
 

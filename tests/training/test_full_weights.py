@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from fixtures import Cli, RecipeFile
 from PIL import Image
 from refusals import refused
 from safetensors.torch import load_file
@@ -19,8 +22,8 @@ FORGET = {"concepts": [{"name": "cat", "anchor": "dog"}]}
 
 
 @pytest.fixture
-def full(recipe_file):
-    def write(targets="all", **sections):
+def full(recipe_file: RecipeFile) -> Any:
+    def write(targets: str = "all", **sections: Any) -> Any:
         file = recipe_file(forget=FORGET, **sections)
         file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"adapter": "none"}))
         if targets != "all":
@@ -31,14 +34,16 @@ def full(recipe_file):
     return write
 
 
-def moved(run, base) -> set[str]:
+def moved(run: Any, base: Any) -> set[str]:
     after = UNet2DConditionModel.from_pretrained(run / "unet").state_dict()
     before = UNet2DConditionModel.from_pretrained(base / "unet").state_dict()
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_every_objective_trains_all_weights_and_resumes_to_the_bit(name, full, tiny_base, cli, tmp_path) -> None:
+def test_every_objective_trains_all_weights_and_resumes_to_the_bit(
+    name: str, full: Any, tiny_base: Path, cli: Cli, tmp_path: Path
+) -> None:
     file = full(objective={"name": name})
     assert cli("train", file).status == 0
     assert moved(tmp_path / "run", tiny_base)
@@ -57,14 +62,16 @@ def test_every_objective_trains_all_weights_and_resumes_to_the_bit(name, full, t
         ("all", lambda name: True),
     ],
 )
-def test_subsets_of_the_weights(targets, belongs, full, tiny_base, cli, tmp_path) -> None:
+def test_subsets_of_the_weights(
+    targets: Any, belongs: Any, full: Any, tiny_base: Path, cli: Cli, tmp_path: Path
+) -> None:
     assert cli("train", full(targets, training={"learning_rate": 0.01})).status == 0
     changed = moved(tmp_path / "run", tiny_base)
     could = {name for name in load_file(tmp_path / "run" / WEIGHTS) if belongs(name)}
     assert changed <= could and len(changed) > 0.8 * len(could)
 
 
-def test_the_first_step_is_the_papers(full, tiny_base, cli, tmp_path) -> None:
+def test_the_first_step_is_the_papers(full: Any, tiny_base: Path, cli: Cli, tmp_path: Path) -> None:
     """EraseDiff on all weights, one step, against the formulas written out on the plain network."""
     from erasediff_lora import denoisers
     from erasediff_lora.data import sets
@@ -79,11 +86,11 @@ def test_the_first_step_is_the_papers(full, tiny_base, cli, tmp_path) -> None:
     recipe = Recipe.load(file)
     denoiser = denoisers.load(recipe.model)
     data = [sets.prepare(recipe, denoiser, kind) for kind in ("forget", "retain")]
-    (forget,), (retain,) = BatchSampler.of(recipe, *data, denoiser).draw(0)
+    (forget,), (retain,) = BatchSampler.of(recipe, data[0], data[1], denoiser).draw(0)
     unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet").train()
     parameters = [p for _, p in sorted(unet.named_parameters())]
 
-    def gradient(batch, target):
+    def gradient(batch: Any, target: Any) -> Any:
         loss = (unet(batch.noisy, batch.timesteps, batch.prompts).sample - target).square().mean()
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
@@ -98,7 +105,7 @@ def test_the_first_step_is_the_papers(full, tiny_base, cli, tmp_path) -> None:
     assert float(clear.float().mean()) > 0.5
 
 
-def test_the_evaluation_draws_with_the_trained_weights(full, tiny_base, cli, tmp_path) -> None:
+def test_the_evaluation_draws_with_the_trained_weights(full: Any, tiny_base: Path, cli: Cli, tmp_path: Path) -> None:
     file = full(training={"learning_rate": 0.01}, evaluation={"forget_samples": 2, "retain_samples": 2})
     assert cli("train", file).status == 0
     found = json.loads((tmp_path / "run/evaluation.json").read_text())
@@ -118,14 +125,14 @@ def test_the_evaluation_draws_with_the_trained_weights(full, tiny_base, cli, tmp
     assert any(shown.tobytes() == picture.tobytes() for picture in pictures)
 
 
-def test_an_adapter_can_be_extracted_from_the_run(full, tiny_base, cli, tmp_path) -> None:
+def test_an_adapter_can_be_extracted_from_the_run(full: Any, tiny_base: Path, cli: Cli, tmp_path: Path) -> None:
     assert cli("train", full("cross_attention", training={"learning_rate": 0.01})).status == 0
     out = tmp_path / "extracted"
     result = cli("extract", tiny_base, tmp_path / "run", "--rank", "64", "--output", out)
     assert result.status == 0 and "100.0000% of the energy" in result.out
 
 
-def test_bad_input_is_named(full, recipe_file, cli, tmp_path) -> None:
+def test_bad_input_is_named(full: Any, recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     refused(
         cli("train", full(), "--model.dtype", "bfloat16"),
         "model.dtype = 'bfloat16': is too coarse for weights that are trained", "float32",

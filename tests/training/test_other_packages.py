@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from fixtures import RecipeFile
 from pydantic import Field
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from erasediff_lora.data import layouts
 from erasediff_lora.data.extras import Drawn, Extra
 from erasediff_lora.data.layouts import Labelled
 from erasediff_lora.memory.plan import plan
-from erasediff_lora.objectives.base import Batch, ObjectiveSettings, WeightedSum
+from erasediff_lora.objectives import Batch, ObjectiveSettings
+from erasediff_lora.objectives.base import WeightedSum
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.registry import EXTRAS, LAYOUTS, OBJECTIVES
 from erasediff_lora.registry.lookup import Registry
@@ -69,7 +71,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return add
 
 
-def test_an_objective_brings_what_it_needs(install, recipe_file, tmp_path) -> None:
+def test_an_objective_brings_what_it_needs(
+    install: Callable[..., None], recipe_file: RecipeFile, tmp_path: Path
+) -> None:
     install(OBJECTIVES, grey=Grey)
     install(EXTRAS, mean_picture=MeanPicture)
     recipe = Recipe.load(recipe_file()).model_copy(update={"objective": GreySettings()})
@@ -79,7 +83,7 @@ def test_an_objective_brings_what_it_needs(install, recipe_file, tmp_path) -> No
     assert len(lines) == 4 and all(line["forget_loss"] > 0 for line in lines)
 
 
-def test_a_layout_is_found_by_its_file(install, tmp_path) -> None:
+def test_a_layout_is_found_by_its_file(install: Callable[..., None], tmp_path: Path) -> None:
     install(LAYOUTS, arrays=Arrays)
     np.savez(tmp_path / "train.npz", pixels=np.zeros((3, 8, 8, 1), np.uint8), labels=np.array([0, 1, 1]))
     assert layouts.find(tmp_path) == "arrays"

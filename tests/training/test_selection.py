@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
+from fixtures import Cli, RecipeFile
 from safetensors.torch import load_file
 from tiny import tiny_classifier
 
@@ -21,7 +24,7 @@ def test_the_rule() -> None:
     assert best_row([row(1, 1.0, 0.1)]) is None and best_row([]) is None
 
 
-def asked(judge, **changes):
+def asked(judge: Any, **changes: Any) -> Any:
     options = {"judge": f"transformers:{judge}", "metrics": ["accuracy"], "strength_sweep": {"samples": 4}}
     return {
         "evaluation": options | changes,
@@ -29,7 +32,7 @@ def asked(judge, **changes):
     }
 
 
-def test_the_best_adapter_is_what_is_saved(recipe_file, cli, tmp_path) -> None:
+def test_the_best_adapter_is_what_is_saved(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     """A judge that sees dogs everywhere finds all adapters equal, so the first is kept."""
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="dog")
     result = cli("train", recipe_file(**asked(judge)))
@@ -53,7 +56,7 @@ def test_the_best_adapter_is_what_is_saved(recipe_file, cli, tmp_path) -> None:
     assert "Adapters evaluated while training" in (run / "report.html").read_text()
 
 
-def test_without_one_above_the_floor_the_last_is_saved(recipe_file, cli, tmp_path) -> None:
+def test_without_one_above_the_floor_the_last_is_saved(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="dog")
     file = recipe_file(**asked(judge))
     assert cli("train", file).status == 0
@@ -68,7 +71,7 @@ def test_without_one_above_the_floor_the_last_is_saved(recipe_file, cli, tmp_pat
     assert all(saved[f"base_model.model.{name}"].equal(tensor) for name, tensor in last.items())
 
 
-def test_evaluating_does_not_disturb_the_training(recipe_file, cli, tmp_path) -> None:
+def test_evaluating_does_not_disturb_the_training(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="dog")
     assert cli("train", recipe_file(**asked(judge))).status == 0
     plain = recipe_file(training={"steps": 6, "checkpoint_every": 2})

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
+
+import pytest
+from fixtures import RecipeFile
 
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.training.loop import train
 
 
-def test_training_in_a_thread(recipe_file, tmp_path, caplog) -> None:
+def test_training_in_a_thread(recipe_file: RecipeFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As a notebook does."""
     recipe, ended = Recipe.load(recipe_file(training={"steps": 1})), []
     caplog.set_level("INFO")

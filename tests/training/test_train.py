@@ -10,16 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from fixtures import Cli, RecipeFile
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tiny_pipeline, tiny_values
 
-from erasediff_lora.training import loop
+from erasediff_lora.training import loop, setup
 
 ROOT = Path(__file__).parent.parent.parent
 LOGGED = {
@@ -29,7 +31,7 @@ LOGGED = {
 CONVOLUTIONS = "attention_feed_forward_convolutions"
 
 
-def log_of(run: Path) -> list[dict]:
+def log_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
 
 
@@ -41,7 +43,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_run_leaves_everything_a_user_needs(recipe_file, cli, tmp_path) -> None:
+def test_a_run_leaves_everything_a_user_needs(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     result = cli(
         "train", recipe_file(), "--training.sample_every", "2", "--training.log_with", "[tensorboard]",
         "--objective.barrier", "gap", "--retain.concepts", "[dog]",
@@ -67,7 +69,9 @@ def test_a_run_leaves_everything_a_user_needs(recipe_file, cli, tmp_path) -> Non
     assert any(value.abs().sum() > 0 for name, value in adapter_of(run).items() if "lora_B" in name)
 
 
-def test_the_three_files_hold_one_adapter_and_say_where_it_comes_from(recipe_file, tiny_base, cli, tmp_path) -> None:
+def test_the_three_files_hold_one_adapter_and_say_where_it_comes_from(
+    recipe_file: RecipeFile, tiny_base: Path, cli: Cli, tmp_path: Path
+) -> None:
     from erasediff_lora import __version__
     from erasediff_lora.adapter import Checkpoint, Provenance, fingerprint, formats
 
@@ -104,13 +108,13 @@ def test_the_three_files_hold_one_adapter_and_say_where_it_comes_from(recipe_fil
     assert again == adapters[0].provenance.recipe_sha256, "where it is written is no part of the recipe"
 
 
-def test_inert_inner_steps_are_said_so(recipe_file, cli) -> None:
+def test_inert_inner_steps_are_said_so(recipe_file: RecipeFile, cli: Cli) -> None:
     result = cli("train", recipe_file(), "--objective.barrier", "grad_norm", "--objective.inner_steps", "3")
     assert "The 3 inner step(s) are skipped" in result.err
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "paged_adamw8bit", "lion8bit"])
-def test_a_resumed_run_ends_bit_equal(tiny_base, tmp_path, cli, optimizer) -> None:
+def test_a_resumed_run_ends_bit_equal(tiny_base: Path, tmp_path: Path, cli: Cli, optimizer: str) -> None:
     def run(name: str, steps: int, *more: str) -> dict[str, torch.Tensor]:
         training = {
             "steps": 4, "batch_size": 4, "gradient_accumulation": 2, "threads": 1, "checkpoint_every": 2,
@@ -132,7 +136,7 @@ def test_a_resumed_run_ends_bit_equal(tiny_base, tmp_path, cli, optimizer) -> No
     assert [line["step"] for line in log_of(tmp_path / "cut")] == [1, 2, 3, 4]
 
 
-def test_resuming_with_another_recipe_is_refused(recipe_file, cli) -> None:
+def test_resuming_with_another_recipe_is_refused(recipe_file: RecipeFile, cli: Cli) -> None:
     assert cli("train", recipe_file()).status == 0
     result = cli("train", recipe_file(), "--resume", "--adapter.rank", "8", "--training.learning_rate", "0.1")
     assert result.status == 2
@@ -140,7 +144,7 @@ def test_resuming_with_another_recipe_is_refused(recipe_file, cli) -> None:
     assert "training.learning_rate = 0.1: was 0.001" in result.err
 
 
-def test_seeds_decide_the_adapter(recipe_file, cli, tmp_path) -> None:
+def test_seeds_decide_the_adapter(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     adapters = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         cli("train", recipe_file(output=str(tmp_path / name)), "--training.seed", seed)
@@ -171,7 +175,9 @@ for i, image in enumerate(images):
     ],
     ids=["convolutions", "regex-rslora", "dora"],
 )
-def test_fresh_diffusers_draws_what_the_trainer_showed(tiny_base, recipe_file, cli, tmp_path, adapter) -> None:
+def test_fresh_diffusers_draws_what_the_trainer_showed(
+    tiny_base: Path, recipe_file: RecipeFile, cli: Cli, tmp_path: Path, adapter: Any
+) -> None:
     """Bit for bit, in a process that knows nothing of this package."""
     file = recipe_file(adapter=adapter, training={"learning_rate": 0.05, "sample_every": 4})
     assert cli("train", file).status == 0
@@ -195,7 +201,9 @@ def test_fresh_diffusers_draws_what_the_trainer_showed(tiny_base, recipe_file, c
         assert fresh.tobytes() != base.image.tobytes()
 
 
-def test_trained_network_and_saved_adapter_predict_the_same(tiny_base, recipe_file, cli, tmp_path) -> None:
+def test_trained_network_and_saved_adapter_predict_the_same(
+    tiny_base: Path, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     """The network in training, diffusers' loader and peft's own loader agree to the bit."""
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
@@ -209,7 +217,7 @@ def test_trained_network_and_saved_adapter_predict_the_same(tiny_base, recipe_fi
         return UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet").eval()
 
     trained = unet()
-    trained.add_adapter(LoraConfig(r=4, lora_alpha=6.0, target_modules=modules_of(run)))
+    trained.add_adapter(LoraConfig(r=4, lora_alpha=6, target_modules=modules_of(run)))
     checkpoint = load_file(run / "checkpoints/step-000004/adapter.safetensors")
     set_peft_model_state_dict(trained, checkpoint)
 
@@ -217,7 +225,7 @@ def test_trained_network_and_saved_adapter_predict_the_same(tiny_base, recipe_fi
     through_diffusers.load_lora_adapter(
         adapter_of(run), prefix="unet", metadata=json.loads(header_of(run)["lora_adapter_metadata"])
     )
-    through_peft = inject_adapter_in_model(LoraConfig.from_pretrained(run), unet())
+    through_peft = inject_adapter_in_model(LoraConfig.from_pretrained(str(run)), unet())
     bare = {
         name.removeprefix("base_model.model."): t for name, t in load_file(run / "adapter_model.safetensors").items()
     }
@@ -238,7 +246,7 @@ def modules_of(run: Path) -> list[str]:
     return json.loads((run / "adapter_config.json").read_text())["target_modules"]
 
 
-def test_v_prediction_follows_the_schedulers_velocity(tmp_path, cli) -> None:
+def test_v_prediction_follows_the_schedulers_velocity(tmp_path: Path, cli: Cli) -> None:
     """The batch's target is sqrt(a) ε − sqrt(1 − a) x0, and the whole program runs on such a base."""
     from erasediff_lora import denoisers
     from erasediff_lora.data import sets
@@ -271,12 +279,14 @@ def test_v_prediction_follows_the_schedulers_velocity(tmp_path, cli) -> None:
     assert 0 < int(empty.sum()) < 16
 
 
-def test_bfloat16_base_keeps_the_adapter_in_float32(recipe_file, cli, tmp_path) -> None:
+def test_bfloat16_base_keeps_the_adapter_in_float32(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     assert cli("train", recipe_file(model={"dtype": "bfloat16"})).status == 0
     assert {tensor.dtype for tensor in adapter_of(tmp_path / "run").values()} == {torch.float32}
 
 
-def test_a_stopped_run_saves_a_checkpoint_and_says_how_to_go_on(recipe_file, cli, tmp_path) -> None:
+def test_a_stopped_run_saves_a_checkpoint_and_says_how_to_go_on(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
     whole = recipe_file(output=str(tmp_path / "whole"), training={"steps": 40})
     assert cli("train", whole).status == 0
     file = recipe_file(training={"steps": 40})
@@ -298,7 +308,7 @@ def test_a_stopped_run_saves_a_checkpoint_and_says_how_to_go_on(recipe_file, cli
     assert same(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "whole"))
 
 
-def test_accelerate_launch_runs_the_same_program(recipe_file, cli, tmp_path) -> None:
+def test_accelerate_launch_runs_the_same_program(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     file = recipe_file()
     subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1",
@@ -321,7 +331,7 @@ cp "$1/run/pytorch_lora_weights.safetensors" "$5"
 """
 
 
-def test_a_full_disk_costs_nothing_but_the_last_steps(recipe_file, cli, tmp_path) -> None:
+def test_a_full_disk_costs_nothing_but_the_last_steps(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     """On a tmpfs that has room for one checkpoint and not for two, in a mount namespace of its own."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here")
@@ -341,16 +351,18 @@ def test_a_full_disk_costs_nothing_but_the_last_steps(recipe_file, cli, tmp_path
 
 
 @pytest.mark.parametrize("option", ["channels_last", "compile"])
-def test_layout_and_compilation_change_the_time_only(option, recipe_file, cli, tmp_path, monkeypatch) -> None:
+def test_layout_and_compilation_change_the_time_only(
+    option: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The compiler proper takes minutes; here it traces and runs what it traced."""
     took_effect = []
-    compiled, set_up = torch.nn.Module.compile, loop.set_up
+    compiled, set_up = torch.nn.Module.compile, setup.set_up
 
-    def compile_quickly(module, *arguments, **options) -> None:
+    def compile_quickly(module: Any, *arguments: Any, **options: Any) -> None:
         took_effect.append("compile")
         compiled(module, *arguments, backend="aot_eager", **options)
 
-    def look(*arguments, **options):
+    def look(*arguments: Any, **options: Any) -> Any:
         run = set_up(*arguments, **options)
         if run.denoiser.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
             took_effect.append("channels_last")

@@ -23,7 +23,8 @@ from erasediff_lora.evaluation.metrics import Metric
 from erasediff_lora.evaluation.parts import Table
 from erasediff_lora.families import Architecture, Family, License
 from erasediff_lora.families.stable_diffusion import UNET_MODULES
-from erasediff_lora.objectives.base import Batch, ObjectiveSettings, WeightedSum
+from erasediff_lora.objectives import Batch, ObjectiveSettings
+from erasediff_lora.objectives.base import WeightedSum
 from erasediff_lora.recipe.schema import Section
 from erasediff_lora.storage.files import save_safetensors
 from erasediff_lora.storage.tensors import TensorFile
@@ -117,15 +118,15 @@ class BrightnessSettings(Section):
 class Brightness(Metric):
     Settings = BrightnessSettings
 
-    def measure(self, evidence) -> dict[str, Any]:
+    def measure(self, evidence: Any) -> dict[str, Any]:
         scale = evidence.settings(BrightnessSettings).scale
         models = evidence.candidates.base, evidence.candidates.erased
         return {model.name: scale * _mean(evidence.retain(model)[0].image) for model in models}
 
-    def tables(self, found) -> list[Table]:
+    def tables(self, found: Any) -> list[Table]:
         return [Table("How bright:", ("model", "brightness"), [(name, f"{v:.0f}") for name, v in found.items()])]
 
-    def rows(self, found) -> dict[str, str | None]:
+    def rows(self, found: Any) -> dict[str, str | None]:
         return {"brightness": f"{found['erased']:.0f}"}
 
 
@@ -137,10 +138,10 @@ class Shout(Attack):
     Settings = ShoutSettings
     title = "Shouting: the prompt, louder"
 
-    def budget(self, evidence) -> str:
+    def budget(self, evidence: Any) -> str:
         return f"one picture with {evidence.settings(ShoutSettings).suffix!r}"
 
-    def run(self, evidence, candidate) -> Outcome:
+    def run(self, evidence: Any, candidate: Any) -> Outcome:
         drawn = candidate.generate(evidence.forget_prompts[:1], evidence.spare_seed, "shouting")
         (seen,) = evidence.require_judge(self.name).recognise([item.image for item in drawn])
         success = float(drawn[0].prompt.concept in seen)
