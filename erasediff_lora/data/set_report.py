@@ -10,12 +10,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from erasediff_lora.errors import printable
 from erasediff_lora.storage.files import write_text
 from erasediff_lora.storage.run_folder import DATA_REPORT_FILE
 
 NAMED = 10
 """Examples that are kept of a kind."""
 SHOWN = 3
+"""Of them, in the table."""
+LONGEST = 72
+"""Characters of an example in the table."""
 
 
 class LeftOut(StrEnum):
@@ -105,13 +109,18 @@ class SetReport:
         """The rows as text, indented."""
         rows = list(self.rows())
         width = max((len(what) for what, _, _ in rows), default=0)
-        return "\n".join(f"  {what:{width}}  {count:6}  {examples}".rstrip() for what, count, examples in rows)
+        lines = [f"  {what:{width}}  {count:6}  {examples}".rstrip() for what, count, examples in rows]
+        return printable("\n".join(lines))
 
 
 def summary(found: Mapping[str, int], limit: int = NAMED) -> str:
     """Examples in words: 'clock (40), fish (38)'."""
-    shown = [name if count == 1 else f"{name} ({count})" for name, count in list(found.items())[:limit]]
+    shown = [_short(name) + f" ({count})" * (count > 1) for name, count in list(found.items())[:limit]]
     return ", ".join(shown) + ", …" * (len(found) > limit)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
 
 
 def write_data_report(folder: Path, forget: SetReport, retain: SetReport) -> None:

@@ -1,13 +1,15 @@
 """Coverage-guided fuzzing of everything that reads foreign files; needs `pip install atheris`.
 
-    python scripts/fuzzing/fuzz.py recipe|adapter|labelled|captions [-runs=1000000] [libFuzzer options] [CORPUS]
+    python scripts/fuzzing/fuzz.py recipe|adapter|labelled|captions|table|picture [-runs=1000000] [libFuzzer options] [CORPUS]
 
 A target fails on anything but a result or a UserError, on a result that cannot be shown, and after 5 s.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,6 +21,7 @@ import torch
 
 from erasediff_lora.adapter import formats
 from erasediff_lora.data import images, layouts
+from erasediff_lora.data.pictures import open_picture
 from erasediff_lora.errors import UserError
 from erasediff_lora.recipe import ForgetSet, Images, Recipe
 
@@ -82,13 +85,30 @@ def labelled_set(data: bytes) -> None:
 
 def captions(data: bytes) -> None:
     """metadata.jsonl beside a picture."""
+    _listing("metadata.jsonl", data)
+
+
+def table(data: bytes) -> None:
+    """metadata.csv beside a picture."""
+    _listing("metadata.csv", data)
+
+
+def picture(data: bytes) -> None:
+    """A picture of any format; what it cannot be is an OSError."""
+    with contextlib.suppress(OSError):
+        open_picture(io.BytesIO(data))
+
+
+def _listing(name: str, data: bytes) -> None:
     folder = WORK / "pictures"
     folder.mkdir(exist_ok=True)
     if not (folder / "a.png").exists():
         from PIL import Image
 
         Image.new("RGB", (1, 1)).save(folder / "a.png")
-    (folder / "metadata.jsonl").write_bytes(data)
+    for other in folder.glob("metadata.*"):
+        other.unlink()
+    (folder / name).write_bytes(data)
     source = Images(folder=folder, caption="a {concept}")
     asked = ForgetSet(concepts=["cat", "dog"], templates=["{concept}"], images=source)
     for picture in images.read("forget", asked):
@@ -100,6 +120,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "adapter": adapter,
     "labelled": labelled_set,
     "captions": captions,
+    "table": table,
+    "picture": picture,
 }
 
 

@@ -79,6 +79,13 @@ def test_drawn_sets_have_an_account(recipe_file: RecipeFile, cli: Cli, tmp_path:
     assert report["retain"]["noted"]["names_forgotten"]["count"] == 2
 
 
+def test_the_table_shows_what_a_terminal_may_be_shown(prepare, tmp_path) -> None:
+    folder = folder_of(tmp_path / "pictures", a=noise(0))
+    (folder / "a.txt").write_text("a {cat}\x1b[31m" + "!" * 100)
+    table = prepare(forget=images(folder)).report.table()
+    assert r"a {cat}\x1b[31m!!!" in table and "\x1b" not in table and max(map(len, table.splitlines())) < 160
+
+
 FAR = "a picture " + "of grass " * 6
 """The tiny tokenizer reads letters, and 32 of them."""
 
