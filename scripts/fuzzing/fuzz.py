@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of everything that reads foreign files; needs `pip install atheris`.
 
-    python scripts/fuzzing/fuzz.py recipe|adapter|labelled|captions|table|picture [-runs=1000000] [libFuzzer options] [CORPUS]
+    python scripts/fuzzing/fuzz.py recipe|adapter|labelled|captions|table|picture [-runs=1000000] [OPTIONS] [CORPUS]
 
 A target fails on anything but a result or a UserError, on a result that cannot be shown, and after 5 s.
 """
