@@ -104,8 +104,8 @@ def test_an_object_and_a_style_in_one_recipe(prepare: Any, recipe_file: RecipeFi
 
 def test_concepts_with_and_without_templates(prepare: Any, tmp_path: Path, recipe_file: RecipeFile, cli: Cli) -> None:
     concepts = ["cat", OBJECT_AND_STYLE[1]]
-    data = prepare(forget={"concepts": concepts, "count": 4})
-    assert captions(data)[::2] == ["a photo of a cat"] * 2
+    data = prepare(forget={"concepts": concepts, "count": 8})
+    assert captions(data)[::2] == ["a photo of a cat"] * 4
     folder = class_folders(tmp_path / "pictures", "cat", "van gogh", each=1)
     assert captions(prepare(forget={"concepts": concepts} | images(folder)))[0] == "a photo of a cat"
     assert captions(prepare(forget={"concepts": concepts} | images(folder)))[1].endswith(" by van gogh")
