@@ -79,7 +79,7 @@ def test_drawn_sets_have_an_account(recipe_file: RecipeFile, cli: Cli, tmp_path:
     assert report["retain"]["noted"]["names_forgotten"]["count"] == 2
 
 
-def test_the_table_shows_what_a_terminal_may_be_shown(prepare, tmp_path) -> None:
+def test_the_table_shows_what_a_terminal_may_be_shown(prepare: Prepare, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", a=noise(0))
     (folder / "a.txt").write_text("a {cat}\x1b[31m" + "!" * 100)
     table = prepare(forget=images(folder)).report.table()
