@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from encoded import captions, class_folders, counts, folder_of, noise
+from encoded import Prepare, captions, class_folders, counts, folder_of, noise
 from fixtures import Cli, RecipeFile
 from PIL import Image
 from refusals import refused
