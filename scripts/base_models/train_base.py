@@ -90,6 +90,19 @@ class Captured:
         return self.loss
 
 
+def create_optimizer(model: nn.Module, stage: Stage, device: torch.device) -> torch.optim.AdamW:
+    """AdamW, on a GPU as a recorded step can hold it: there the rate is a tensor, since a number would be frozen."""
+    on_gpu = device.type == "cuda"
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=torch.tensor(stage.learning_rate, device=device) if on_gpu else stage.learning_rate,
+        weight_decay=1e-3,
+        betas=(0.9, 0.99),
+        fused=on_gpu,
+        capturable=on_gpu,
+    )
+
+
 def optimise(
     accelerator: Accelerator,
     model: nn.Module,
@@ -116,16 +129,7 @@ def optimise(
         after_step: Called with each step's number.
     """
     on_gpu = accelerator.device.type == "cuda"
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        # A number would be frozen into the recorded step.
-        lr=torch.tensor(stage.learning_rate, device=accelerator.device) if on_gpu else stage.learning_rate,
-        weight_decay=1e-3,
-        betas=(0.9, 0.99),
-        fused=on_gpu,
-        capturable=on_gpu,
-    )
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    prepared, optimizer = accelerator.prepare(model, create_optimizer(model, stage, accelerator.device))
 
     def take_step(*batch: Tensor) -> Tensor:
         with accelerator.autocast():
