@@ -12,7 +12,7 @@ from torch import Tensor
 
 from erasediff_lora.adapter import LoraAdapter, Provenance
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
-from erasediff_lora.training.parameters.lora import LoraSettings, LowRank
+from erasediff_lora.training.trainables.lora import LoraSettings, LowRank
 
 TARGETS = ("attention", "attention_feed_forward", "attention_feed_forward_convolutions")
 ALPHAS = (4.0, 2.5)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from erasediff_lora.recipe.schema import Section, Variant, one_of
-from erasediff_lora.registry import FAMILIES, OBJECTIVES, PARAMETERS, Registry
+from erasediff_lora.registry import FAMILIES, OBJECTIVES, TRAINABLES, Registry
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -179,7 +179,7 @@ class Adversary(Section):
 class AdapterSettings(Variant):
     """What is trained; each kind has a class of its own."""
 
-    parts: ClassVar[Registry] = PARAMETERS
+    parts: ClassVar[Registry] = TRAINABLES
     selector: ClassVar[str] = "kind"
     trains_base: ClassVar[bool] = False
     """Whether it is the base's own weights, which are float32 then if `model.dtype` leaves it open."""

@@ -14,7 +14,7 @@ from erasediff_lora.registry.lookup import Registry
 _OBJECTIVES = "erasediff_lora.objectives"
 _EXTRAS = "erasediff_lora.data.extras"
 _LAYOUTS = "erasediff_lora.data.layouts"
-_PARAMETERS = "erasediff_lora.training.parameters"
+_TRAINABLES = "erasediff_lora.training.trainables"
 _FAMILIES = "erasediff_lora.families"
 _FORMATS = "erasediff_lora.adapter.formats"
 _METRICS = "erasediff_lora.evaluation.metrics"
@@ -56,11 +56,11 @@ LAYOUTS = Registry(
 )
 """Labelled image sets as their authors distribute them: classes that are a `data.layouts.Layout`."""
 
-PARAMETERS = Registry(
-    "parameters",
-    {"lora": f"{_PARAMETERS}.lora:LowRank", "none": f"{_PARAMETERS}.full:FullWeights"},
+TRAINABLES = Registry(
+    "trainables",
+    {"lora": f"{_TRAINABLES}.lora:LowRank", "none": f"{_TRAINABLES}.full:FullWeights"},
 )
-"""What is trained of a network: classes that are a `training.parameters.Trainable`."""
+"""What is trained of a network: classes that are a `training.trainables.Trainable`."""
 
 FAMILIES = Registry(
     "families",
@@ -138,6 +138,6 @@ __all__ = [
     "JUDGES",
     "METRICS",
     "OBJECTIVES",
-    "PARAMETERS",
+    "TRAINABLES",
     "Registry",
 ]

@@ -28,8 +28,8 @@ from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import save_safetensors, write_text
 from erasediff_lora.storage.run_folder import BEST_FILE, SELECTION_FILE
 from erasediff_lora.training.hooks import Hook
-from erasediff_lora.training.parameters import Trainable
 from erasediff_lora.training.sample_sheets import network_at_rest
+from erasediff_lora.training.trainables import Trainable
 
 log = logging.getLogger(__name__)
 SEED_OFFSET = 500_000

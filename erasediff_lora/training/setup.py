@@ -21,7 +21,7 @@ from erasediff_lora.objectives.loss_scaling import loss_scale
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import write_text
 from erasediff_lora.storage.run_folder import RECIPE_FILE, SET_SHEETS
-from erasediff_lora.training import parameters
+from erasediff_lora.training import trainables
 from erasediff_lora.training.adversarial_conditions import AdversarialSet
 from erasediff_lora.training.checkpoints import Checkpoint, check_same_run, newest_checkpoint
 from erasediff_lora.training.distributed import Processes
@@ -29,10 +29,10 @@ from erasediff_lora.training.drift_sampling import DriftSampler
 from erasediff_lora.training.fsdp import shard
 from erasediff_lora.training.hooks import Hook, Hooks
 from erasediff_lora.training.optimizers import create_optimizer, create_schedule
-from erasediff_lora.training.parameters import Trainable
 from erasediff_lora.training.precompute import Preparation, prepared
 from erasediff_lora.training.sample_sheets import SampleSheets
 from erasediff_lora.training.selection import Selection
+from erasediff_lora.training.trainables import Trainable
 from erasediff_lora.training.weight_averaging import WeightAverage
 
 log = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def create_hooks(
 
 def adapt(recipe: Recipe, denoiser: Denoiser) -> Trainable:
     """Give the frozen network what is trained, and make it ready for training."""
-    trainable = parameters.create(recipe.adapter, denoiser, recipe.training.seed)
+    trainable = trainables.create(recipe.adapter, denoiser, recipe.training.seed)
     network = denoiser.network
     network.train()  # for gradient checkpointing and LoRA dropout; diffusion UNets have no dropout of their own
     if recipe.training.gradient_checkpointing:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erasediff_lora.recipe import Training
 from erasediff_lora.training.hooks import Hook
-from erasediff_lora.training.parameters import Trainable
+from erasediff_lora.training.trainables import Trainable
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from erasediff_lora.recipe.tables import AdapterSettings
-from erasediff_lora.registry import PARAMETERS
-from erasediff_lora.training.parameters.base import Trainable
+from erasediff_lora.registry import TRAINABLES
+from erasediff_lora.training.trainables.base import Trainable
 
 if TYPE_CHECKING:
     from erasediff_lora.denoisers import Denoiser
@@ -23,7 +23,7 @@ def create(settings: AdapterSettings, denoiser: Denoiser, seed: int) -> Trainabl
     Raises:
         UserError: If the targets match nothing, or the weights are not of a dtype that can be trained.
     """
-    trainable: Trainable = PARAMETERS[settings.kind](settings, denoiser, seed)
+    trainable: Trainable = TRAINABLES[settings.kind](settings, denoiser, seed)
     return trainable
 
 
