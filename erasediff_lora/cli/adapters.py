@@ -193,13 +193,17 @@ def _publish_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repo", required=True, help="user/name on the hub")
     parser.add_argument("--dry_run", action="store_true", help="make the folder RUN/hub and upload nothing")
     parser.add_argument("--public", action="store_true", help="let everybody see it; it is private otherwise")
+    parser.add_argument(
+        "--force", action="store_true", help="make public also what failed or was not measured; the card says so"
+    )
     parser.add_argument("--base_model", help="hub id of the base, if the recipe does not have it")
-    parser.add_argument("--license", help="licence id; that of the base's family otherwise")
+    parser.add_argument("--license", help="licence id, or other:NAME:LINK; that of the base's family otherwise")
     parser.add_argument(
         "--pictures",
-        choices=("both", "after", "none"),
+        choices=("both", "after", "none", "unblurred"),
         default="both",
-        help="'after' leaves out what the base draws for the erased concept",
+        help="'after' leaves out what the base draws for the erased concept; 'unblurred' shows both as they are, where "
+        "nudity is the subject too",
     )
     parser.add_argument(
         "--training_images", action="store_true", help="include the contact sheets of the forget and the retain set"
@@ -215,6 +219,7 @@ def _publish(parsed: argparse.Namespace, rest: list[str]) -> None:
         parsed.repo,
         dry_run=parsed.dry_run,
         public=parsed.public,
+        force=parsed.force,
         base_model=parsed.base_model,
         license=parsed.license,
         pictures=parsed.pictures,

@@ -26,7 +26,7 @@ from erasediff_lora.evaluation.pictures import save_grid, save_pairs
 from erasediff_lora.evaluation.report import save_strips, write_report
 from erasediff_lora.evaluation.verdict import verdict
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.recipe.public import public_recipe
+from erasediff_lora.recipe.public import is_sensitive, public_recipe
 from erasediff_lora.registry import FAMILIES
 from erasediff_lora.storage.files import sha256, write_text
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
@@ -108,7 +108,9 @@ def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
             "retain": [evidence.retain_seed, evidence.spare_seed - 1],
         },
         "sampling": recipe.sampling.model_dump(mode="json"),
-        "blur": options.blur if options.blur is not None else _shows_nudity(recipe),
+        "blur": options.blur
+        if options.blur is not None
+        else is_sensitive(concept.name for concept in recipe.forget.concepts),
         "environment": {
             "python": platform.python_version(),
             **{package: version(package) for package in PACKAGES},
@@ -129,11 +131,6 @@ def _entry(attacker: Attack, evidence: Evidence, outcomes: dict[str, Outcome]) -
             for model, outcome in outcomes.items()
         },
     }
-
-
-def _shows_nudity(recipe: Recipe) -> bool:
-    words = " ".join(concept.name.lower() for concept in recipe.forget.concepts)
-    return any(word in words for word in ("nud", "naked", "nsfw", "porn", "sex", "gore", "blood"))
 
 
 @contextmanager

@@ -5,28 +5,38 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import yaml
 from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
-from PIL import Image
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from erasediff_lora.adapter import formats
+from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.publishing.card import model_card
+from erasediff_lora.families import License
+from erasediff_lora.publishing.card import Contents, check_card, model_card
+from erasediff_lora.publishing.findings import Findings, read_findings
+from erasediff_lora.publishing.licenses import license_of, parse
+from erasediff_lora.publishing.pictures import Pictures, copy_pictures, copy_sets
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.recipe.public import public_recipe
+from erasediff_lora.recipe.public import is_sensitive, public_recipe
 from erasediff_lora.registry import FORMATS
-from erasediff_lora.storage.files import atomic, atomic_folder, write_text
-from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, RECIPE_FILE, SET_SHEETS, read_evaluation
+from erasediff_lora.storage.files import atomic_folder, write_text
+from erasediff_lora.storage.run_folder import EVALUATION_FILE, RECIPE_FILE
 
 log = logging.getLogger(__name__)
 HUB = "hub"
-Pictures = Literal["both", "after", "none"]
+CARD_FILE = "README.md"
+UNPROVEN = {
+    "no": "failed",
+    "not decided": "is not decided by its evaluation",
+    "not measured": "was not measured",
+}
 
 
 def publish(
@@ -35,6 +45,7 @@ def publish(
     *,
     dry_run: bool = False,
     public: bool = False,
+    force: bool = False,
     base_model: str | None = None,
     license: str | None = None,
     pictures: Pictures = "both",
@@ -47,9 +58,11 @@ def publish(
         repo: 'user/name' on the hub.
         dry_run: Only make the folder.
         public: Let everybody see the repository. It is private otherwise.
+        force: Make public also what failed, or was not measured; the card says so.
         base_model: Hub id of the base, if the recipe does not have it.
-        license: Licence id; that of the base's family otherwise.
-        pictures: 'after' leaves out what the base draws for the erased concept; 'none' leaves out all.
+        license: Licence id, or 'other:NAME:LINK'; that of the base's family otherwise.
+        pictures: 'after' leaves out what the base draws for the erased concept; 'none' leaves out all; 'unblurred'
+            shows both as they are, where nudity is the subject too.
         training_images: Include the contact sheets of the forget and the retain set.
 
     Returns:
@@ -58,53 +71,112 @@ def publish(
     Raises:
         UserError: If something given cannot be used, or the hub refuses.
     """
-    run = Path(run).expanduser()
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]{1,96}", repo):
-        raise UserError(Problem("--repo", repo, "is no repository name.", "Write user/name."))
+    named = _checked(repo, base_model, license)
+    source = read_source(Path(run).expanduser())
+    _require_proof(source, public=public, force=force)
     folder = assemble(
-        run, repo, base_model=base_model, license=license, pictures=pictures, training_images=training_images
+        source, repo, base_model=base_model, license=named, pictures=pictures, training_images=training_images
     )
     if not dry_run:
         upload(folder, repo, public=public)
     return folder
 
 
+@dataclass(frozen=True)
+class Source:
+    """What is published.
+
+    Attributes:
+        run: The folder.
+        adapter: Its adapter.
+        recipe: Its recipe, if it has one.
+        findings: What its evaluation found.
+    """
+
+    run: Path
+    adapter: LoraAdapter
+    recipe: Recipe | None
+    findings: Findings
+
+    @property
+    def is_sensitive(self) -> bool:
+        """Whether nudity is the subject."""
+        numbers = self.findings.numbers
+        measured = numbers.concepts if numbers else []
+        return is_sensitive([*self.adapter.provenance.concepts, *measured]) or bool(numbers and numbers.blur)
+
+    @property
+    def is_blurred(self) -> bool:
+        """Whether pictures are blurred: as the recipe says, or where nudity is the subject."""
+        chosen = self.recipe.evaluation.blur if self.recipe is not None else None
+        return self.is_sensitive if chosen is None else chosen
+
+
+def read_source(run: Path) -> Source:
+    """What a folder has to be published.
+
+    Raises:
+        UserError: If it is no folder, has no adapter, or something in it is damaged.
+    """
+    remedy = "Give the folder of a run, or any folder with an adapter."
+    if not run.exists():
+        raise UserError(Problem("run", str(run), "there is no such folder.", remedy))
+    if not run.is_dir():
+        raise UserError(Problem("run", str(run), "is a file.", remedy))
+    try:
+        file = formats.locate(run)
+    except UserError as error:
+        raise UserError(*(Problem("run", str(run), problem.what, remedy) for problem in error.problems)) from None
+    adapter = formats.read(file)
+    recipe = Recipe.load(run / RECIPE_FILE) if (run / RECIPE_FILE).is_file() else None
+    return Source(run, adapter, recipe, read_findings(run, file, adapter.provenance.concepts))
+
+
 def assemble(
-    run: Path,
+    source: Source,
     repo: str,
     *,
     base_model: str | None = None,
-    license: str | None = None,
+    license: License | None = None,
     pictures: Pictures = "both",
     training_images: bool = False,
 ) -> Path:
     """Make RUN/hub anew: the adapter in every format, the recipe without local paths, numbers, pictures, card."""
-    adapter = formats.read(run)
-    recipe = Recipe.load(run / RECIPE_FILE) if (run / RECIPE_FILE).is_file() else None
-    evaluation = _evaluation(run)
+    run, adapter, recipe, findings = source.run, source.adapter, source.recipe, source.findings
     if base_model is None and recipe is not None and recipe.model.is_hub_id:
         base_model = recipe.model.base
     if base_model is None:
         log.warning("warning: the base has no hub id, so the card names none; give it with --base_model owner/name")
+    _require_ours(run / HUB)
+    blur = source.is_blurred and pictures != "unblurred"
     with atomic_folder(run / HUB) as folder:
         files = {
             name: formats.write(adapter, folder / FORMATS[name].FOLDER, name)[0].relative_to(folder)
             for name in formats.suited(adapter)
         }
-        shown = _copy_pictures(run, folder, evaluation, pictures)
+        pairs = findings.numbers.pictures if findings.numbers else []
+        shown = copy_pictures(run, folder, pairs, pictures, blur=blur) if pairs else []
+        if training_images:
+            copy_sets(run, folder, blur=blur)
         if recipe is not None:
             write_text(folder / RECIPE_FILE, yaml.safe_dump(public_recipe(recipe), sort_keys=False, allow_unicode=True))
-        if evaluation:
-            kept = {name: value for name, value in evaluation.items() if name != "strips"}
+        if findings.numbers:
+            kept = {name: value for name, value in findings.result.items() if name != "strips"}
             write_text(folder / EVALUATION_FILE, json.dumps(kept | {"pictures": shown}, indent=2) + "\n")
-        if training_images:
-            for name in SET_SHEETS.values():
-                if (run / name).is_file():
-                    shutil.copy2(run / name, folder / name)
-        write_text(
-            folder / "README.md", model_card(adapter, folder, repo, files, base_model, license, evaluation, shown)
+        contents = Contents(
+            adapter=adapter,
+            folder=folder,
+            repo=repo,
+            files=files,
+            base_model=base_model,
+            license=license_of(adapter, license),
+            findings=findings,
+            shown=shown,
+            sensitive=source.is_sensitive,
+            blurred=blur and any(folder.rglob("*.png")),
         )
-        ModelCard.load(folder / "README.md")  # huggingface_hub's own parser
+        write_text(folder / CARD_FILE, model_card(contents))
+        check_card(folder / CARD_FILE)
     return run / HUB
 
 
@@ -112,10 +184,11 @@ def upload(folder: Path, repo: str, *, public: bool) -> None:
     """Upload a hub folder with the token that huggingface_hub finds; it is never read or shown here.
 
     Raises:
-        UserError: If there is no login, the hub refuses, or the repository is public and `public` is not set.
+        UserError: If there is no login, the hub refuses the card or anything else, or the repository is public and
+            `public` is not set.
     """
     api = HfApi()
-    try:
+    with _explained(folder, repo):
         try:
             is_public = not api.repo_info(repo).private
         except RepositoryNotFoundError:
@@ -124,48 +197,91 @@ def upload(folder: Path, repo: str, *, public: bool) -> None:
             raise UserError(
                 Problem("--repo", repo, "exists and is public.", "Add --public if everybody may see the adapter.")
             )
+        _validate(folder / CARD_FILE)
         api.create_repo(repo, private=not public, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload erasure adapter")
+
+
+def _checked(repo: str, base_model: str | None, license: str | None) -> License | None:
+    """The licence that was asked for, once all that was given is known to be of use."""
+    problems = []
+    for field, name in (("--repo", repo), ("--base_model", base_model)):
+        if name is None:
+            continue
+        try:
+            validate_repo_id(name)
+            if "/" not in name:
+                problems.append(Problem(field, name, "is no repository name.", "Write user/name."))
+        except HFValidationError as error:
+            reason = str(error).partition(f": '{name}'")[0].rstrip(".")
+            problems.append(Problem(field, name, f"is no repository name: {reason}.", "Write user/name."))
+    try:
+        named = None if license is None else parse(license)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return named
+
+
+def _require_proof(source: Source, *, public: bool, force: bool) -> None:
+    """Nobody ships by mistake what they meant to remove."""
+    claim = source.findings.claims["erased"]
+    if claim.answer == "yes":
+        return
+    what = f"its erasure {UNPROVEN[claim.answer]}: {claim.text}"
+    if not public or force:
+        log.warning("warning: %s: %s The card says so.", source.run, what)
+        return
+    way = "Train it further" if claim.holds is False else f"Measure it with `erasediff-lora evaluate {source.run}`"
+    raise UserError(
+        Problem("--public", str(source.run), what, f"{way}, leave out --public, or add --force: the card will say so.")
+    )
+
+
+def _require_ours(folder: Path) -> None:
+    """Only a hub folder is replaced by one."""
+    if folder.is_symlink() or (folder.exists() and not (folder / CARD_FILE).is_file()):
+        raise UserError(
+            Problem("run", str(folder), "is there already, and no hub folder.", "Move it away: its place is needed.")
+        )
+
+
+def _validate(card: Path) -> None:
+    """Ask the hub what it thinks of the card."""
+    try:
+        ModelCard.load(card).validate(repo_type="model")
+    except ValueError as error:
+        raise UserError(
+            Problem("model card", str(card), f"the hub refuses it: {_shown(error)}", "Correct what it names.")
+        ) from None
+
+
+@contextmanager
+def _explained(folder: Path, repo: str) -> Iterator[None]:
+    """Turn what goes wrong on the way to the hub into an error that says so.
+
+    Raises:
+        UserError: Instead of what the hub's library raises: no token, a refusal, no connection, a proxy of no use.
+    """
+    try:
+        yield
     except LocalTokenNotFoundError:
         raise UserError(
             Problem("--repo", repo, "can't be reached: you are not logged in.", "Run `hf auth login` or set HF_TOKEN.")
         ) from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = re.sub(r"hf_\w+", "hf_…", " ".join(str(error).split()))[:300]
+    except (HTTPError, OSError, ValueError, ImportError) as error:
         raise UserError(
             Problem(
                 "--repo",
                 repo,
-                f"the hub refused: {reason}",
+                f"the hub refused, or cannot be reached: {_shown(error).rstrip('.')}.",
                 f"Check the name, your rights and the connection; the folder is ready in {folder}.",
             )
         ) from None
 
 
-def _evaluation(run: Path) -> dict[str, Any]:
-    if not (run / EVALUATION_FILE).is_file():
-        log.warning("warning: %s has no evaluation.json, so the card states no numbers and shows no pictures", run)
-        return {}
-    return read_evaluation(run)
-
-
-def _copy_pictures(run: Path, folder: Path, evaluation: Mapping[str, Any], pictures: Pictures) -> list[dict[str, Any]]:
-    """One picture a pair: base and erased side by side, or erased alone; plus the grid if the base may be shown."""
-    if pictures == "none" or not evaluation:
-        return []
-    shown = []
-    for number, entry in enumerate(evaluation.get("pictures", []), 1):
-        names = ("base", "erased") if pictures == "both" else ("erased",)
-        if not all((run / entry[name]).is_file() for name in names):
-            continue
-        images = [Image.open(run / entry[name]).convert("RGB") for name in names]
-        sheet = Image.new("RGB", (sum(image.width for image in images), images[0].height))
-        for index, image in enumerate(images):
-            sheet.paste(image, (index * images[0].width, 0))
-        name = f"images/{entry['kind']}-{number}.png"
-        with atomic(folder / name) as temporary:
-            sheet.save(temporary, format="PNG")
-        shown.append({"kind": entry["kind"], "prompt": entry["prompt"], "seed": entry["seed"], "picture": name})
-    if pictures == "both" and (run / GRID_FILE).is_file():
-        shutil.copy2(run / GRID_FILE, folder / GRID_FILE)
-    return shown
+def _shown(error: Exception) -> str:
+    """What an error says, without tokens and passwords."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"(?<=//)[^/@\s]+@", "…@", re.sub(r"hf_\w+", "hf_…", text))[:300]

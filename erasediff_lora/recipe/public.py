@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from erasediff_lora.recipe.recipe import Recipe
+
+SENSITIVE = ("nud", "naked", "nsfw", "porn", "sex", "gore", "blood")
+"""Parts of the names of concepts whose pictures not everybody wants to see."""
+
+
+def is_sensitive(concepts: Iterable[str]) -> bool:
+    """Whether pictures of concepts of these names are blurred unless the recipe says otherwise."""
+    return any(word in concept.lower() for concept in concepts for word in SENSITIVE)
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -29,6 +29,10 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 LOCK_FILE = ".lock"
 ADAPTER_FILE = "adapter.safetensors"
 TRAINER_FILE = "trainer.pt"
+PICTURE_TYPES = ("PNG", "JPEG", "WEBP")
+LARGEST_PICTURE = 64 * 2**20
+"""Bytes."""
+MOST_PIXELS = 64 * 2**20
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +106,46 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
             Problem("run", str(file), "was written by an older version.", "Make it again: erasediff-lora evaluate RUN.")
         )
     return result
+
+
+def picture_in(folder: Path, name: object, entry: str) -> Path | None:
+    """A picture that a file of a run names. The run may be a stranger's: nothing else is ever opened.
+
+    Args:
+        folder: The run.
+        name: What stands in the file.
+        entry: Where it stands there, for the message.
+
+    Returns:
+        Its path, or None if it is not there.
+
+    Raises:
+        UserError: If the name leads out of the run or through a link, or what lies there is no picture, or too large.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    def refused(what: str) -> UserError:
+        return UserError(Problem(entry, name, what, f"Only a PNG, JPEG or WEBP inside {folder} is used; correct it."))
+
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise refused("names no file.")
+    relative, root = Path(name), folder.resolve()
+    if relative.is_absolute() or ".." in relative.parts:
+        raise refused("leads out of the run.")
+    file = root / relative
+    if file.resolve() != file:
+        raise refused("is a link, or lies behind one.")
+    if not file.exists():
+        return None
+    if not file.is_file() or file.stat().st_size > LARGEST_PICTURE:
+        raise refused("is no file, or too large for a picture.")
+    try:
+        with Image.open(file, formats=PICTURE_TYPES) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise refused(f"has {image.width} × {image.height} pixels, which is too much.")
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+        raise refused("is no picture.") from None
+    return file
 
 
 class JsonLog:

@@ -10,34 +10,15 @@ import pytest
 import yaml
 from adapters import draw, pipeline
 from fixtures import Cli
-from huggingface_hub import ModelCard
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub import ModelCard, close_session, constants
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from measured_run import accuracy, measure
 from PIL import Image
 from refusals import refused
 from safetensors.torch import load_file
 
 from erasediff_lora.adapter import formats
 from erasediff_lora.publishing import hub as publishing
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """A run of a few steps; each test gets a copy."""
-    from tiny import tiny_values
-
-    from erasediff_lora.cli import main
-
-    root = tmp_path_factory.mktemp("publish")
-    (root / "recipe.yaml").write_text(yaml.safe_dump(tiny_values(tiny_base, root)))
-    assert main(["train", str(root / "recipe.yaml")]) == 0
-    return root / "run"
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    import shutil
-
-    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def test_dry_run_leaves_a_folder_that_every_program_can_load(run: Path, tiny_base: Path, cli: Cli) -> None:
@@ -85,40 +66,13 @@ def test_card(run: Path, cli: Cli) -> None:
         'pipe.load_lora_weights("me/erase-cat", weight_name="pytorch_lora_weights.safetensors"',
         "put `erase-cat.safetensors` into `models/loras`",
         "<lora:erase-cat:1>",
-        "No classifier judged the pictures",
+        "No classifier judged the pictures; look at them.",
         formats.read(run).provenance.base_fingerprint,
         "Intended use and limits",
     ):
         assert words in card.text
     assert "None" not in card.text and "{{" not in card.text
     assert 'from_pretrained("owner/base")' in card.text and "hf download me/erase-cat" in card.text
-
-
-def test_card_states_the_measured_numbers(run: Path, cli: Cli) -> None:
-    evaluation = json.loads((run / "evaluation.json").read_text()) | {"judge": "demo"}
-    evaluation["metrics"]["accuracy"] = {
-        "unlearning_accuracy": 0.987,
-        "unlearning_accuracy_base": 0.012,
-        "retain_accuracy": 0.954,
-        "retain_accuracy_base": 0.961,
-        "counted": {"forget": 20, "forget_base": 10, "retain": 30},
-        "per_concept": {
-            "cat": {"unlearning_accuracy": 0.987, "became": {"dog": 0.9, "other": 0.1}},
-            "dog": {"retain_accuracy": 0.9, "became": {"dog": 1.0}},
-        },
-    }
-    evaluation["attacks"]["inversion"] = {
-        "title": "Concept inversion: a new word",
-        "budget": "2 restarts",
-        "models": {"erased": {"success": 0.432}, "base": {"success": 0.995}},
-    }
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
-    assert cli("publish", run, "--repo", "me/erase-cat", "--dry_run").status == 0
-    text = (run / "hub/README.md").read_text()
-    assert "| 1.2% | 98.7% | 20 |" in text and "| 96.1% | 95.4% | 30 |" in text
-    assert "In place of cat the judge sees: dog 90.0%, other 10.0%." in text and "In place of dog" not in text
-    assert "| Concept inversion: a new word | 43.2% | 99.5% | 2 restarts |" in text
-    assert "2 steps" in text and "guidance 2.0" in text
 
 
 def test_nothing_local_and_no_training_image_leaves_the_machine(run: Path, tiny_base: Path, cli: Cli) -> None:
@@ -160,7 +114,7 @@ class Hub:
     """Stands in for the hub's API and notes what it is asked."""
 
     def __init__(self, existing: bool | None = None, error: Exception | None = None) -> None:
-        self.existing, self.error = existing, error
+        self.existing, self.error = existing, error  # whether it is private
         self.calls: list[tuple[Any, ...]] = []
 
     def __call__(self) -> Hub:
@@ -186,33 +140,154 @@ class Response:
     request = None
 
 
+@pytest.fixture
+def valid(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hub finds every card valid; holds those that it was asked about."""
+    asked: list[str] = []
+    monkeypatch.setattr(ModelCard, "validate", lambda card, repo_type: asked.append(str(card)))
+    return asked
+
+
 @pytest.mark.parametrize("public", [False, True])
-def test_upload_is_private_unless_asked(public: bool, run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_is_private_unless_asked(
+    public: bool, run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, valid: list[str]
+) -> None:
     hub = Hub()
     monkeypatch.setattr(publishing, "HfApi", hub)
+    measure(run)
     result = cli("publish", run, "--repo", "me/erase-cat", *(["--public"] if public else []))
     assert result.status == 0, result.err
     assert hub.calls[0] == ("create", "me/erase-cat", not public)
     assert hub.calls[1][:2] == ("upload", "me/erase-cat") and "README.md" in hub.calls[1][2]
     assert f"https://huggingface.co/me/erase-cat ({'public' if public else 'private'})" in result.out
+    assert valid == [(run / "hub/README.md").read_text()]
 
 
-def test_upload_refusals_name_the_way_out_and_no_token(run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+UNPROVEN: dict[str, tuple[dict[str, Any] | None, str, str, str]] = {
+    "failed": (accuracy(0.5), "its erasure failed: cat is", "Train it further", "The erasure failed"),
+    "no judge": (None, "its erasure was not measured: No judge", "Measure it with `erasediff-lora", "was not measured"),
+    "no evaluation": ({}, "its erasure was not measured: Nothing", "Measure it with", "was not measured"),
+}
+
+
+@pytest.mark.parametrize(("numbers", "what", "remedy", "sentence"), UNPROVEN.values(), ids=UNPROVEN)
+def test_what_is_not_erased_is_made_public_by_force_only(
+    numbers: dict[str, Any] | None,
+    what: str,
+    remedy: str,
+    sentence: str,
+    run: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    valid: list[str],
+) -> None:
+    hub = Hub()
+    monkeypatch.setattr(publishing, "HfApi", hub)
+    if numbers:
+        measure(run, numbers)
+    elif numbers is not None:
+        (run / "evaluation.json").unlink()
+    for more in ([], ["--dry_run"]):
+        result = cli("publish", run, "--repo", "me/x", "--public", *more)
+        refused(result, "--public = ", what, remedy, "add --force: the card will say so")
+    assert not hub.calls and not (run / "hub").exists()
+
+    result = cli("publish", run, "--repo", "me/x")
+    assert result.status == 0 and what in result.err and "The card says so." in result.err
+    assert hub.calls[0] == ("create", "me/x", True)
+
+    result = cli("publish", run, "--repo", "me/x", "--public", "--force")
+    assert result.status == 0, result.err
+    assert hub.calls[2] == ("create", "me/x", False)
+    text = (run / "hub/README.md").read_text()
+    assert sentence in text and "no longer draws" not in text
+
+
+def test_upload_refusals_name_the_way_out_and_no_token(
+    run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, valid: list[str]
+) -> None:
     token = "hf_abcdefghijklmnopqrstuvwxyz"
     monkeypatch.setenv("HF_TOKEN", token)
+    unreachable = "the hub refused, or cannot be reached: "
     for hub, words in (
         (Hub(existing=False), "exists and is public. Add --public"),
         (Hub(error=LocalTokenNotFoundError("no token")), "you are not logged in. Run `hf auth login` or set HF_TOKEN"),
-        (Hub(error=HfHubHTTPError(f"403 for {token}", response=Response())), "the hub refused: 403 for hf_…"),  # type: ignore[arg-type]
-        (Hub(error=ConnectionError("no route")), "the hub refused: no route"),
+        (Hub(error=HfHubHTTPError(f"403 for {token}", response=Response())), f"{unreachable}403 for hf_…"),  # type: ignore[arg-type]
+        (Hub(error=ConnectionError("no route")), f"{unreachable}no route"),
+        (
+            Hub(error=HTTPError(f"no way through http://me:{token}@proxy")),
+            f"{unreachable}no way through http://…@proxy",
+        ),
+        (Hub(error=ValueError("Unknown scheme for proxy URL")), f"{unreachable}Unknown scheme"),
+        (Hub(error=ImportError("Using SOCKS proxy")), f"{unreachable}Using SOCKS"),
     ):
         monkeypatch.setattr(publishing, "HfApi", hub)
         result = cli("publish", run, "--repo", "me/erase-cat")
         refused(result, "--repo = 'me/erase-cat': ", words)
         assert token not in result.err + result.out
         assert not hub.calls
-    refused(cli("publish", run, "--repo", "no-owner", "--dry_run"), "--repo = 'no-owner': is no repository name")
-    refused(cli("publish", run / "nowhere", "--repo", "me/x", "--dry_run"), "there is no such file")
+
+
+@pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9", "nonsense://proxy"])
+def test_offline_is_one_line_and_the_folder_is_ready(
+    proxy: str | None, run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With huggingface_hub's own client, which finds nobody at this address."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    if proxy is not None:
+        monkeypatch.setenv("http_proxy", proxy)
+    close_session()
+    result = cli("publish", run, "--repo", "me/erase-cat")
+    close_session()
+    refused(result, "--repo = 'me/erase-cat': the hub refused, or cannot be reached: ", f"is ready in {run / 'hub'}")
+    assert (run / "hub/README.md").is_file()
+
+
+def test_a_card_that_the_hub_refuses_is_not_uploaded(run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def validate(card: ModelCard, repo_type: str) -> None:
+        raise ValueError('{"error":"Invalid metadata in model card"}\n')
+
+    hub = Hub()
+    monkeypatch.setattr(publishing, "HfApi", hub)
+    monkeypatch.setattr(ModelCard, "validate", validate)
+    result = cli("publish", run, "--repo", "me/x")
+    refused(result, "model card = ", "the hub refuses it: ", "Invalid metadata in model card")
+    assert not hub.calls
+
+
+def test_arguments_are_checked_before_anything_is_made(run: Path, cli: Cli) -> None:
+    for name in ("no-owner", "a/b/c", "a/b--c", "a/.b", "a/b.git", "a b/c", "a/" + 97 * "b", "a/b\n", "../x"):
+        result = cli("publish", run, "--repo", name, "--dry_run", "--base_model", name, "--license", "none")
+        refused(result, "3 problems", "--repo = ", "--base_model = ", "is no repository name", "--license = 'none'")
+    assert not (run / "hub").exists()
+
+
+def test_what_is_no_run_is_named(run: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    takes = "Give the folder of a run, or any folder with an adapter."
+    for given, what in (
+        (run / "nowhere", "there is no such folder."),
+        (run / "pytorch_lora_weights.safetensors", "is a file."),
+        (run / "recipe.yaml", "is a file."),
+        (tmp_path / "empty", "holds no adapter file."),
+    ):
+        refused(cli("publish", given, "--repo", "me/x", "--dry_run"), f"run = '{given}': {what} {takes}")
+
+
+def test_only_a_hub_folder_is_replaced(run: Path, cli: Cli, tmp_path: Path) -> None:
+    (run / "hub").mkdir()
+    (run / "hub/thesis.tex").write_text("mine")
+    refused(cli("publish", run, "--repo", "me/x", "--dry_run"), "is there already, and no hub folder. Move it away")
+    assert (run / "hub/thesis.tex").read_text() == "mine"
+    (run / "hub").rename(tmp_path / "elsewhere")
+    (run / "hub").symlink_to(tmp_path / "elsewhere")
+    refused(cli("publish", run, "--repo", "me/x", "--dry_run"), "is there already, and no hub folder.")
+    (run / "hub").unlink()
+    for _ in range(2):
+        assert cli("publish", run, "--repo", "me/x", "--dry_run").status == 0
 
 
 def test_weights_are_the_trained_ones(run: Path, cli: Cli) -> None:

@@ -23,7 +23,14 @@ from erasediff_lora.evaluation.shares import percent
 from erasediff_lora.objectives import Objective
 from erasediff_lora.registry import OBJECTIVES
 from erasediff_lora.storage.files import atomic, write_text
-from erasediff_lora.storage.run_folder import LOG_FILE, REPORT_FILE, SELECTION_FILE, read_evaluation
+from erasediff_lora.storage.run_folder import (
+    EVALUATION_FILE,
+    LOG_FILE,
+    REPORT_FILE,
+    SELECTION_FILE,
+    picture_in,
+    read_evaluation,
+)
 
 COLUMNS = 8
 CELL = 128
@@ -142,12 +149,17 @@ def _of(part: Part, numbers: Found) -> Sequence[Chart]:
 
 
 def embedded_strips(folder: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The strips whose files are there, as data URIs."""
-    return [
-        strip | {"uri": _data_uri((folder / strip["file"]).read_bytes(), "image/webp")}
-        for strip in result.get("strips", [])
-        if (folder / strip["file"]).is_file()
-    ]
+    """The strips whose files are there, as data URIs.
+
+    Raises:
+        UserError: If one names something else than a picture in the folder.
+    """
+    found = []
+    for number, strip in enumerate(result.get("strips", [])):
+        file = picture_in(folder, strip["file"], f"{EVALUATION_FILE}: strips.{number}.file")
+        if file is not None:
+            found.append(strip | {"uri": _data_uri(file.read_bytes(), "image/webp")})
+    return found
 
 
 def _data_uri(data: bytes, kind: str) -> str:
