@@ -88,11 +88,14 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint; None if there is none yet.
 
     Raises:
-        UserError: If there are some, and all of them are damaged.
+        UserError: If there are some, and all of them are damaged, or the newest is of an earlier version.
     """
     checkpoints = sorted((folder / CHECKPOINTS).glob("step-*"), reverse=True)
     for path in checkpoints:
         if (found := _checkpoint(path)) is not None:
+            if "hooks" not in found.trainer:
+                what = f"its checkpoint {path.name} is of an earlier version."
+                raise UserError(Problem("--resume", str(folder), what, "Start anew with --overwrite."))
             return found
     if checkpoints:
         raise UserError(

@@ -11,6 +11,8 @@ from bench_faults import ADAPTER, half_written, kill_after_a_step, kill_while, s
 from fixtures import Cli, RecipeFile
 from refusals import refused
 
+from erasediff_lora.training.checkpoints import newest_checkpoint, save_checkpoint
+
 
 @pytest.mark.parametrize("name", ["retain-", "step-000004", "trainer", ADAPTER])
 def test_killed_while_it_writes(name: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
@@ -88,3 +90,14 @@ def test_resuming_where_nothing_was_saved_starts_from_the_beginning(
     assert result.status == 0 and "no checkpoint in" in result.err and "starting from the beginning" in result.err
     assert cli("train", recipe_file(), "--output", tmp_path / "plain").status == 0
     assert same_adapter(tmp_path / "run", tmp_path / "plain")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_named(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    file, run = recipe_file(training={"steps": 2}), tmp_path / "run"
+    assert cli("train", file).status == 0
+    found = newest_checkpoint(run)
+    assert found is not None
+    before_hooks = {name: value for name, value in found.trainer.items() if name != "hooks"}
+    save_checkpoint(run, 3, found.adapter, before_hooks | {"adversary": None}, keep=2)
+    result = cli("train", file, "--resume", "--training.steps", 4)
+    refused(result, "its checkpoint step-000003 is of an earlier version. Start anew with --overwrite.")
