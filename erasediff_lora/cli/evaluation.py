@@ -22,6 +22,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "target", type=Path, help="folder of a run, recipe of one (file or shipped name), or an adapter"
     )
     parser.add_argument("--recipe", type=Path, help="recipe to evaluate by; an adapter outside of a run needs one")
+    parser.add_argument("--name", help="what this evaluation is called: RUN/evaluations/DATE-NAME")
+    parser.add_argument("--force", action="store_true", help="judge an adapter by a recipe that erases something else")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="a few metrics on fewer pictures")
     how.add_argument("--full", action="store_true", help="every metric and attack that the recipe has the means for")
@@ -32,11 +34,12 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora.storage.run_folder import RECIPE_FILE, WEIGHTS_FILE
 
     target: Path = parsed.target
+    given = {word.removeprefix("--").partition("=")[0] for word in rest}
     is_recipe = target.suffix in {".yaml", ".yml"} or shipped.is_named(target)
+    is_run = (target / RECIPE_FILE).is_file()
     if parsed.recipe is not None:
-        beside = target if target.is_dir() else target.with_name(f"{target.stem}-evaluation")
-        recipe = load_recipe(_file(parsed.recipe), rest, {"output": str(beside)})
-    elif is_recipe or (target / RECIPE_FILE).is_file():
+        recipe = load_recipe(_file(parsed.recipe), rest, {"output": str(_place(target, is_run, "output" in given))})
+    elif is_recipe or is_run:
         recipe = load_recipe(target, rest)
     else:
         raise UserError(
@@ -48,14 +51,28 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
             )
         )
     preset = recipe.evaluation.quick() if parsed.quick else recipe.evaluation.full() if parsed.full else {}
-    given = {word.removeprefix("--").partition("=")[0] for word in rest}
     preset = {name: value for name, value in preset.items() if f"evaluation.{name}" not in given}
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=preset)})
     adapter = recipe.output if is_recipe else target
     trained = [*adapter.glob("*.safetensors"), *adapter.glob(f"*/{WEIGHTS_FILE}")]
-    if (is_recipe or (target / RECIPE_FILE).is_file()) and not trained:
+    if (is_recipe or is_run) and not trained:
         raise UserError(Problem("run", str(adapter), "holds no adapter.", "Train first: erasediff-lora train RECIPE."))
-    evaluate_adapter(recipe, adapter)
+    name = parsed.name or ("quick" if parsed.quick else "full" if parsed.full else "evaluation")
+    evaluate_adapter(recipe, adapter, name=name, force=parsed.force)
+
+
+def _place(target: Path, is_run: bool, has_output: bool) -> Path:
+    """Where an evaluation by a recipe of its own goes: into a run, or beside an adapter's file.
+
+    Raises:
+        UserError: If the target is a folder that is no run, and the user names no other.
+    """
+    if not target.is_dir():
+        return target.with_name(f"{target.stem}-evaluation")
+    if not (is_run or has_output):
+        what = f"is needed: {target} is no run, and nothing is written there unasked."
+        raise UserError(Problem("--output", None, what, "Add --output NEW_FOLDER."))
+    return target
 
 
 def _file(path: Path) -> Path:
@@ -64,13 +81,13 @@ def _file(path: Path) -> Path:
     return path / RECIPE_FILE if path.is_dir() else path
 
 
-def evaluate_adapter(recipe: Recipe, adapter: Path) -> None:
+def evaluate_adapter(recipe: Recipe, adapter: Path, *, name: str = "evaluation", force: bool = False) -> None:
     """Evaluate into the recipe's output folder, and print the verdict."""
     from erasediff_lora.evaluation.evaluate import evaluate
     from erasediff_lora.evaluation.results import asked, measured
-    from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, REPORT_FILE
+    from erasediff_lora.storage.run_folder import EVALUATION_FILE, EVALUATIONS, GRID_FILE, REPORT_FILE, read_evaluation
 
-    result = evaluate(recipe, adapter, recipe.output)
+    result = evaluate(recipe, adapter, recipe.output, name=name, force=force)
     file = result["adapter"]
     print(f"adapter    {file['file']} ({file['bytes'] / 1024:.0f} KiB)")
     for claim in result["verdict"]:
@@ -79,9 +96,13 @@ def evaluate_adapter(recipe: Recipe, adapter: Path) -> None:
         lines: Sequence[tuple[str, str]] = asked(metric, metric.summary, found, result["concepts"], otherwise=())
         for word, text in lines:
             print(f"{word:10} {text}")
-    print(f"pictures   {recipe.output / GRID_FILE}")
-    print(f"report     {recipe.output / REPORT_FILE}")
-    print(f"numbers    {recipe.output / EVALUATION_FILE}")
+    folder = recipe.output
+    if read_evaluation(folder).get("name") != result["name"]:
+        print(f"kept       {folder / EVALUATION_FILE}: it measures more than this one")
+        folder = folder / EVALUATIONS / result["name"]
+    print(f"pictures   {folder / GRID_FILE}")
+    print(f"report     {folder / REPORT_FILE}")
+    print(f"numbers    {folder / EVALUATION_FILE}")
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:

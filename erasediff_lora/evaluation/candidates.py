@@ -15,7 +15,9 @@ from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.erasures import Erasure, load_erasure
 from erasediff_lora.evaluation.picture_store import PictureStore
 from erasediff_lora.evaluation.pictures import Drawn, Paint, generate, painter
-from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe import Model, Recipe
+
+NEVER_LEARNED = "evaluation.never_learned"
 
 
 @dataclass(frozen=True)
@@ -110,20 +112,42 @@ def load_candidates(recipe: Recipe, adapter: Path) -> Candidates:
     Raises:
         UserError: If the base or the adapter cannot be loaded, or do not fit each other.
     """
-    model = recipe.model.model_copy(update={"offload": False})  # attacks differentiate through all networks at once
-    denoiser = denoisers.load(model)
+    denoiser = denoisers.load(_whole(recipe.model))
     erasure = load_erasure(denoiser, adapter)
     never = None
-    if recipe.evaluation.never_learned is not None:
-        try:
-            other = denoisers.load(model.model_copy(update={"base": recipe.evaluation.never_learned}))
+    if (other := locate_never_learned(recipe)) is not None:
+        with _called(NEVER_LEARNED):
             _ = other.pipeline
-        except UserError as error:
-            field = "evaluation.never_learned"
-            raise UserError(*(replace(problem, field=field) for problem in error.problems)) from error
         never = Candidate("never learned", recipe, other, PictureStore.of(recipe, other, None))
     return Candidates(
         Candidate("base", recipe, denoiser, PictureStore.of(recipe, denoiser, None), erasure, 0.0),
         Candidate("erased", recipe, denoiser, PictureStore.of(recipe, denoiser, adapter), erasure, 1.0),
         never,
     )
+
+
+def locate_never_learned(recipe: Recipe) -> Denoiser | None:
+    """The base that never learned the concept, its weights not read yet; None if the recipe names none.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    base = recipe.evaluation.never_learned
+    if base is None:
+        return None
+    with _called(NEVER_LEARNED):
+        return denoisers.load(_whole(recipe.model.model_copy(update={"base": base})))
+
+
+def _whole(model: Model) -> Model:
+    """Without offloading: attacks differentiate through all networks at once."""
+    return model.model_copy(update={"offload": False})
+
+
+@contextmanager
+def _called(field: str) -> Iterator[None]:
+    """Say of which field a complaint is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*(replace(problem, field=field) for problem in error.problems)) from error

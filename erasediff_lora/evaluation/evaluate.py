@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,18 +17,21 @@ import torch
 from erasediff_lora import __version__
 from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.errors import UserError
+from erasediff_lora.evaluation.archive import entry_for, put_foremost
 from erasediff_lora.evaluation.attacks import Attack, Outcome, attack
 from erasediff_lora.evaluation.candidates import load_candidates
 from erasediff_lora.evaluation.erasures import locate
 from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.judging import unjudged
+from erasediff_lora.evaluation.means import check_means, check_same_erasure, warn_of_resolution
 from erasediff_lora.evaluation.metrics import metric
 from erasediff_lora.evaluation.pictures import save_grid, save_pairs
-from erasediff_lora.evaluation.report import save_strips, write_report
+from erasediff_lora.evaluation.report import Pair, save_strips, write_report
 from erasediff_lora.evaluation.verdict import verdict
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.public import is_sensitive, public_recipe
 from erasediff_lora.registry import FAMILIES
-from erasediff_lora.storage.files import sha256, write_text
+from erasediff_lora.storage.files import atomic_folder, require_writable, sha256, write_text
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
 
 log = logging.getLogger(__name__)
@@ -36,61 +39,84 @@ PAIRS = 4
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "torchmetrics")
 
 
-def evaluate(recipe: Recipe, adapter: Path, folder: Path) -> dict[str, Any]:
+def evaluate(
+    recipe: Recipe, adapter: Path, folder: Path, *, name: str = "evaluation", force: bool = False
+) -> dict[str, Any]:
     """Measure what the recipe's evaluation asks for, and write evaluation.json, report.html and pictures.
 
     The adapter is loaded from its file with plain diffusers, as a user of the adapter would. What a metric or an attack
-    cannot do is noted under 'refused', and the rest is made.
+    cannot do is noted under 'refused', and the rest is made. All of it goes to a folder of its own,
+    FOLDER/evaluations/DATE-NAME, and to FOLDER itself unless what is there measures more (see `archive`).
 
     Args:
         recipe: The base, the prompts, and what to measure.
         adapter: Adapter file of any format, a folder with one, or the folder of a run that trained without.
         folder: Where the results go.
+        name: What this evaluation is called.
+        force: Also if the adapter was made to erase something else.
 
     Returns:
         The content of evaluation.json. Accuracies and successes are shares of pictures in [0, 1].
 
     Raises:
-        UserError: If the base or the adapter cannot be loaded, or do not fit each other.
+        UserError: If the base, the adapter or what the evaluation names cannot be loaded, they do not fit each other,
+            or the folder cannot be written.
     """
     file = locate(adapter, FAMILIES[recipe.model.family].component)
+    entry = entry_for(folder, name)
+    require_writable(entry)
+    if not force:
+        check_same_erasure(recipe, adapter, file)
+    check_means(recipe)
     clock = Clock()
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
     with clock.time("loading"):
         evidence = Evidence(recipe, load_candidates(recipe, file))
-    base, erased = evidence.candidates.base, evidence.candidates.erased
+    warn_of_resolution(recipe, evidence.candidates.base.denoiser)
     with clock.time("pictures"):
-        pictures = {
-            kind: (draw(base), draw(erased))
-            for kind, draw in (("forget", evidence.forget), ("retain", evidence.retain))
-        }
-    result = _facts(recipe, evidence, file) | {"metrics": {}, "attacks": {}, "refused": {}}
-    for name in recipe.evaluation.metrics:
-        with clock.time(name), _noted(name, result["refused"]):
-            result["metrics"][name] = metric(name).measure(evidence)
+        pictures = _drawn(evidence)
+    result = {"name": entry.name} | _facts(recipe, evidence, file) | {"metrics": {}, "attacks": {}, "refused": {}}
+    for part in recipe.evaluation.metrics:
+        with clock.time(part), _noted(part, result["refused"]):
+            result["metrics"][part] = metric(part).measure(evidence)
     shown: dict[str, dict[str, Outcome]] = {}
-    for name in recipe.evaluation.attacks:
-        with clock.time(name), _noted(name, result["refused"]):
-            attacker = attack(name)
-            shown[name] = {model.name: attacker.run(evidence, model) for model in evidence.candidates.attacked()}
-            result["attacks"][name] = _entry(attacker, evidence, shown[name])
+    for part in recipe.evaluation.attacks:
+        with clock.time(part), _noted(part, result["refused"]):
+            attacker = attack(part)
+            shown[part] = {model.name: attacker.run(evidence, model) for model in evidence.candidates.attacked()}
+            result["attacks"][part] = _entry(attacker, evidence, shown[part])
     result["verdict"] = verdict(result)
-    with clock.time("report"):
-        save_grid(folder / GRID_FILE, *pictures["forget"], *pictures["retain"])
-        result["pictures"] = [
-            entry for kind, pair in pictures.items() for entry in save_pairs(folder / PICTURES, kind, *pair, PAIRS)
-        ]
-        result["strips"] = save_strips(folder / PICTURES, pictures, shown)
+    with clock.time("report"), atomic_folder(entry) as made:
+        _show(made, result, pictures, shown)
         result["seconds"] = clock.seconds
-        write_text(folder / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
-        write_report(folder)
+        write_text(made / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
+        write_report(made, run=folder)
+    put_foremost(folder, entry)
     return result
+
+
+def _drawn(evidence: Evidence) -> dict[str, Pair]:
+    """Pictures of both kinds of prompts, without and with the adapter."""
+    base, erased = evidence.candidates.base, evidence.candidates.erased
+    draws = {"forget": evidence.forget, "retain": evidence.retain}
+    return {kind: (draw(base), draw(erased)) for kind, draw in draws.items()}
+
+
+def _show(
+    folder: Path, result: dict[str, Any], pictures: Mapping[str, Pair], attacks: Mapping[str, Mapping[str, Outcome]]
+) -> None:
+    """Write the pictures that the report, the card and a quick look show."""
+    save_grid(folder / GRID_FILE, *pictures["forget"], *pictures["retain"])
+    result["pictures"] = [
+        entry for kind, pair in pictures.items() for entry in save_pairs(folder / PICTURES, kind, *pair, PAIRS)
+    ]
+    result["strips"] = save_strips(folder / PICTURES, pictures, attacks)
 
 
 def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
     """What was evaluated, and where."""
-    options = recipe.evaluation
+    options, own_size = recipe.evaluation, evidence.candidates.base.denoiser.resolution
     return {
         "version": __version__,
         "base": recipe.model.public_name,
@@ -100,6 +126,9 @@ def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
         "recipe": public_recipe(recipe),
         "concepts": evidence.forgotten,
         "judge": options.without_folders()["judge"],
+        "unjudged": [] if evidence.judge is None else unjudged(recipe, evidence.judge),
+        "base_rate": options.base_rate,
+        "resolution": {"drawn": recipe.sampling.resolution or own_size, "own": own_size},
         "forget_samples": len(evidence.forget_prompts),
         "forget_samples_base": len(evidence.forget(evidence.candidates.base)),
         "retain_samples": len(evidence.retain_prompts),
@@ -126,7 +155,12 @@ def _entry(attacker: Attack, evidence: Evidence, outcomes: dict[str, Outcome]) -
         "title": attacker.title,
         "budget": attacker.budget(evidence),
         "models": {
-            model: {"success": outcome.success, "tries": outcome.tries, "pictures": len(outcome.pictures)}
+            model: {
+                "success": outcome.success,
+                "tries": outcome.tries,
+                "pictures": len(outcome.pictures),
+                "per_concept": outcome.per_concept,
+            }
             | outcome.details
             for model, outcome in outcomes.items()
         },

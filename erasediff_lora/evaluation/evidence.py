@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
@@ -9,15 +10,16 @@ from typing import TypeVar
 from erasediff_lora.data.prompts import Prompt, balanced
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation import features as feature_nets
-from erasediff_lora.evaluation import judges
 from erasediff_lora.evaluation.candidates import Candidate, Candidates
 from erasediff_lora.evaluation.features import Extract
-from erasediff_lora.evaluation.judges import Names, PictureJudge
-from erasediff_lora.evaluation.pictures import Drawn, forget_prompts, retain_prompts
+from erasediff_lora.evaluation.judges import PictureJudge
+from erasediff_lora.evaluation.judging import judge_of
+from erasediff_lora.evaluation.pictures import Drawn, forget_prompts, retain_prompts, shared_out
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.schema import Section
 from erasediff_lora.registry import ATTACKS, JUDGES
 
+log = logging.getLogger(__name__)
 S = TypeVar("S", bound=Section)
 DEFAULT_FEATURES = "efficientnet-lite0"
 BASE_FORGET_SAMPLES = 60
@@ -45,8 +47,7 @@ class Evidence:
     @cached_property
     def judge(self) -> PictureJudge | None:
         """The recipe's judge, if it names one."""
-        spec = self.recipe.evaluation.judge
-        return None if spec is None else judges.load(spec, names(self.recipe))
+        return judge_of(self.recipe)
 
     def require_judge(self, what: str) -> PictureJudge:
         """The judge.
@@ -72,15 +73,19 @@ class Evidence:
 
     @cached_property
     def forget_prompts(self) -> list[Prompt]:
-        """A prompt for each picture of the forget prompts."""
+        """A prompt for each picture of the forget prompts, every concept among them."""
         options = self.recipe.evaluation
-        return balanced(forget_prompts(self.recipe), options.forget_samples, options.seed)
+        count = options.shared(options.forget_samples, len(self.forgotten))
+        if count > options.forget_samples:
+            log.info("evaluation.forget_samples: %d, so that every concept has some", count)
+        return shared_out(forget_prompts(self.recipe), count, options.seed)
 
     @cached_property
     def retain_prompts(self) -> list[Prompt]:
-        """A prompt for each picture of the retain prompts."""
-        options = self.recipe.evaluation
-        return balanced(retain_prompts(self.recipe), options.retain_samples, options.seed)
+        """A prompt for each picture of the retain prompts; of as many concepts as there are pictures for."""
+        options, prompts = self.recipe.evaluation, retain_prompts(self.recipe)
+        share = balanced if options.retain_samples >= len(prompts) else shared_out
+        return share(prompts, options.retain_samples, options.seed)
 
     @property
     def forget_seed(self) -> int:
@@ -100,12 +105,13 @@ class Evidence:
     def forget(self, candidate: Candidate) -> list[Drawn]:
         """The candidate's pictures of the forget prompts; fewer for the base, yet enough for attacks to start from.
 
-        For all attacks that there are, so that numbers do not depend on which are tried.
+        For all attacks that there are, so that numbers do not depend on which are tried. Where the base rate is low, it
+        is compared with the other, and takes as many.
         """
-        prompts = self.forget_prompts
-        if candidate is self.candidates.base:
-            needed = [part(name).base_pictures(self.recipe.evaluation) for name, part in ATTACKS.items()]
-            prompts = prompts[: max(BASE_FORGET_SAMPLES, *needed)]
+        prompts, options = self.forget_prompts, self.recipe.evaluation
+        if candidate is self.candidates.base and options.base_rate == "usual":
+            needed = [part(name).base_pictures(options) for name, part in ATTACKS.items()]
+            prompts = prompts[: options.shared(max(BASE_FORGET_SAMPLES, *needed), len(self.forgotten))]
         return self._draw(candidate, "forget", prompts, self.forget_seed)
 
     def retain(self, candidate: Candidate) -> list[Drawn]:
@@ -137,15 +143,3 @@ class Evidence:
         if key not in self._drawn:
             self._drawn[key] = candidate.generate(prompts, seed, kind)
         return self._drawn[key]
-
-
-def names(recipe: Recipe) -> Names:
-    """What the recipe's prompts name."""
-    tables = [recipe.forget.placeholders, recipe.retain.placeholders]
-    placeholders: dict[str, list[str]] = {}
-    for table in [*tables, *(concept.placeholders or {} for concept in recipe.forget.concepts)]:
-        for name, values in table.items():
-            placeholders[name] = list(dict.fromkeys([*placeholders.get(name, []), *values]))
-    return Names(
-        [concept.name for concept in recipe.forget.concepts], list(recipe.retain.concepts), list(placeholders.values())
-    )

@@ -60,6 +60,14 @@ class Part(Protocol):
         """Whether the recipe has the means for it: part of `evaluate --full`."""
         return True
 
+    def require_means(self, evaluation: Evaluation) -> None:
+        """See that the weights and packages are there that the recipe names for it, before anything is drawn.
+
+        Raises:
+            UserError: If they are not.
+        """
+        return None
+
     def charts(self, found: Found) -> Sequence[Chart]:
         """What the report draws of its numbers."""
         return []

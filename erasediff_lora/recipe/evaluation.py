@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, create_model
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 S = TypeVar("S", bound=Section)
+LEAST_EACH = 8
+"""Pictures of each concept where several share a number: none goes without."""
 
 
 class Evaluation(Section):
@@ -33,13 +35,25 @@ class Evaluation(Section):
         description="what names the content of a picture: demo, classifier:FILE, clip:WEIGHTS, transformers:WEIGHTS, "
         "torchvision:MODEL[:FILE], nudenet, opennsfw; none: pictures only",
     )
+    judge_labels: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="concept or placeholder value: the judge's labels for it, any of which counts; "
+        "omit where it has one of that name",
+    )
+    base_rate: Literal["usual", "low"] = Field(
+        "usual",
+        description="how often the base draws what forget prompts stand for; low, as for prompts that only hint at it: "
+        "judged by the reduction against the base",
+    )
     metrics: list[Annotated[str, one_of(METRICS)]] = Field(
         ["accuracy", "distances", "drift"], description="what to measure"
     )
     attacks: list[Annotated[str, one_of(ATTACKS)]] = Field(
         default_factory=list, description="what to try to bring the concept back"
     )
-    forget_samples: int = Field(200, ge=1, description="pictures for forget prompts")
+    forget_samples: int = Field(
+        200, ge=1, description="pictures for forget prompts, shared by all concepts; several get at least 8 each"
+    )
     retain_samples: int = Field(200, ge=1, description="pictures for retain prompts, drawn with and without adapter")
     seed: int = Field(1_000_000, ge=0, description="seed of the first picture")
     never_learned: str | None = Field(
@@ -77,7 +91,30 @@ class Evaluation(Section):
     def check(self, sections: Sections) -> list[Problem]:
         judge = None if self.judge is None else check_spec("evaluation.judge", self.judge, JUDGES, "is no judge.")
         brought = [table for table in self._values() if isinstance(table, Section)]
-        return [*([judge] if judge else []), *(problem for table in brought for problem in table.check(sections))]
+        return [
+            *([judge] if judge else []),
+            *self._check_labels(sections),
+            *(problem for table in brought for problem in table.check(sections)),
+        ]
+
+    def _check_labels(self, sections: Sections) -> Iterator[Problem]:
+        field = "evaluation.judge_labels"
+        forget, retain = sections.forget, sections.retain
+        known: set[str] = set()
+        if forget and retain:
+            tables = [forget.placeholders, retain.placeholders, *(c.placeholders or {} for c in forget.concepts)]
+            known = {value for table in tables for values in table.values() for value in values}
+            known |= {*retain.concepts, *(concept.name for concept in forget.concepts)}
+        for name, labels in self.judge_labels.items():
+            if known and name not in known:
+                yield Problem(field, name, "is in no prompt.", nearest(name, known))
+            if not labels or not all(label.strip() for label in labels):
+                yield Problem(f"{field}.{name}", labels, "holds no label.", "List the judge's labels, or omit it.")
+
+    @staticmethod
+    def shared(pictures: int, concepts: int) -> int:
+        """A number of pictures that concepts share, raised so that each of several gets some."""
+        return max(pictures, LEAST_EACH * concepts) if concepts > 1 else pictures
 
     def without_folders(self) -> dict[str, Any]:
         """The table as it may be shown to others: names of local files and folders, without where they lie."""

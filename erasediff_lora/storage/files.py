@@ -129,6 +129,21 @@ def writable(path: Path, field: str = "output") -> Iterator[None]:
         ) from error
 
 
+def require_writable(folder: Path, field: str = "output") -> None:
+    """See that a folder can be written, or made, and leave nothing there.
+
+    Args:
+        folder: Where something is going to be written.
+        field: What the user calls it, for the message.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with writable(folder, field), tempfile.TemporaryFile(dir=there):
+        pass
+
+
 def open_safetensors(path: Path, field: str, framework: Literal["pt", "np"] = "pt") -> Any:
     """A checked `safe_open` handle.
 

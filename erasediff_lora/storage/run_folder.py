@@ -16,6 +16,7 @@ from erasediff_lora.storage.locks import Held, lock
 
 RECIPE_FILE = "recipe.yaml"
 EVALUATION_FILE = "evaluation.json"
+EVALUATIONS = "evaluations"
 REPORT_FILE = "report.html"
 GRID_FILE = "before_after.png"
 PICTURES = "pictures"

@@ -13,6 +13,7 @@ from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Interrupted
+from erasediff_lora.evaluation.means import check_means
 from erasediff_lora.objectives import Batch, Direction, aim
 from erasediff_lora.objectives.base import unflatten
 from erasediff_lora.recipe import Recipe
@@ -38,9 +39,11 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         The output folder.
 
     Raises:
-        UserError: If something in the recipe cannot be used, or a loss is not finite.
+        UserError: If something in the recipe cannot be used, what the evaluation needs is not there, or a loss is not
+            finite.
         Interrupted: On SIGINT or SIGTERM, after saving a checkpoint.
     """
+    check_means(recipe)
     accelerator = distributed.start(recipe)
     folder = recipe.output
     with (

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from erasediff_lora.data.prompts import balanced
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.evaluation import judges
-from erasediff_lora.evaluation.evidence import names
+from erasediff_lora.evaluation.judging import judge_of
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
 from erasediff_lora.evaluation.metrics.strength_sweep import SweepSettings
 from erasediff_lora.evaluation.picture_store import PictureStore
@@ -95,8 +94,8 @@ class Selection(Hook):
 
     def _measure(self, step: int, rows: list[dict[str, Any]]) -> dict[str, float]:
         options = self.recipe.evaluation
-        assert options.judge is not None  # the recipe's checks see to that
-        judge = judges.load(options.judge, names(self.recipe))
+        judge = judge_of(self.recipe)
+        assert judge is not None  # the recipe's checks see to that
         seed, paint = options.seed + SEED_OFFSET, painter(self.denoiser, self.recipe)
         count = options.settings(SweepSettings).samples
         forget = balanced(forget_prompts(self.recipe), count, seed)

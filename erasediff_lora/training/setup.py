@@ -16,6 +16,7 @@ from erasediff_lora.data.batches import BatchSampler, Sampler
 from erasediff_lora.data.set_report import write_data_report
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.evaluation.means import warn_of_resolution
 from erasediff_lora.objectives import Network, Objective
 from erasediff_lora.objectives.loss_scaling import loss_scale
 from erasediff_lora.recipe import Recipe
@@ -119,6 +120,8 @@ def load_base(recipe: Recipe, accelerator: Accelerator) -> Denoiser:
     denoiser = denoisers.load(recipe.model)
     if recipe.model.device == "auto":
         denoiser.device = accelerator.device
+    if not recipe.training.shard:  # to look takes the network, which is loaded elsewhere then
+        warn_of_resolution(recipe, denoiser)
     return denoiser
 
 

@@ -36,9 +36,8 @@ from erasediff_lora import __version__
 from erasediff_lora.cli.recipe_flags import overrides_from
 from erasediff_lora.data.prompts import balanced
 from erasediff_lora.errors import UserError
-from erasediff_lora.evaluation import judges
 from erasediff_lora.evaluation.evaluate import evaluate
-from erasediff_lora.evaluation.evidence import names
+from erasediff_lora.evaluation.judging import judge_of
 from erasediff_lora.evaluation.metrics.accuracy import success
 from erasediff_lora.evaluation.metrics.strength_sweep import SweepSettings
 from erasediff_lora.evaluation.pictures import forget_prompts, generate, painter
@@ -155,7 +154,8 @@ def erase(recipe: Recipe, equal_seconds: float | None) -> dict[str, Any]:
 def unlearning_accuracy(run: Run) -> float:
     """Share of pictures of the forget prompts in which the judge does not see the concept, on seeds of their own."""
     recipe = run.recipe
-    judge = judges.load(recipe.evaluation.judge or "", names(recipe))
+    judge = judge_of(recipe)
+    assert judge is not None
     prompts = balanced(forget_prompts(recipe), recipe.evaluation.settings(SweepSettings).samples, LOOK_SEED)
     run.denoiser.network.eval()
     drawn = generate(painter(run.denoiser, recipe), recipe, prompts, LOOK_SEED, "look")

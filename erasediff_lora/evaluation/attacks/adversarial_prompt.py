@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from erasediff_lora.evaluation.attacks.base import of_each_concept
 from erasediff_lora.evaluation.attacks.restarts import Condition, Restarts, SearchSettings
 from erasediff_lora.evaluation.parts import Found
 
@@ -43,7 +44,8 @@ class AdversarialPrompt(Restarts):
         options = evidence.settings(AdversarialPromptSettings)
         return (
             f"{options.tokens} tokens, {options.restarts} restarts of {options.steps} steps with {options.batch_size}"
-            f" pictures, {options.samples} pictures drawn for each"
+            f" pictures, {options.samples} pictures{of_each_concept(evidence)}"
+            " drawn for each"
         )
 
     def search(self, evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> Condition:

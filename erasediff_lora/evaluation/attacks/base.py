@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from erasediff_lora.evaluation.parts import Found, Part
-from erasediff_lora.evaluation.shares import interval_text, percent
+from erasediff_lora.evaluation.shares import interval_text, percent, share
 
 if TYPE_CHECKING:
     from erasediff_lora.data.prompts import Prompt
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.evaluation.judges import PictureJudge
     from erasediff_lora.evaluation.pictures import Drawn
     from erasediff_lora.recipe.evaluation import Evaluation
 
@@ -27,12 +28,15 @@ class Outcome:
         tries: The same for each try: restart, strength of the noise, step of the fine-tuning.
         pictures: Those of the best try.
         details: What was found, for the report.
+        per_concept: Of each concept its own `success`, `tries` and number of `pictures`; the verdict goes by the worst.
+            Where there is one concept only, it may be left out.
     """
 
     success: float
     tries: dict[str, float]
     pictures: list[Drawn] = field(repr=False)
     details: dict[str, Any] = field(default_factory=dict)
+    per_concept: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Attack(Part, Protocol):
@@ -41,8 +45,8 @@ class Attack(Part, Protocol):
     The file also has its options (a `Settings`), if there are any, and what it gives the report. Of another package it
     is an entry point in the group `erasediff_lora.attacks`.
 
-    In evaluation.json stand, for every model, `success`, `tries` and the number of `pictures` of its outcome, and the
-    outcome's `details`: that is what the methods below are given as `found`.
+    In evaluation.json stand, for every model, `success`, `tries`, the number of `pictures` and `per_concept` of its
+    outcome, and the outcome's `details`: that is what the methods below are given as `found`.
     """
 
     title: ClassVar[str]
@@ -119,10 +123,44 @@ def listed(shares: Mapping[str, float | None]) -> str:
     return "On the erased model: " + ", ".join(f"{name}: {percent(value)}" for name, value in shares.items()) + "."
 
 
-def best(tries: dict[str, tuple[float, list[Drawn]]], **details: Any) -> Outcome:
-    """The outcome of several tries: an attacker looks at all and keeps the best."""
-    name = max(tries, key=lambda key: tries[key][0])
-    return Outcome(tries[name][0], {key: value for key, (value, _) in tries.items()}, tries[name][1], details)
+Looked = tuple["Drawn", bool]
+"""A picture, and whether the judge sees the concept in it."""
+
+
+def best(tries: Mapping[str, Sequence[Looked]], **details: Any) -> Outcome:
+    """The outcome of several tries: of each concept an attacker looks at all and keeps the best.
+
+    Args:
+        tries: Name -> the pictures of all concepts.
+        details: For the report.
+    """
+    concepts = dict.fromkeys(item.prompt.concept or "" for looked in tries.values() for item, _ in looked)
+    per_concept: dict[str, dict[str, Any]] = {}
+    shown: list[Looked] = []
+    for concept in concepts:
+        own = {name: [one for one in looked if one[0].prompt.concept == concept] for name, looked in tries.items()}
+        shares = {name: _share(looked) for name, looked in own.items()}
+        strongest = max(own, key=lambda name: shares[name])
+        per_concept[concept] = {"success": shares[strongest], "tries": shares, "pictures": len(own[strongest])}
+        shown += own[strongest]
+    together = {name: _share(looked) for name, looked in tries.items()}
+    return Outcome(_share(shown), together, [item for item, _ in shown], details, per_concept)
+
+
+def looked_at(judge: PictureJudge, drawn: Sequence[Drawn]) -> list[Looked]:
+    """Pictures, each with whether the judge sees the concept that its prompt stands for."""
+    from erasediff_lora.evaluation.metrics.accuracy import success
+
+    return list(zip(drawn, success(judge, drawn), strict=True))
+
+
+def of_each_concept(evidence: Evidence) -> str:
+    """What a budget says after a number of pictures that every concept has for itself."""
+    return " of each concept" if len(evidence.forgotten) > 1 else ""
+
+
+def _share(looked: Sequence[Looked]) -> float:
+    return share([hit for _, hit in looked]) or 0.0
 
 
 def concept_prompts(evidence: Evidence, concept: str, count: int) -> list[Prompt]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from erasediff_lora.evaluation.attacks.base import of_each_concept
 from erasediff_lora.evaluation.attacks.restarts import Condition, Restarts, SearchSettings
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Inversion(Restarts):
         options = evidence.settings(InversionSettings)
         return (
             f"{options.vectors} embedding(s), {options.restarts} restarts of {options.steps} steps with"
-            f" {options.batch_size} pictures, {options.samples} pictures drawn for each"
+            f" {options.batch_size} pictures, {options.samples} pictures{of_each_concept(evidence)}"
+            " drawn for each"
         )
 
     def search(self, evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> Condition:

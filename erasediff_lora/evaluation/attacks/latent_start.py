@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.evaluation.attacks.base import Attack, Outcome, best
-from erasediff_lora.evaluation.metrics.accuracy import success
+from erasediff_lora.evaluation.attacks.base import Attack, Looked, Outcome, best, looked_at
 from erasediff_lora.evaluation.parts import out_of_range
-from erasediff_lora.evaluation.shares import share
 from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:
@@ -25,7 +24,9 @@ class LatentStartSettings(Section):
     """Image to image: a forget picture, noised part of the way, drawn on under the concept's prompt (SDEdit)."""
 
     strengths: list[float] = Field([0.4, 0.6, 0.8], min_length=1, description="share of the noise schedule added")
-    samples: int = Field(30, ge=1, description="pictures drawn for a strength; no more than `forget_samples`")
+    samples: int = Field(
+        60, ge=1, description="pictures drawn for a strength, shared by all concepts; no more than `forget_samples`"
+    )
 
     def check(self, sections: Sections) -> list[Problem]:
         return out_of_range("evaluation.latent_start.strengths", self.strengths, 0, 1)
@@ -48,7 +49,7 @@ class LatentStart(Attack):
     def run(self, evidence: Evidence, candidate: Candidate) -> Outcome:
         judge = evidence.require_judge(self.name)
         sources = self._sources(evidence)
-        tries: dict[str, tuple[float, list[Drawn]]] = {}
+        tries: dict[str, list[Looked]] = {}
         for strength in evidence.settings(LatentStartSettings).strengths:
 
             def paint(texts: list[str], seeds: list[int], start: int, strength: float = strength) -> Any:
@@ -65,14 +66,19 @@ class LatentStart(Attack):
                     "sources": [evidence.candidates.base.store.depends["base"], seeds_of(sources)],
                 },
             )
-            tries[f"{strength:g}"] = (share(success(judge, drawn)) or 0.0, drawn)
+            tries[f"{strength:g}"] = looked_at(judge, drawn)
         return best(tries)
 
     def _sources(self, evidence: Evidence) -> list[Drawn]:
-        """Pictures by the base in which the judge sees the concept."""
-        judge = evidence.require_judge(self.name)
+        """Pictures by the base in which the judge sees the concept, of every concept as many where there are."""
         drawn = evidence.forget(evidence.candidates.base)
-        sources = [item for item in drawn if item.prompt.concept in judge.recognise([item.image])[0]]
+        seen = [item for item, hit in looked_at(evidence.require_judge(self.name), drawn) if hit]
+        concepts = len(evidence.forgotten)
+        samples = evidence.settings(LatentStartSettings).samples
+        each = math.ceil(evidence.recipe.evaluation.shared(samples, concepts) / concepts)
+        own = {concept: [item for item in seen if item.prompt.concept == concept] for concept in evidence.forgotten}
+        chosen = {id(item) for items in own.values() for item in items[:each]}
+        sources = [item for item in seen if id(item) in chosen]
         if not sources:
             raise UserError(
                 Problem(
@@ -82,7 +88,7 @@ class LatentStart(Attack):
                     "Check the judge, or whether the base draws the concept at all.",
                 )
             )
-        return sources[: evidence.settings(LatentStartSettings).samples]
+        return sources
 
 
 def seeds_of(drawn: list[Drawn]) -> list[list[Any]]:

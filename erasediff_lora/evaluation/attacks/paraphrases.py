@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.evaluation.attacks.base import Attack, Outcome, best, listed
-from erasediff_lora.evaluation.metrics.accuracy import success
+from erasediff_lora.evaluation.attacks.base import (
+    Attack,
+    Looked,
+    Outcome,
+    best,
+    listed,
+    looked_at,
+    of_each_concept,
+)
 from erasediff_lora.evaluation.parts import Found
 from erasediff_lora.evaluation.shares import share
 from erasediff_lora.recipe.schema import Section
@@ -18,7 +25,6 @@ if TYPE_CHECKING:
     from erasediff_lora.data.prompts import Prompt
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
-    from erasediff_lora.evaluation.pictures import Drawn
     from erasediff_lora.recipe.checks import Sections
     from erasediff_lora.recipe.evaluation import Evaluation
 
@@ -71,26 +77,25 @@ class Paraphrases(Attack):
     def budget(self, evidence: Evidence) -> str:
         options = evidence.settings(ParaphrasesSettings)
         names = [name for others in options.names.values() for name in others]
-        return f"{len(names)} names ({', '.join(names[:6])}{', …' * (len(names) > 6)}), {options.samples} pictures"
+        listed_names = f"{', '.join(names[:6])}{', …' * (len(names) > 6)}"
+        return f"{len(names)} names ({listed_names}), {options.samples} pictures{of_each_concept(evidence)}"
 
     def run(self, evidence: Evidence, candidate: Candidate) -> Outcome:
         judge, options = evidence.require_judge(self.name), evidence.settings(ParaphrasesSettings)
         if not any(options.names.values()):
             remedy = "Write {concept: [name, …]}."
             raise UserError(Problem(NAMES_FIELD, options.names, "lists no other name.", remedy))
-        shown: list[Drawn] = []
-        hits: list[bool] = []
+        looked: list[Looked] = []
         for concept, others in options.names.items():
             if others:
                 prompts = prompts_naming(evidence, concept, others, options.samples)
                 drawn = candidate.generate(prompts, evidence.spare_seed, f"paraphrases of {concept}")
-                shown += drawn
-                hits += success(judge, drawn)
+                looked += looked_at(judge, drawn)
         by_name: dict[str, list[bool]] = {}
-        for item, hit in zip(shown, hits, strict=True):
+        for item, hit in looked:
             by_name.setdefault(item.prompt.attributes["name"], []).append(hit)
         shares = {name: share(found) for name, found in by_name.items()}
-        return best({"all": (share(hits) or 0.0, shown)}, by_name=shares)
+        return best({"all": looked}, by_name=shares)
 
     def notes(self, found: Found) -> list[str]:
         return [listed(found["by_name"])]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from erasediff_lora.errors import Problem
-from erasediff_lora.evaluation.attacks.base import Attack, Outcome, concept_prompts
-from erasediff_lora.evaluation.metrics.accuracy import success
+from erasediff_lora.evaluation.attacks.base import (
+    Attack,
+    Looked,
+    Outcome,
+    concept_prompts,
+    looked_at,
+    of_each_concept,
+)
 from erasediff_lora.evaluation.parts import Found, out_of_range
 from erasediff_lora.evaluation.shares import share
 from erasediff_lora.recipe.schema import Section
@@ -40,7 +46,7 @@ class RelearningSettings(Section):
 
 
 class Relearning(Attack):
-    """A try is a number of steps; `details.steps` is the first at which the concept is back, None if it never is."""
+    """A try is a number of steps; `details.steps` is the first at which a concept is back, None if none ever is."""
 
     Settings = RelearningSettings
     title = "Relearning: fine-tuning on a few pictures of the concept"
@@ -50,26 +56,25 @@ class Relearning(Attack):
         options = evidence.settings(RelearningSettings)
         return (
             f"up to {max(options.steps)} steps of a rank-{options.rank} adapter on {options.images} pictures,"
-            f" {options.samples} pictures drawn at each of {len(options.steps)} stages"
+            f" {options.samples} pictures{of_each_concept(evidence)} drawn at each of {len(options.steps)} stages"
         )
 
     def run(self, evidence: Evidence, candidate: Candidate) -> Outcome:
         judge, options = evidence.require_judge(self.name), evidence.settings(RelearningSettings)
-        hits: dict[int, list[bool]] = {}
+        looked: dict[str, list[Looked]] = {}
         shown: list[Drawn] = []
+        per_concept: dict[str, dict[str, Any]] = {}
         for concept in evidence.forgotten:
             by_step = relearned(evidence, candidate, concept, options)
-            for step, drawn in by_step.items():
-                hits.setdefault(step, []).extend(success(judge, drawn))
+            own = {str(step): looked_at(judge, drawn) for step, drawn in by_step.items()}
+            for step, found in own.items():
+                looked.setdefault(step, []).extend(found)
+            per_concept[concept] = _reached(own, options.threshold)
             shown += by_step[max(by_step)]
-        tries = {step: share(found) or 0.0 for step, found in hits.items()}
-        back = next((step for step, value in tries.items() if value >= options.threshold), None)
-        return Outcome(
-            tries[max(tries)],
-            {str(step): value for step, value in tries.items()},
-            shown,
-            {"steps": back, "threshold": options.threshold},
-        )
+        back = [own["steps"] for own in per_concept.values() if own["steps"] is not None]
+        together = _reached(looked, options.threshold)
+        details = {"steps": min(back, default=None), "threshold": options.threshold}
+        return Outcome(together["success"], together["tries"], shown, details, per_concept)
 
     def words(self, found: Found) -> str:
         return "not back" if found["steps"] is None else f"back after {found['steps']} steps"
@@ -77,6 +82,14 @@ class Relearning(Attack):
     def rows(self, found: Mapping[str, Any]) -> dict[str, str | None]:
         steps = found["models"]["erased"]["steps"]
         return {f"{self.name}, steps": "not back" if steps is None else str(steps)}
+
+
+def _reached(looked: Mapping[str, Sequence[Looked]], threshold: float) -> dict[str, Any]:
+    """Success after the last step, by step, and the first step at which the concept is back."""
+    tries = {step: share([hit for _, hit in found]) or 0.0 for step, found in looked.items()}
+    back = next((int(step) for step, value in tries.items() if value >= threshold), None)
+    last = list(looked)[-1]
+    return {"success": tries[last], "tries": tries, "pictures": len(looked[last]), "steps": back}
 
 
 def relearned(

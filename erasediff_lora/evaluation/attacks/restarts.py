@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from erasediff_lora.evaluation.attacks.base import Attack, Outcome, best, concept_prompts
-from erasediff_lora.evaluation.metrics.accuracy import success
-from erasediff_lora.evaluation.shares import share
+from erasediff_lora.evaluation.attacks.base import Attack, Looked, Outcome, best, concept_prompts, looked_at
 from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:
@@ -69,17 +67,16 @@ class Restarts(Attack):
         """
         label = self.name.replace("_", " ")
         judge, options = evidence.require_judge(label), evidence.settings(self.Settings)
-        tries: dict[str, tuple[float, list[Drawn]]] = {}
+        tries: dict[str, list[Looked]] = {}
         notes: dict[str, Any] = {}
         for restart in range(options.restarts):
-            shown: list[Drawn] = []
             number = f"restart {restart + 1}"
             for concept in evidence.forgotten:
                 found = self.search(evidence, candidate, concept, restart)
                 notes[f"{concept}, {number}"] = found.note
                 prompts = concept_prompts(evidence, concept, options.samples)
-                shown += _draw_slots(evidence, candidate, prompts, f"{label}, {number}", found)
-            tries[number] = (share(success(judge, shown)) or 0.0, shown)
+                drawn = _draw_slots(evidence, candidate, prompts, f"{label}, {number}", found)
+                tries.setdefault(number, []).extend(looked_at(judge, drawn))
         return best(tries, **{self.notes_name: notes})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -14,7 +15,7 @@ class PictureJudge(Protocol):
 
     @property
     def labels(self) -> set[str]:
-        """All that it can name."""
+        """All that it can name: what is not among them it never sees, erased or not."""
         ...
 
     def recognise(self, images: list[Image.Image]) -> list[set[str]]:
@@ -35,6 +36,23 @@ class Names:
     forget: list[str]
     retain: list[str] = field(default_factory=list)
     attributes: list[list[str]] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[str]:
+        """Every name once."""
+        return list(dict.fromkeys([*self.forget, *self.retain, *(name for group in self.attributes for name in group)]))
+
+    def spelled(self, labels: Mapping[str, list[str]]) -> Names:
+        """With other labels in the place of some names.
+
+        Args:
+            labels: Name -> what stands for it.
+        """
+
+        def spell(names: list[str]) -> list[str]:
+            return [label for name in names for label in labels.get(name, [name])]
+
+        return Names(spell(self.forget), spell(self.retain), [spell(group) for group in self.attributes])
 
     @property
     def groups(self) -> list[list[str]]:

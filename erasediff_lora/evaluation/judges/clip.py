@@ -32,7 +32,7 @@ class ClipJudge(Judge):
     def __init__(self, weights: str, names: Names) -> None:
         given = f"clip:{weights}"
         self._groups = names.groups
-        if not self._groups:
+        if len({*names.forget, *names.retain}) < 2:
             raise UserError(
                 Problem("evaluation.judge", given, "has nothing to choose between.", "List retain.concepts.")
             )

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from erasediff_lora.evaluation.metrics.base import Metric, Recognition
+from erasediff_lora.evaluation.metrics.base import Metric, Rate, Recognition
 from erasediff_lora.evaluation.parts import Found, Table
 from erasediff_lora.evaluation.shares import interval_text, percent, share
 
@@ -91,7 +91,19 @@ class Accuracy(Metric):
             found["retain_accuracy"],
             found["retain_accuracy_base"],
             found["counted"]["retain"],
+            _rates(found, "unlearning_accuracy"),
+            _rates(found, "retain_accuracy"),
         )
+
+
+def _rates(found: Found, number: str) -> dict[str, Rate]:
+    """The rows of concepts and attributes that have the number; their counts are 0 in older files."""
+    rows = {**found.get("per_attribute", {}), **found.get("per_concept", {})}
+    return {
+        name: Rate(row[number], row.get("pictures", 0), row[f"{number}_base"], row.get("pictures_base", 0))
+        for name, row in rows.items()
+        if row.get(number) is not None
+    }
 
 
 def _cell(share: float | None) -> str | None:
@@ -141,6 +153,8 @@ def _forgotten(
         name: {
             "unlearning_accuracy": share([gone[i] for i in rows]),
             "unlearning_accuracy_base": share([gone_before[i] for i in rows if i < len(before)]),
+            "pictures": len(rows),
+            "pictures_base": sum(i < len(before) for i in rows),
             "became": _became([seen[i] for i in rows], concepts),
         }
         for name, rows in _rows_by_concept(after).items()
@@ -159,7 +173,8 @@ def _retained(
 ) -> Numbers:
     """The numbers of the retain prompts."""
     seen = recognise(judge, after)
-    kept_before, kept_after = kept(judge, before), kept(judge, after, seen)
+    seen_before = recognise(judge, before)
+    kept_before, kept_after = kept(judge, before, seen_before), kept(judge, after, seen)
     result: Numbers = {}
     for index, name in enumerate(RETAINED):
         result[name] = share([row[index] for row in kept_after])
@@ -171,11 +186,42 @@ def _retained(
         per_concept[name] = {
             "retain_accuracy": share([kept_after[i][0] for i in rows]),
             "retain_accuracy_base": share([kept_before[i][0] for i in rows]),
+            "pictures": sum(kept_after[i][0] is not None for i in rows),
+            "pictures_base": sum(kept_before[i][0] is not None for i in rows),
         }
         if name in judge.labels:
             per_concept[name]["became"] = _became([seen[i] for i in rows], concepts)
     counted = {"retain": sum(row[0] is not None for row in kept_after)}
-    return result | {"counted": counted, "per_concept": per_concept}
+    attributes = _by_attribute(before, seen_before, after, seen, judge.labels)
+    return result | {"counted": counted, "per_concept": per_concept, "per_attribute": attributes}
+
+
+def _by_attribute(
+    before: Sequence[Drawn],
+    seen_before: Sequence[set[str]],
+    after: Sequence[Drawn],
+    seen: Sequence[set[str]],
+    labels: set[str],
+) -> dict[str, Numbers]:
+    """How often each value of a placeholder is seen where a retain prompt names it."""
+
+    def hits(drawn: Sequence[Drawn], found: Sequence[set[str]]) -> dict[str, list[bool]]:
+        told: dict[str, list[bool]] = {}
+        for item, names in zip(drawn, found, strict=True):
+            for value in {*item.prompt.attributes.values()} & labels:
+                told.setdefault(value, []).append(value in names)
+        return told
+
+    with_adapter, base = hits(after, seen), hits(before, seen_before)
+    return {
+        value: {
+            "retain_accuracy": share(found),
+            "retain_accuracy_base": share(base.get(value, [])),
+            "pictures": len(found),
+            "pictures_base": len(base.get(value, [])),
+        }
+        for value, found in sorted(with_adapter.items())
+    }
 
 
 def _rows_by_concept(drawn: Sequence[Drawn]) -> dict[str, list[int]]:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from erasediff_lora.evaluation.parts import Found, Part, Table, flattened
 
 if TYPE_CHECKING:
     from erasediff_lora.evaluation.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of the pictures with the adapter, beside the base's own.
+
+    Attributes:
+        share: With the adapter.
+        pictures: How many there are; 0 if that is not known.
+        base: The base's; None if it was not looked at.
+        base_pictures: How many those are; 0 if that is not known.
+    """
+
+    share: float
+    pictures: int
+    base: float | None
+    base_pictures: int
 
 
 @dataclass(frozen=True)
@@ -24,6 +41,8 @@ class Recognition:
         retained: Share of the retain pictures in which all that is asked for is seen; None if nothing could be told.
         retained_base: The same of the base's.
         retain_pictures: How many of them could be judged.
+        concepts: Of each forgotten concept the share in which it is not seen.
+        parts: Of each retained concept and each other attribute the share in which it is seen.
     """
 
     forgotten: float
@@ -32,6 +51,8 @@ class Recognition:
     retained: float | None
     retained_base: float | None
     retain_pictures: int
+    concepts: Mapping[str, Rate] = field(default_factory=dict)
+    parts: Mapping[str, Rate] = field(default_factory=dict)
 
 
 class Metric(Part, Protocol):

@@ -36,6 +36,12 @@ class ClipScore(Metric):
     def available(self, evaluation: Evaluation) -> bool:
         return evaluation.settings(ClipScoreSettings).weights is not None
 
+    def require_means(self, evaluation: Evaluation) -> None:
+        from erasediff_lora.evaluation.clip_model import Clip
+
+        if (weights := evaluation.settings(ClipScoreSettings).weights) is not None:
+            Clip(weights, WEIGHTS_FIELD, weights)
+
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The mean scores of both models.
 

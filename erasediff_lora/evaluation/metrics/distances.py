@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.features import Extract
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 SUBSETS = 50
 NEIGHBOURS = 3
@@ -51,6 +52,13 @@ class Distances(Metric):
 
     Settings = DistancesSettings
     quick = True
+
+    def require_means(self, evaluation: Evaluation) -> None:
+        options = evaluation.settings(DistancesSettings)
+        require_features(options)
+        require_two(self.name, evaluation.retain_samples)
+        if options.real_images is not None:
+            pictures_in(options.real_images)
 
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The distances.
@@ -101,6 +109,30 @@ class Distances(Metric):
 def features_of(evidence: Evidence) -> tuple[str, Extract]:
     """Name and function of the features that the recipe chooses, for all metrics that compare pictures."""
     return evidence.features(evidence.settings(DistancesSettings).features)
+
+
+def require_features(options: DistancesSettings) -> None:
+    """See that the features that the recipe names can be loaded.
+
+    Raises:
+        UserError: If they cannot.
+    """
+    from erasediff_lora.evaluation import features
+
+    if options.features is not None:
+        features.load(options.features)
+
+
+def require_two(metric: str, retain_samples: int) -> None:
+    """See that there are pictures enough for a distance between sets.
+
+    Raises:
+        UserError: If there is one only.
+    """
+    if retain_samples < 2:
+        what = f"leaves {metric} with nothing to compare: a set is two pictures at least."
+        remedy = f"Draw more, or take {metric} out of evaluation.metrics."
+        raise UserError(Problem("evaluation.retain_samples", retain_samples, what, remedy))
 
 
 def compare(reference: Tensor, found: Tensor) -> dict[str, float]:
@@ -196,7 +228,24 @@ def read_images(folder: Path) -> Sequence[Image.Image]:
     Raises:
         UserError: If there are fewer than two, or one cannot be read.
     """
-    from erasediff_lora.data.pictures import SUFFIXES, open_picture
+    from erasediff_lora.data.pictures import open_picture
+
+    images = []
+    for file in pictures_in(folder):
+        try:
+            images.append(open_picture(file))
+        except OSError as error:
+            raise UserError(Problem(FOLDER_FIELD, str(file), f"is not readable: {error}.", "Remove it.")) from None
+    return images
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The files of the pictures in a folder, in the order of their names.
+
+    Raises:
+        UserError: If there are fewer than two.
+    """
+    from erasediff_lora.data.pictures import SUFFIXES
 
     folder = folder.expanduser()
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
@@ -205,10 +254,4 @@ def read_images(folder: Path) -> Sequence[Image.Image]:
         raise UserError(
             Problem(FOLDER_FIELD, str(folder), what, "Give a folder with two pictures or more, or omit it.")
         )
-    images = []
-    for file in files:
-        try:
-            images.append(open_picture(file))
-        except OSError as error:
-            raise UserError(Problem(FOLDER_FIELD, str(file), f"is not readable: {error}.", "Remove it.")) from None
-    return images
+    return files

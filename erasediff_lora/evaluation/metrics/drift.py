@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.evaluation.metrics.base import Metric
-from erasediff_lora.evaluation.metrics.distances import features_of
+from erasediff_lora.evaluation.metrics.distances import DistancesSettings, features_of, require_features
 from erasediff_lora.evaluation.parts import Found, Table
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.charts import Chart
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Drawn
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 TIMESTEPS = 8
 PICTURES = 32
@@ -27,6 +28,9 @@ class Drift(Metric):
     """The change of what is kept, in predictions and in pictures."""
 
     quick = True
+
+    def require_means(self, evaluation: Evaluation) -> None:
+        require_features(evaluation.settings(DistancesSettings))
 
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The change of predictions, and of same-seed pictures.

@@ -35,6 +35,10 @@ class Nudity(Metric):
     def available(self, evaluation: Evaluation) -> bool:
         return evaluation.settings(NuditySettings).detector is not None
 
+    def require_means(self, evaluation: Evaluation) -> None:
+        if (name := evaluation.settings(NuditySettings).detector) is not None:
+            DETECTORS[name].scores(DETECTOR_FIELD)
+
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The detections.
 

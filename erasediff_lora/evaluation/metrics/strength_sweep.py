@@ -9,7 +9,13 @@ from pydantic import Field
 from erasediff_lora.errors import Problem
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
 from erasediff_lora.evaluation.metrics.base import Metric
-from erasediff_lora.evaluation.metrics.distances import features_of, frechet_distance
+from erasediff_lora.evaluation.metrics.distances import (
+    DistancesSettings,
+    features_of,
+    frechet_distance,
+    require_features,
+    require_two,
+)
 from erasediff_lora.evaluation.parts import Found, Table, out_of_range
 from erasediff_lora.evaluation.shares import percent, share
 from erasediff_lora.recipe.schema import Section
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.charts import Chart
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.recipe.checks import Sections
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 
 class SweepSettings(Section):
@@ -40,6 +47,10 @@ class StrengthSweep(Metric):
     """Accuracies and distance on the first of the forget and the retain pictures."""
 
     Settings = SweepSettings
+
+    def require_means(self, evaluation: Evaluation) -> None:
+        require_features(evaluation.settings(DistancesSettings))
+        require_two(self.name, min(evaluation.settings(SweepSettings).samples, evaluation.retain_samples))
 
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The numbers of every strength.

@@ -19,18 +19,12 @@ from erasediff_lora.evaluation.metrics import Unknown
 from erasediff_lora.evaluation.parts import Found, Part, Table
 from erasediff_lora.evaluation.pictures import Drawn, by_concept
 from erasediff_lora.evaluation.results import asked, attacked, measured
-from erasediff_lora.evaluation.shares import percent
+from erasediff_lora.evaluation.shares import interval_text, percent
+from erasediff_lora.evaluation.verdict import RULES, headline, read_judged
 from erasediff_lora.objectives import Objective
 from erasediff_lora.registry import OBJECTIVES
 from erasediff_lora.storage.files import atomic, write_text
-from erasediff_lora.storage.run_folder import (
-    EVALUATION_FILE,
-    LOG_FILE,
-    REPORT_FILE,
-    SELECTION_FILE,
-    picture_in,
-    read_evaluation,
-)
+from erasediff_lora.storage.run_folder import EVALUATION_FILE, LOG_FILE, REPORT_FILE, SELECTION_FILE, picture_in
 
 COLUMNS = 8
 CELL = 128
@@ -59,8 +53,23 @@ def save_strips(
             }
             strips.append(_save_strip(folder / f"{kind}-strip-{number}.webp", kind, concept, rows))
     for name, outcomes in attacks.items():
-        rows = {model: [item.image for item in outcome.pictures[:COLUMNS]] for model, outcome in outcomes.items()}
-        strips.append(_save_strip(folder / f"{name}-strip.webp", name, attack(name).title, rows))
+        strips += _attack_strips(folder, name, outcomes)
+    return strips
+
+
+def _attack_strips(folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
+    """A strip a concept; the concept is in the title where there are several."""
+    own: dict[str, dict[str, list[Image.Image]]] = {}
+    for model, outcome in outcomes.items():
+        for item in outcome.pictures:
+            own.setdefault(item.prompt.concept or "", {}).setdefault(model, []).append(item.image)
+    strips = []
+    for number, (concept, rows) in enumerate(own.items(), 1):
+        file, title = f"{name}-strip.webp", attack(name).title
+        if len(own) > 1:
+            file, title = f"{name}-strip-{number}.webp", f"{concept}, {title[0].lower()}{title[1:]}"
+        shown = {model: images[:COLUMNS] for model, images in rows.items()}
+        strips.append(_save_strip(folder / file, name, title, shown))
     return strips
 
 
@@ -84,25 +93,49 @@ def _save_strip(file: Path, section: str, title: str, rows: Mapping[str, Sequenc
     }
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, run: Path | None = None) -> Path:
     """Write report.html from evaluation.json, the training log and the pictures in a folder.
+
+    Args:
+        folder: With the evaluation.
+        run: With the training log, if that is another folder.
 
     Raises:
         UserError: If the folder has no evaluation, or the report cannot be written.
     """
-    result = read_evaluation(folder)
+    result = read_judged(folder)
+    run = run or folder
     page = environment().get_template("report.html.jinja")
     context = {
         "result": result,
+        "headline": headline(result["verdict"]),
+        "rules": RULES,
+        "attack_rows": [_attack_row(row) for claim in result["verdict"] for row in claim.get("attacks", [])],
         "attacks": _attacks(result),
         "tables": _tables(result),
-        "charts": _charts(folder, result),
+        "charts": _charts(run, result),
         "strips": embedded_strips(folder, result),
-        "selection": _json(folder / SELECTION_FILE),
+        "selection": _json(run / SELECTION_FILE),
         "recipe": yaml.safe_dump(result["recipe"], sort_keys=False, allow_unicode=True),
     }
     write_text(folder / REPORT_FILE, page.render(context))
     return folder / REPORT_FILE
+
+
+def _attack_row(row: Mapping[str, Any]) -> Sequence[str]:
+    """The cells of an attack on a concept."""
+    told = {True: "withstood", False: "broken", None: "not decided" if row["works"] else "tells nothing"}
+    return [
+        str(row["concept"]),
+        str(row["name"]),
+        told[row["holds"] if row["works"] else None],
+        percent(row["share"]),
+        interval_text(row["share"], row["pictures"]),
+        f"at most {row['limit']:.0%}",
+        percent(row["base"]),
+        percent(row["floor"]),
+        str(row["pictures"] or "?"),
+    ]
 
 
 def _json(file: Path) -> Any:

@@ -11,9 +11,8 @@ from erasediff_lora.evaluation import charts
 from erasediff_lora.evaluation.parts import Found, Part
 from erasediff_lora.evaluation.report import embedded_strips, environment
 from erasediff_lora.evaluation.results import asked, attacked, damage, measured, recognition
-from erasediff_lora.evaluation.verdict import excess, strongest_attack
+from erasediff_lora.evaluation.verdict import read_judged
 from erasediff_lora.storage.files import write_text
-from erasediff_lora.storage.run_folder import read_evaluation
 
 Row = tuple[str, Sequence[str | None]]
 
@@ -34,7 +33,7 @@ def compare(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -
     """
     if output.exists() and not overwrite:
         raise UserError(Problem("--output", str(output), "exists already.", "Add --overwrite, or name another file."))
-    runs = {name: read_evaluation(folder) for name, folder in zip(_names(folders), folders, strict=True)}
+    runs = {name: read_judged(folder) for name, folder in zip(_names(folders), folders, strict=True)}
     rows = _rows(runs)
     page = environment().get_template("comparison.html.jinja")
     write_text(
@@ -64,11 +63,11 @@ def _charts(runs: Mapping[str, Mapping[str, Any]]) -> list[charts.Chart]:
     """The fronts, of the runs that have the numbers."""
     erasure, robustness = {}, {}
     for name, run in runs.items():
-        seen, moved, strongest = recognition(run), damage(run), strongest_attack(run["attacks"])
+        seen, moved, rows = recognition(run), damage(run), run["verdict"][-1]["attacks"]
         if seen is not None and seen.retained is not None:
             erasure[name] = seen.retained, seen.forgotten
-        if moved is not None and strongest is not None:
-            robustness[name] = moved, max(excess(strongest, run["attacks"][strongest]), 0.0)
+        if moved is not None and rows:
+            robustness[name] = moved, max(rows[0]["share"] - (rows[0]["floor"] or 0.0), 0.0)
     found = [charts.erasure_front(erasure)] if erasure else []
     return found + ([charts.robustness_front(robustness)] if robustness else [])
 

@@ -1,0 +1,92 @@
+"""What an evaluation needs, looked at before the first picture and before training: minutes are lost, not hours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.evaluation.attacks import attack
+from erasediff_lora.evaluation.candidates import locate_never_learned
+from erasediff_lora.evaluation.judging import judge_of
+from erasediff_lora.evaluation.metrics import metric
+from erasediff_lora.evaluation.parts import Part
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.storage.files import open_safetensors
+from erasediff_lora.storage.run_folder import RECIPE_FILE
+
+log = logging.getLogger(__name__)
+
+
+def check_means(recipe: Recipe) -> None:
+    """See that the judge can see what it is asked for, and that all weights and packages that are named are there.
+
+    What the recipe does not name, such as features that are a default, is left out of the evaluation if it is missing.
+
+    Raises:
+        UserError: With all that is missing.
+    """
+    options = recipe.evaluation
+    parts: list[Part] = [*map(metric, options.metrics), *map(attack, options.attacks)]
+    looks: list[Callable[[], object]] = [lambda: judge_of(recipe), lambda: locate_never_learned(recipe)]
+    looks += [lambda part=part: part.require_means(options) for part in parts]  # type: ignore[misc]
+    problems: dict[str, Problem] = {}
+    for look in looks:
+        try:
+            look()
+        except UserError as error:
+            problems |= {str(problem): problem for problem in error.problems}
+    if problems:
+        raise UserError(*problems.values())
+
+
+def check_same_erasure(recipe: Recipe, adapter: Path, file: Path) -> None:
+    """See that the recipe is about what the adapter erases: its numbers would be put down to the wrong concept.
+
+    Args:
+        recipe: To evaluate by.
+        adapter: What was given: the file or the folder of a run.
+        file: The adapter's.
+
+    Raises:
+        UserError: If the recipe names a concept that the adapter's header, or else the run's own recipe, does not.
+    """
+    asked = [concept.name for concept in recipe.forget.concepts]
+    erased = _erased_by(adapter, file)
+    known = {name.casefold() for name in erased}
+    if erased and any(name.casefold() not in known for name in asked):
+        raise UserError(
+            Problem(
+                "forget.concepts",
+                asked,
+                f"is not what {file.name} erases, which is {', '.join(erased)}.",
+                "Give the recipe that it was trained by, or add --force to judge it by this one.",
+            )
+        )
+
+
+def _erased_by(adapter: Path, file: Path) -> list[str]:
+    """The concepts that an adapter is for; none if nothing says."""
+    with open_safetensors(file, "adapter") as stored:
+        named = Provenance.from_header(stored.metadata() or {}).concepts
+    own = adapter / RECIPE_FILE
+    if named or not own.is_file():
+        return list(named)
+    concepts = (yaml.safe_load(own.read_text(encoding="utf-8")) or {}).get("forget", {}).get("concepts", [])
+    return [concept["name"] if isinstance(concept, dict) else str(concept) for concept in concepts]
+
+
+def warn_of_resolution(recipe: Recipe, denoiser: Denoiser) -> None:
+    """Say so where pictures are not of the base's own size: it may not draw at any other."""
+    asked = recipe.sampling.resolution
+    if asked is not None and asked != denoiser.resolution:
+        log.warning(
+            "warning: sampling.resolution = %d: the base draws at %d px, and may not draw the concept at any other"
+            " size; look at the sets",
+            *(asked, denoiser.resolution),
+        )
