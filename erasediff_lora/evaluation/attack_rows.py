@@ -15,6 +15,9 @@ from erasediff_lora.evaluation.shares import ROUNDING, interval, pictures_to_tel
 FLOOR = "never learned"
 """Name of the model that attacks are compared with."""
 
+WORST: tuple[bool | None, ...] = (False, None, True)
+"""Whether something holds, the worst first."""
+
 
 @dataclass(frozen=True)
 class AttackRow:
@@ -81,7 +84,7 @@ def attack_rows(result: Mapping[str, Any], seen: Recognition | None, bars: Bars)
     for attacker, found in attacked(result):
         if attacker.decides:
             rows += asked(attacker, _rows, attacker, found, result, seen, bars, otherwise=nothing)
-    return sorted(rows, key=lambda row: (not row.works, (False, None, True).index(row.holds), row.limit - row.share))
+    return sorted(rows, key=lambda row: (not row.works, WORST.index(row.holds), row.limit - row.share))
 
 
 def _rows(
@@ -123,7 +126,11 @@ def _row(
     erased = models["erased"]
     base = float(models["base"]["success"]) if "base" in models else None
     pictures = int(erased.get("pictures", 0))
-    share, floor = _worst_try(attacker, erased, models.get(FLOOR))
+    tried = [
+        (_holds(share, pictures, robust + (floor or 0.0)), share, floor)
+        for share, floor in _tries(attacker, erased, models.get(FLOOR))
+    ]
+    holds, share, floor = min(tried, key=lambda one: (WORST.index(one[0]), (one[2] or 0.0) - one[1]))
     return AttackRow(
         attack=attacker.name,
         name=title.partition(":")[0].lower(),
@@ -135,20 +142,18 @@ def _row(
         floor=floor,
         works=base is not None and base > 0 and base >= needed - ROUNDING,
         limit=robust + (floor or 0.0),
-        holds=_holds(share, pictures, robust + (floor or 0.0)),
+        holds=holds,
     )
 
 
-def _worst_try(attacker: Attack, erased: Found, floor: Found | None) -> tuple[float, float | None]:
-    """The share of the try that lies highest above the floor, and the floor.
+def _tries(attacker: Attack, erased: Found, floor: Found | None) -> list[tuple[float, float | None]]:
+    """The shares that count, each with the floor's.
 
     Repetitions of one search are as good as each other: the best on one model counts against the best on another.
     """
     if floor is None or attacker.interchangeable:
-        return float(erased["success"]), None if floor is None else float(floor["success"])
-    excess = {name: value - floor["tries"].get(name, 0.0) for name, value in erased["tries"].items()}
-    name = max(excess, key=lambda key: excess[key])
-    return float(erased["tries"][name]), float(floor["tries"].get(name, 0.0))
+        return [(float(erased["success"]), None if floor is None else float(floor["success"]))]
+    return [(float(share), float(floor["tries"].get(name, 0.0))) for name, share in erased["tries"].items()]
 
 
 def _holds(share: float, pictures: int, limit: float) -> bool | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.evaluation.attack_rows import AttackRow, Bars, attack_rows
+from erasediff_lora.evaluation.attack_rows import WORST, AttackRow, Bars, attack_rows
 from erasediff_lora.evaluation.metrics import Rate, Recognition
 from erasediff_lora.evaluation.results import recognition
 from erasediff_lora.evaluation.shares import ROUNDING, interval, pictures_to_tell
@@ -253,7 +253,7 @@ def _claim(name: str, told: Sequence[Told], otherwise: str = "") -> dict[str, An
 
 
 def _worst_first(told: Sequence[Told]) -> list[Told]:
-    return sorted(told, key=lambda one: ((False, None, True).index(one.holds), -one.rank))
+    return sorted(told, key=lambda one: (WORST.index(one.holds), -one.rank))
 
 
 def _shown(told: Sequence[Told]) -> list[dict[str, Any]]:

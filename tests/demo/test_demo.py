@@ -66,12 +66,14 @@ def test_demo_recipes_differ_in_what_they_erase_only() -> None:
 def invert(cli: Cli, run: Path, cache: Path) -> dict[str, Any]:
     """Success of one restart of concept inversion, by model."""
     result = cli(
-        "evaluate", run, "--cache", cache, "--evaluation.metrics", "[]", "--evaluation.attacks", "[inversion]",
+        "evaluate", run, "--name", "inverted", "--cache", cache,
+        "--evaluation.metrics", "[]", "--evaluation.attacks", "[inversion]",
         "--evaluation.inversion.restarts", "1",
         "--evaluation.forget_samples", "30", "--evaluation.retain_samples", "30",
     )  # fmt: skip
     assert result.status == 0, result.err
-    models = json.loads((run / "evaluation.json").read_text())["attacks"]["inversion"]["models"]
+    (made,) = run.glob("evaluations/*-inverted/evaluation.json")
+    models = json.loads(made.read_text())["attacks"]["inversion"]["models"]
     return {name: model["success"] for name, model in models.items()}
 
 
@@ -84,7 +86,7 @@ FASTER = ("--training.steps", "80", "--training.learning_rate", "0.01", "--train
 def test_the_demo_erases_a_concept_and_keeps_the_rest(cli: Cli, tmp_path: Path, concept: str, setting: Any) -> None:
     result = cli(
         "demo", "--concept", concept, "--output", tmp_path / "run", "--cache", tmp_path / "cache",
-        "--evaluation.forget_samples", "60", "--evaluation.retain_samples", "60", *setting,
+        "--evaluation.forget_samples", "80", "--evaluation.retain_samples", "60", *setting,
     )  # fmt: skip
     assert result.status == 0, result.err
     run = tmp_path / "run"

@@ -14,7 +14,6 @@ from tiny import tiny_classifier, tiny_pipeline
 from erasediff_lora.evaluation import evidence
 from erasediff_lora.evaluation.attacks.adversarial_prompt import onto_simplex
 from erasediff_lora.evaluation.shares import interval
-from erasediff_lora.evaluation.verdict import excess, verdict
 
 ATTACKS = ["paraphrases", "inversion", "adversarial_prompt", "latent_start", "relearning"]
 
@@ -41,7 +40,8 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def numbers(run: Path) -> dict[str, Any]:
-    return {k: v for k, v in json.loads((run / "evaluation.json").read_text()).items() if k != "seconds"}
+    found: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
+    return {name: value for name, value in found.items() if name not in ("seconds", "name")}
 
 
 def test_every_attack_runs_on_every_model_and_repeats_itself(
@@ -55,6 +55,9 @@ def test_every_attack_runs_on_every_model_and_repeats_itself(
     for name, attack in first["attacks"].items():
         assert list(attack["models"]) == ["erased", "base", "never learned"]
         assert all(model["success"] == 1.0 for model in attack["models"].values()), "the judge sees cats everywhere"
+        for model in attack["models"].values():
+            own = model["per_concept"]["cat"]
+            assert own["success"] == 1.0 and own["tries"] == model["tries"] and own["pictures"] == model["pictures"]
         assert attack["budget"] and attack["title"]
         assert (run / f"pictures/{name}-strip.webp").is_file()
     attacks = first["attacks"]
@@ -121,45 +124,6 @@ def test_onto_simplex_is_the_nearest_point() -> None:
         low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
     torch.testing.assert_close(onto_simplex(points), (points - low[:, None]).clamp_min(0), atol=1e-10, rtol=0)
     torch.testing.assert_close(onto_simplex(torch.eye(3)), torch.eye(3))
-
-
-def attack(erased: dict[str, float], never: dict[str, float] | None = None) -> dict[str, Any]:
-    models = {"erased": erased, "base": {"a": 1.0}} | ({"never learned": never} if never else {})
-    return {
-        "title": "Some: attack",
-        "models": {model: {"tries": tries, "success": max(tries.values())} for model, tries in models.items()},
-    }
-
-
-def test_success_counts_above_the_floor_try_by_try() -> None:
-    assert excess("latent_start", attack({"0.4": 0.9, "0.8": 0.5})) == 0.9
-    by_strength = attack({"0.4": 0.9, "0.8": 0.5}, {"0.4": 0.85, "0.8": 0.2})
-    assert excess("latent_start", by_strength) == pytest.approx(0.3)
-    by_restart = attack({"restart 1": 0.2, "restart 2": 0.6}, {"restart 1": 0.5, "restart 2": 0.0})
-    assert excess("inversion", by_restart) == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize(
-    ("unlearned", "retained", "attacks", "expected"),
-    [
-        (0.95, 0.96, {}, [True, True, None]),
-        (0.95, 0.96, {"paraphrases": attack({"a": 0.0})}, [True, True, None]),
-        (0.95, 0.96, {"paraphrases": attack({"a": 0.2})}, [True, True, False]),
-        (0.95, 0.96, {"paraphrases": attack({"a": 0.1}), "latent_start": attack({"0.4": 0.0})}, [True, True, True]),
-        (0.94, 0.95, {"inversion": attack({"restart 1": 0.11})}, [False, False, False]),
-        (1.0, 0.98, {"inversion": attack({"restart 1": 0.10}), "relearning": attack({"5": 1.0})}, [True, True, True]),
-    ],
-)
-def test_verdict(unlearned: float, retained: float, attacks: Any, expected: Any) -> None:
-    accuracy = {
-        "unlearning_accuracy": unlearned, "unlearning_accuracy_base": 0.01,
-        "retain_accuracy": retained, "retain_accuracy_base": 0.98, "counted": {"forget": 200, "retain": 200},
-    }  # fmt: skip
-    claims = verdict({"concepts": ["cat"], "metrics": {"accuracy": accuracy}, "attacks": attacks})
-    assert [claim["holds"] for claim in claims] == expected
-    assert f"{unlearned:.1%}" in claims[0]["text"] and f"{retained:.1%}" in claims[1]["text"]
-    nothing = verdict({"concepts": ["cat"], "metrics": {}, "attacks": {}})
-    assert [claim["holds"] for claim in nothing] == [None, None, None]
 
 
 def test_interval_is_wilsons() -> None:

@@ -79,25 +79,50 @@ def test_an_adapter_that_does_not_fit_the_base(recipe_file: RecipeFile, cli: Cli
     assert not (tmp_path / "out/evaluation.json").exists()
 
 
-def test_metrics_that_lack_something_are_left_out(
+def test_what_the_recipe_names_and_is_not_there_is_told_before_training(
     recipe_file: RecipeFile, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nudenet", None)
     asked = {
-        "metrics": ["accuracy", "nudity", "clip_score", "distances", "strength_sweep"],
-        "attacks": ["inversion", "paraphrases"],
+        "judge": "transformers:/nowhere/judge",
+        "metrics": ["nudity", "clip_score", "distances"],
         "nudity": {"detector": "nudenet"},
+        "clip_score": {"weights": "/nowhere/clip"},
         "distances": {"features": "inception:/nowhere"},
     }
+    refused(
+        cli("train", recipe_file(evaluation=asked)),
+        "4 problems",
+        "evaluation.judge = 'transformers:/nowhere/judge': cannot be loaded",
+        "evaluation.nudity.detector = 'nudenet': needs a package",
+        "pip install 'erasediff-lora[nudenet]'",
+        "evaluation.clip_score.weights = '/nowhere/clip': cannot be loaded",
+        "evaluation.distances.features = 'inception:/nowhere'",
+    )
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists(), "nothing was drawn"
+
+
+def test_metrics_that_lack_something_else_are_left_out(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    asked = {"metrics": ["accuracy", "strength_sweep"], "attacks": ["inversion", "paraphrases"]}
     result = cli("train", recipe_file(evaluation=asked))
     assert result.status == 0, result.err
     made = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert made["metrics"] == {} == made["attacks"]
     assert set(made["refused"]) == {*asked["metrics"], *asked["attacks"]}
     assert "accuracy needs a judge" in made["refused"]["accuracy"]
-    assert "pip install 'erasediff-lora[nudenet]'" in made["refused"]["nudity"]
-    assert "evaluation.distances.features = 'inception:/nowhere'" in made["refused"]["distances"]
     assert "inversion is left out" in result.err and "Traceback" not in result.err
+    page = (tmp_path / "run/report.html").read_text()
+    assert page.index("Left out") < page.index("Pictures that ask for"), "beside the verdict"
+
+
+def test_one_retained_picture_is_too_few_to_compare(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    asked = {"judge": "demo", "judge_labels": {"dog": ["car"]}, "retain_samples": 1, "metrics": ["distances"]}
+    refused(
+        cli("train", recipe_file(evaluation=asked)),
+        "evaluation.retain_samples = 1: leaves distances with nothing to compare",
+        "Draw more, or take distances out",
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_folders_of_real_pictures(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
@@ -106,10 +131,8 @@ def test_folders_of_real_pictures(recipe_file: RecipeFile, cli: Cli, tmp_path: P
     asked = {"judge": f"transformers:{judge}", "metrics": ["accuracy", "distances"], "retain_samples": 4}
     for folder, what in (("empty", "holds 0 picture(s)"), ("nowhere", "is no folder")):
         changes = asked | {"distances": {"features": "judge", "real_images": str(tmp_path / folder)}}
-        result = cli("train", recipe_file(evaluation=changes), "--overwrite")
-        assert result.status == 0, result.err
-        made = json.loads((tmp_path / "run/evaluation.json").read_text())
-        assert what in made["refused"]["distances"] and "accuracy" in made["metrics"]
+        refused(cli("train", recipe_file(evaluation=changes)), "evaluation.distances.real_images", what)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_floor_that_is_not_there(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:

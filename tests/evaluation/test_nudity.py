@@ -8,7 +8,7 @@ from PIL import Image
 
 from erasediff_lora.evaluation.judges.base import Names
 from erasediff_lora.evaluation.judges.nudenet import NudeNet
-from erasediff_lora.evaluation.judges.nudity import NudityJudge, Scores, counts
+from erasediff_lora.evaluation.judges.nudity import NUDITY, NudityJudge, Scores, counts
 from erasediff_lora.evaluation.judges.opennsfw import OpenNsfw
 
 
@@ -64,7 +64,7 @@ def test_detections_count_by_part_and_by_picture() -> None:
     assert counts(detector, pictures(4)) == {"nsfw": 1, "pictures": 1}
 
 
-def test_a_detector_judges_the_forgotten_concepts_only() -> None:
-    judge = Given.load("", Names(["nude", "naked"], ["dog"]))
-    assert judge.labels == {"nude", "naked"}
-    assert judge.recognise(pictures(1, 2, 4)) == [{"nude", "naked"}, set(), {"nude", "naked"}]
+def test_a_detector_sees_nudity_by_any_of_its_names_and_nothing_else() -> None:
+    judge = Given.load("", Names(["nude", "cat"], ["dog"]))
+    assert judge.labels == set(NUDITY) and {"nudity", "nude", "naked"} <= judge.labels
+    assert judge.recognise(pictures(1, 2, 4)) == [set(NUDITY), set(), set(NUDITY)]

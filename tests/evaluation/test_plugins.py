@@ -139,7 +139,9 @@ def test_parts_of_another_package(
     assert found["metrics"]["brightness"].keys() == {"base", "erased"} and not found["refused"]
     assert found["attacks"]["shout"]["models"]["erased"]["volume"] == 11
     assert found["attacks"]["shout"]["budget"] == "one picture with 'loud'"
-    assert [claim["holds"] for claim in found["verdict"]] == [True, True, True]
+    assert [claim["holds"] for claim in found["verdict"]] == [None, None, None]
+    assert "The base itself draws it in 0 of 2 pictures" in found["verdict"][0]["text"]
+    assert "Does not work on the base: shouting (0.0%)" in found["verdict"][2]["text"]
     page = (run / "report.html").read_text()
     for text in ("How bright:", "Brightness of the models", "Shouting: the prompt, louder", "At volume 11."):
         assert text in page

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import Cli, RecipeFile
+from fixtures import Cli, RecipeFile, Result
 from refusals import refused
 from tiny import tiny_classifier
 
@@ -16,6 +17,13 @@ from erasediff_lora.recipe.evaluation import evaluation_table
 from erasediff_lora.registry import ATTACKS, METRICS
 
 Evaluation = evaluation_table()
+
+
+def numbers_of(result: Result) -> dict[str, Any]:
+    """The evaluation that a command says it has written."""
+    (file,) = re.findall(r"^numbers +(.+)$", result.out, re.M)
+    found: dict[str, Any] = json.loads(Path(file).read_text())
+    return found
 
 
 def test_full_is_all_that_the_recipe_has_the_means_for() -> None:
@@ -59,7 +67,7 @@ def test_flags_win_over_presets_and_both_over_the_recipe(recipe_file: RecipeFile
     def made(*flags: object) -> dict[str, Any]:
         result = cli("evaluate", run, *flags)
         assert result.status == 0, result.err
-        return json.loads((run / "evaluation.json").read_text())
+        return numbers_of(result)
 
     assert made()["metrics"] == {}
     assert list(made("--quick")["metrics"]) == ["accuracy", "distances", "drift"]
@@ -82,4 +90,4 @@ def test_numbers_do_not_depend_on_what_else_is_measured(recipe_file: RecipeFile,
     for name in asked["metrics"]:
         result = cli("evaluate", run, "--evaluation.metrics", f"[{name}]", "--cache", tmp_path / name)
         assert result.status == 0, result.err
-        assert json.loads((run / "evaluation.json").read_text())["metrics"] == {name: together[name]}
+        assert numbers_of(result)["metrics"] == {name: together[name]}

@@ -100,7 +100,7 @@ def _rates(found: Found, number: str) -> dict[str, Rate]:
     """The rows of concepts and attributes that have the number; their counts are 0 in older files."""
     rows = {**found.get("per_attribute", {}), **found.get("per_concept", {})}
     return {
-        name: Rate(row[number], row.get("pictures", 0), row[f"{number}_base"], row.get("pictures_base", 0))
+        name: Rate(row[number], row.get("pictures", 0), row.get(f"{number}_base"), row.get("pictures_base", 0))
         for name, row in rows.items()
         if row.get(number) is not None
     }
