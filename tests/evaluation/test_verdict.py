@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
@@ -270,7 +270,7 @@ def picture(*shown: str) -> Image.Image:
 class Perfect(PictureJudge):
     """Sees what is there."""
 
-    names = {*FORGOTTEN, *RETAINED, *STYLES}
+    names: ClassVar[set[str]] = {*FORGOTTEN, *RETAINED, *STYLES}
 
     @property
     def labels(self) -> set[str]:
@@ -295,7 +295,7 @@ class Guessing(Perfect):
 class Blind(Perfect):
     """Has no label for what is to be forgotten."""
 
-    names = {*RETAINED, *STYLES, "LABEL_0"}
+    names: ClassVar[set[str]] = {*RETAINED, *STYLES, "LABEL_0"}
 
     def recognise(self, images: list[Image.Image]) -> list[set[str]]:
         return [names - {*FORGOTTEN} or {"LABEL_0"} for names in super().recognise(images)]
