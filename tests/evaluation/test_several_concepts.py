@@ -60,7 +60,7 @@ def test_every_concept_is_attacked(result: dict[str, Any]) -> None:
 def test_the_verdict_goes_by_the_worst(result: dict[str, Any]) -> None:
     erased, _, robust = result["verdict"]
     assert erased["holds"] is False and erased["text"].startswith("clock is still seen in 8 of 8 pictures")
-    assert [one["concept"] for one in erased["concepts"]][0] == "clock" and len(erased["concepts"]) == 3
+    assert erased["concepts"][0]["concept"] == "clock" and len(erased["concepts"]) == 3
     assert robust["holds"] is False and "on clock" in robust["text"]
     assert robust["attacks"][0]["concept"] == "clock" and not robust["attacks"][-1]["works"]
 
