@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.storage.files import atomic, atomic_folder
+from erasediff_lora.storage.files import atomic_folder, writable
 from erasediff_lora.storage.run_folder import (
     EVALUATION_FILE,
     EVALUATIONS,
@@ -27,7 +28,7 @@ from erasediff_lora.storage.run_folder import (
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"[\w][\w.-]{0,63}")
-FILES = (GRID_FILE, REPORT_FILE, EVALUATION_FILE)
+SHOWN = (PICTURES, GRID_FILE, REPORT_FILE, EVALUATION_FILE)
 """The numbers last: who finds them finds the rest."""
 
 
@@ -106,11 +107,17 @@ def _keep_earlier(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """An evaluation's files and pictures, those of the one before replaced."""
-    if (source / PICTURES).is_dir():
-        with atomic_folder(target / PICTURES) as pictures:
-            shutil.copytree(source / PICTURES, pictures, dirs_exist_ok=True)
-    for name in FILES:
-        if (source / name).is_file():
-            with atomic(target / name) as temporary:
-                shutil.copyfile(source / name, temporary)
+    """Put an evaluation's files and pictures in the place of others, all or none: a full disk is noticed before."""
+    with writable(target):
+        staged = Path(tempfile.mkdtemp(prefix=".foremost.", dir=target))
+        try:
+            shown = [name for name in SHOWN if (source / name).exists()]
+            for name in shown:
+                copy = shutil.copytree if (source / name).is_dir() else shutil.copyfile
+                copy(source / name, staged / name)
+            for name in shown:
+                if (target / name).is_dir():
+                    shutil.rmtree(target / name)
+                (staged / name).replace(target / name)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
