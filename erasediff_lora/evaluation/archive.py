@@ -113,8 +113,10 @@ def _copy(source: Path, target: Path) -> None:
         try:
             shown = [name for name in SHOWN if (source / name).exists()]
             for name in shown:
-                copy = shutil.copytree if (source / name).is_dir() else shutil.copyfile
-                copy(source / name, staged / name)
+                if (source / name).is_dir():
+                    shutil.copytree(source / name, staged / name)
+                else:
+                    shutil.copyfile(source / name, staged / name)
             for name in shown:
                 if (target / name).is_dir():
                     shutil.rmtree(target / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -33,8 +34,8 @@ def check_means(recipe: Recipe) -> None:
     """
     options = recipe.evaluation
     parts: list[Part] = [*map(metric, options.metrics), *map(attack, options.attacks)]
-    looks: list[Callable[[], object]] = [lambda: judge_of(recipe), lambda: locate_never_learned(recipe)]
-    looks += [lambda part=part: part.require_means(options) for part in parts]  # type: ignore[misc]
+    looks: list[Callable[[], object]] = [partial(judge_of, recipe), partial(locate_never_learned, recipe)]
+    looks += [partial(part.require_means, options) for part in parts]
     problems: dict[str, Problem] = {}
     for look in looks:
         try:
