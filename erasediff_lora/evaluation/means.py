@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
@@ -78,8 +76,7 @@ def _erased_by(adapter: Path, file: Path) -> list[str]:
     own = adapter / RECIPE_FILE
     if named or not own.is_file():
         return list(named)
-    concepts = (yaml.safe_load(own.read_text(encoding="utf-8")) or {}).get("forget", {}).get("concepts", [])
-    return [concept["name"] if isinstance(concept, dict) else str(concept) for concept in concepts]
+    return [concept.name for concept in Recipe.load(own).forget.concepts]
 
 
 def warn_of_resolution(recipe: Recipe, denoiser: Denoiser) -> None:
