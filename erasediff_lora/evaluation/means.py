@@ -76,7 +76,10 @@ def _erased_by(adapter: Path, file: Path) -> list[str]:
     own = adapter / RECIPE_FILE
     if named or not own.is_file():
         return list(named)
-    return [concept.name for concept in Recipe.load(own).forget.concepts]
+    try:
+        return [concept.name for concept in Recipe.load(own).forget.concepts]
+    except UserError:  # its pictures may be gone by now
+        return []
 
 
 def warn_of_resolution(recipe: Recipe, denoiser: Denoiser) -> None:
