@@ -21,7 +21,7 @@ from erasediff_lora.evaluation.judging import judge_of
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
 from erasediff_lora.evaluation.metrics.strength_sweep import SweepSettings
 from erasediff_lora.evaluation.picture_store import PictureStore
-from erasediff_lora.evaluation.pictures import forget_prompts, generate, painter, retain_prompts
+from erasediff_lora.evaluation.pictures import forget_prompts, generate, painter, retain_prompts, shared_out
 from erasediff_lora.evaluation.shares import share
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import save_safetensors, write_text
@@ -98,7 +98,8 @@ class Selection(Hook):
         assert judge is not None  # the recipe's checks see to that
         seed, paint = options.seed + SEED_OFFSET, painter(self.denoiser, self.recipe)
         count = options.settings(SweepSettings).samples
-        forget = balanced(forget_prompts(self.recipe), count, seed)
+        concepts = len(self.recipe.forget.concepts)
+        forget = shared_out(forget_prompts(self.recipe), options.shared(count, concepts), seed)
         retain = balanced(retain_prompts(self.recipe), count, seed)
         if rows:
             floor = rows[-1]["floor"]

@@ -12,7 +12,8 @@ from fixtures import Cli, RecipeFile
 
 
 def numbers(run: Path) -> dict[str, Any]:
-    return {k: v for k, v in json.loads((run / "evaluation.json").read_text()).items() if k != "seconds"}
+    found: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
+    return {name: value for name, value in found.items() if name not in ("seconds", "name")}
 
 
 def reused(said: str) -> dict[str, tuple[int, int]]:

@@ -90,9 +90,11 @@ def nearest_labels(word: str, labels: Collection[str], count: int = 3) -> str:
         ours, theirs = folded(word), folded(label)
         return len({*ours.split()} & {*theirs.split()}), SequenceMatcher(None, ours, theirs).ratio()
 
-    distinct = {folded(label): label for label in sorted(labels)}.values()
-    close = sorted((label for label in distinct if likeness(label) >= (0, CLOSE)), key=likeness, reverse=True)
+    spelled: dict[str, str] = {}
+    for label in sorted(labels):
+        spelled.setdefault(folded(label), label)
+    close = sorted((label for label in spelled.values() if likeness(label) >= (0, CLOSE)), key=likeness, reverse=True)
     if close:
         return f"Nearest: {', '.join(map(repr, close[:count]))}."
-    more = ", …" if len(distinct) > count else ""
-    return f"It knows: {', '.join(map(repr, list(distinct)[:count]))}{more}."
+    more = ", …" if len(spelled) > count else ""
+    return f"It knows: {', '.join(map(repr, list(spelled.values())[:count]))}{more}."
