@@ -16,6 +16,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from erasediff_lora import __version__, families
 from erasediff_lora.adapter.formats import Published
 from erasediff_lora.adapter.weights import LoraAdapter
+from erasediff_lora.evaluation.verdict import RULES
 from erasediff_lora.families import License
 from erasediff_lora.publishing.findings import Claim, Findings, Metrics
 from erasediff_lora.publishing.markdown import Markdown, one_line, table, template
@@ -88,6 +89,7 @@ def model_card(contents: Contents) -> str:
         provenance=contents.adapter.provenance,
         claims=contents.findings.claims,
         verdict=_verdict(contents.findings.claims.values()),
+        rules=RULES,
         names=", ".join(contents.concepts) or "a concept",
         numbers=numbers,
         accuracy=accuracy_table(metrics.accuracy) if metrics.accuracy else None,

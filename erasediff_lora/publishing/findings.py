@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.results import recognition
-from erasediff_lora.evaluation.verdict import verdict
+from erasediff_lora.evaluation.verdict import read_judged
 from erasediff_lora.storage.files import sha256
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, read_evaluation
 
@@ -203,17 +203,19 @@ def read_findings(run: Path, adapter: Path, concepts: Sequence[str]) -> Findings
     if not (run / EVALUATION_FILE).is_file():
         log.warning("warning: %s has no evaluation.json, so the card states no numbers and shows no pictures", run)
         return NOT_EVALUATED
-    result = read_evaluation(run)
-    numbers = _checked(result, run / EVALUATION_FILE)
+    written = read_evaluation(run)
+    numbers = _checked(written, run / EVALUATION_FILE)
     if numbers.adapter.sha256 != sha256(adapter.read_bytes()):
         log.warning("warning: the evaluation.json is of another adapter than %s, and left out. %s", adapter, AGAIN)
         return NOT_EVALUATED
-    told = _verdict(result, run / EVALUATION_FILE)
-    if _answers(told) != _answers(result["verdict"]):
+    result = read_judged(run)
+    if _answers(result["verdict"]) != _answers(written["verdict"]):
         log.warning("warning: the verdict in %s is not what its numbers give; the card goes by these", EVALUATION_FILE)
     missing = [concept for concept in concepts if concept not in numbers.concepts]
-    claims = [_claim(entry, result, missing, all_missing=len(missing) == len(concepts) > 0) for entry in told]
-    return Findings(result | {"verdict": told}, numbers, {claim.name: claim for claim in claims})
+    claims = [
+        _claim(entry, result, missing, all_missing=len(missing) == len(concepts) > 0) for entry in result["verdict"]
+    ]
+    return Findings(result, numbers, {claim.name: claim for claim in claims})
 
 
 def _checked(result: Mapping[str, Any], file: Path) -> Numbers:
@@ -237,14 +239,6 @@ def _checked(result: Mapping[str, Any], file: Path) -> Numbers:
                 Problem(f"{file.name}: attacks.{name}.models", list(attack.models), "has no erased model.", AGAIN)
             )
     return numbers
-
-
-def _verdict(result: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
-    try:
-        return verdict(result)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        what = f"has numbers that give no verdict ({type(error).__name__}: {error})."
-        raise UserError(Problem("run", str(file), what, AGAIN)) from None
 
 
 def _answers(claims: Any) -> Any:

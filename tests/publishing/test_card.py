@@ -22,6 +22,7 @@ from PIL import Image
 from refusals import refused
 
 from erasediff_lora.adapter import LoraAdapter, Provenance, formats
+from erasediff_lora.evaluation.verdict import RULES
 from erasediff_lora.publishing import card, hub
 from erasediff_lora.publishing.licenses import IDS, license_of, parse
 from erasediff_lora.publishing.markdown import code, escaped
@@ -88,6 +89,35 @@ def test_the_text_is_that_of_the_verdict(
     claim = row.split()[1]
     assert not [other for other, (_, _, text, line) in ANSWERS.items() if line.split()[1] == claim and text in others
                 and text in words(made)]  # fmt: skip
+
+
+UNDECIDED: dict[str, tuple[dict[str, Any], str]] = {
+    "too few pictures": ({"pictures": 20}, "Too few pictures to tell"),
+    "the base does not draw it": ({"base": 0.9}, "The base itself draws it in"),
+}
+
+
+@pytest.mark.parametrize(("numbers", "why"), UNDECIDED.values(), ids=UNDECIDED)
+def test_what_the_numbers_cannot_tell_is_not_decided(numbers: dict[str, Any], why: str, run: Path, cli: Cli) -> None:
+    measure(run, accuracy(**numbers))
+    made = card_of(run, cli)
+    assert "**Whether it erases cat is not decided:**" in words(made) and why in made.text
+    assert NO_LONGER not in made.text
+    result = cli("publish", run, "--repo", "me/x", "--dry_run", "--public")
+    refused(result, "its erasure is not decided by its evaluation", "Measure it with", "add --force")
+
+
+def test_the_worst_concept_decides_and_each_has_its_row(run: Path, cli: Cli) -> None:
+    concepts = {"cat": concept(1.0), "dog": concept(0.1)}
+    measure(run, accuracy(0.96, per_concept=concepts), inversion(0.0), concepts=["cat", "dog"])
+    made = card_of(run, cli)
+    assert "**The erasure failed" in made.text and NO_LONGER not in made.text
+    assert "| erased: cat | yes |" in made.text and "| erased: dog | no |" in made.text
+
+
+def test_the_rules_stand_below_the_verdict(run: Path, cli: Cli) -> None:
+    text = card_of(run, cli).text
+    assert all(f"- {claim}: {escaped(rule)}" in text for claim, rule in RULES.items())
 
 
 @pytest.mark.parametrize("how", ["no judge", "no evaluation"])
