@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fixtures import Cli
+import yaml
+from fixtures import Cli, RecipeFile
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
 
-from erasediff_lora import denoisers, families
 from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, extract, formats
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
 from erasediff_lora.families import Architecture, Family, KohyaNames, License, Slot
@@ -130,23 +130,28 @@ def test_its_card(toy: Family, adapter: LoraAdapter, tmp_path: Path, cli: Cli) -
     assert "from diffusers import" not in card.text and 'PeftModel.from_pretrained(painter, "me/toy"' in card.text
 
 
-def test_its_bases_are_loaded_by_its_own_class(toy: Family, tmp_path: Path) -> None:
+def test_a_run_on_a_base_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipe_file: RecipeFile, cli: Cli
+) -> None:
+    """Trained, evaluated and published by Stable Diffusion's code in its name."""
+    family = replace(TOY, component="unet", encoders=("text_encoder",), modules=("down_blocks.",), kohya=None)
+    monkeypatch.setitem(FAMILIES._loaded, "toy_unet", family)
+    monkeypatch.setitem(FAMILIES._builtin, "toy_unet", f"{__name__}:TOY")
     tiny_pipeline().save_pretrained(tmp_path / "base")
     index = tmp_path / "base/model_index.json"
     index.write_text(index.read_text().replace("StableDiffusionPipeline", "ToyPipeline"))
-    model = SimpleNamespace(
-        base=str(tmp_path / "base"),
-        family="toy",
-        device="cpu",
-        dtype="float32",
-        quantize=None,
-        allow_pickle=False,
-        variant=None,
-        offload=False,
-        vae_tiling=False,
-        config=None,
-        revision=None,
-    )
-    denoiser = denoisers.load(model)  # type: ignore[arg-type]
-    assert isinstance(denoiser, Toy) and denoiser.architecture == "toy-1" and denoiser.network is not None
-    assert families.of_pipeline("ToyPipeline") == "toy"
+    model = {"base": str(tmp_path / "base")}
+    result = cli("train", recipe_file(model=model))
+    assert result.status == 2 and "Set model.family: toy_unet." in result.err
+
+    file = recipe_file(model=model | {"family": "toy_unet"})
+    result = cli("train", file)
+    assert result.status == 0, result.err
+    run = Path(yaml.safe_load(file.read_text())["output"])
+    adapter = formats.read(run)
+    assert adapter.architecture == "toy-1" and adapter.components == ["unet"]
+    assert formats.suited(adapter) == ["diffusers", "peft"]
+    assert (run / "evaluation.json").is_file()
+    assert cli("merge", tmp_path / "base", run, "--output", tmp_path / "merged").status == 0
+    assert cli("publish", run, "--repo", "me/toy", "--dry_run").status == 0
+    assert ModelCard.load(run / "hub/README.md").data.license == "mit"
