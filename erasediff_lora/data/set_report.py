@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from erasediff_lora.errors import printable
 from erasediff_lora.storage.files import write_text
 from erasediff_lora.storage.run_folder import DATA_REPORT_FILE
 
+log = logging.getLogger(__name__)
 NAMED = 10
 """Examples that are kept of a kind."""
 SHOWN = 3
@@ -131,6 +133,27 @@ def write_data_report(folder: Path, forget: SetReport, retain: SetReport) -> Non
             retain.note(Noted.IN_BOTH, name)
     report = {"forget": forget.to_dict(), "retain": retain.to_dict()}
     write_text(folder / DATA_REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_data_report(folder: Path) -> dict[str, list[tuple[str, int, str]]]:
+    """The rows of `SetReport.rows` by set, as they lie in a run's folder; none if they are not there or not ours."""
+    try:
+        content = json.loads((folder / DATA_REPORT_FILE).read_text(encoding="utf-8"))
+        return {kind: list(_rows(content[kind])) for kind in ("forget", "retain")}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        log.warning("%s is left out: it is no account of a run's sets (%s)", folder / DATA_REPORT_FILE, error)
+        return {}
+
+
+def _rows(content: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
+    for concept, count in content["concepts"].items():
+        yield f"of {concept}", int(count), ""
+    for name, found in content["left_out"].items():
+        yield f"left out: {LeftOut[name.upper()].value}", int(found["count"]), summary(found["examples"], SHOWN)
+    for name, found in content["noted"].items():
+        yield Noted[name.upper()].value, int(found["count"]), summary(found["examples"], SHOWN)
 
 
 def _counted(found: Counter[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from PIL import Image
 from refusals import refused
 
 from erasediff_lora.errors import UserError
+from erasediff_lora.evaluation.report import write_report
 
 
 def images(folder: Path, **fields: Any) -> dict[str, Any]:
@@ -117,3 +118,19 @@ def test_a_caption_that_is_its_own_anchor_is_refused(prepare: Any, tmp_path: Pat
         prepare(
             forget={"concepts": [{"name": "cat", "anchor": "dog"}]} | images(folder), objective={"target": "anchor"}
         )
+
+
+def test_the_page_shows_what_the_sets_are_made_of(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    """Markup in names of files is text; an account that is not ours is left out."""
+    assert cli("train", recipe_file()).status == 0
+    run = tmp_path / "run"
+    report = json.loads((run / "data_report.json").read_text())
+    report["forget"]["left_out"]["unreadable"] = {"count": 2, "examples": {"<b>.png": 2}}
+    (run / "data_report.json").write_text(json.dumps(report))
+    write_report(run)
+    page = (run / "report.html").read_text()
+    assert "What it was trained on" in page and "left out: not readable" in page and "&lt;b&gt;.png (2)" in page
+    for foreign in ("[1]", '{"forget": 3, "retain": {}}', "{", '{"forget": {"concepts": {}, "left_out": {"x": 1}}}'):
+        (run / "data_report.json").write_text(foreign)
+        write_report(run)
+        assert "What it was trained on" not in (run / "report.html").read_text()

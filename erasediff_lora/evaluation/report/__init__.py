@@ -12,6 +12,7 @@ import jinja2
 import yaml
 from PIL import Image
 
+from erasediff_lora.data.set_report import read_data_report
 from erasediff_lora.evaluation import charts
 from erasediff_lora.evaluation.attacks import Outcome, attack
 from erasediff_lora.evaluation.charts import Chart
@@ -116,6 +117,7 @@ def write_report(folder: Path, *, run: Path | None = None) -> Path:
         "charts": _charts(run, result),
         "strips": embedded_strips(folder, result),
         "selection": _json(run / SELECTION_FILE),
+        "sets": read_data_report(run),
         "recipe": yaml.safe_dump(result["recipe"], sort_keys=False, allow_unicode=True),
     }
     write_text(folder / REPORT_FILE, page.render(context))

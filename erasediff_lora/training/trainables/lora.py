@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -76,7 +76,8 @@ class LowRank:
         return [layer.get_base_layer().weight for layer in lora_layers(self.network).values()]
 
     def weight_changes(self) -> list[Tensor]:
-        return [layer.get_delta_weight(NAME) for layer in lora_layers(self.network).values()]
+        layers = lora_layers(self.network).values()
+        return [(_dora_change if self.config.use_dora else _change)(layer) for layer in layers]
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -118,3 +119,17 @@ class LowRank:
     def summary(self) -> str:
         size = sum(parameter.numel() for parameter in self.parameters)
         return f"adapter: rank {self.config.r} on {len(self.modules)} modules, {size:,} parameters"
+
+
+def _change(layer: Any) -> Tensor:
+    delta: Tensor = layer.get_delta_weight(NAME)
+    return delta
+
+
+def _dora_change(layer: Any) -> Tensor:
+    """M (W + BA) / ‖W + BA‖ − W, the norm over all but the outputs (Liu et al.: DoRA, 2024)."""
+    base: Tensor = layer.get_base_layer().weight
+    whole = base + _change(layer)
+    norm = torch.linalg.vector_norm(whole, dim=tuple(range(1, whole.ndim)), keepdim=True)
+    magnitude: Tensor = layer.lora_magnitude_vector[NAME].weight
+    return magnitude.reshape(norm.shape) * whole / norm - base
