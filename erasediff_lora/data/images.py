@@ -230,7 +230,7 @@ def _require_pictures(
             Problem(
                 f"{kind}.images",
                 place,
-                "holds no readable picture" + (f" ({reasons})." if reasons else "."),
+                "holds no readable picture." + (f" Left out: {reasons}." if reasons else ""),
                 "An empty set cannot be trained on.",
             )
         )

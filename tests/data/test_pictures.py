@@ -175,7 +175,7 @@ def test_a_folder_of_nothing_but_other_files(recipe_file: RecipeFile, cli: Cli, 
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/a.heic").write_bytes(b"x")
     result = cli("prepare", recipe_file(forget={"images": {"folder": str(tmp_path / "pictures")}}))
-    refused(result, "holds no readable picture (files that are no pictures: .heic).")
+    refused(result, "holds no readable picture. Left out: files that are no pictures: .heic.")
 
 
 def test_programs_are_not_run(tmp_path: Path) -> None:

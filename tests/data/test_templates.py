@@ -113,10 +113,8 @@ def test_concepts_with_and_without_templates(prepare: Any, tmp_path: Path, recip
         cli("prepare", recipe_file(forget={"concepts": concepts, "templates": []})),
         "forget.templates = []: is required. Add prompts with {concept}, or templates to every concept.",
     )
-    alone = {"concepts": [OBJECT_AND_STYLE[1]]}
-    assert (
-        Recipe.parse({"forget": alone, "retain": {"templates": ["x"]}, "model": {"base": "x/y"}}).forget.templates == []
-    )
+    values = {"forget": {"concepts": [OBJECT_AND_STYLE[1]]}, "retain": {"templates": ["x"]}, "model": {"base": "x/y"}}
+    assert Recipe.parse(values | {"objective": {"target": "anchor"}}).forget.templates == []
 
 
 @pytest.mark.parametrize(("text", "concept", "anchor", "expected"), [

@@ -200,7 +200,7 @@ def test_a_concept_without_pictures_is_refused(recipe_file: RecipeFile, cli: Cli
     images = {"folder": str(tmp_path / "pictures"), "caption": "a photo of a {concept}"}
     retain = {"concepts": ["dog"]}
     file = recipe_file(forget={"concepts": CONCEPTS, "images": images}, retain=retain, adversary=ADVERSARY)
-    refused(cli("train", file), "forget = 'car': no picture of the forget set shows it.")
+    refused(cli("train", file), "no picture shows 'car', which is to be forgotten.")
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
