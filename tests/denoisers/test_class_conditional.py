@@ -277,8 +277,10 @@ def test_a_classlabel_column_of_datasets(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_named(base: Any, recipe: Any, cli: Cli, tmp_path: Path) -> None:
+    purse = "--forget.concepts", "[{name: purse, anchor: boot}]"
+    refused(cli("train", recipe(), *purse), "evaluation.judge = ", "has no label for 'purse'")
     refused(
-        cli("train", recipe(), "--forget.concepts", "[{name: purse, anchor: boot}]"),
+        cli("train", recipe(), *purse, "--evaluation.judge", "null"),
         "forget.concepts = 'purse': is no class of the set",
     )
     refused(
