@@ -99,23 +99,34 @@ def read(
             continue
         if concept is None and isinstance(data, ForgetSet):
             concept = _only(kind, images, row, names)
-        try:
-            image, noted = look_at(row.source(), images.background)
-        except OSError as error:
-            if images.on_error == "skip":
-                log.warning("skipped unreadable picture %s: %s", row.name, error)
-                report.leave_out(LeftOut.UNREADABLE, row.name)
-                continue
-            remedy = f"Replace it, or set {kind}.images.on_error: skip."
-            raise _unusable(kind, row, f"is not a readable picture: {error}", remedy) from None
-        for what in noted:
-            report.note(what, row.name)
+        if (image := _looked_at(kind, images, row, report)) is None:
+            continue
         caption = captioner.caption(row, concept, len(found))
         pixels = sha256(repr(image.size).encode() + image.tobytes())
         report.add_picture(row.name, pixels)
         found.append(Picture(row.name, caption, concept, image.size, pixels, partial(_open, row, images.background)))
     _require_pictures(kind, images, names, found, report)
     return found
+
+
+def _looked_at(kind: Kind, images: Images, row: Row, report: SetReport) -> Image.Image | None:
+    """The row's picture; None if it cannot be read and the recipe says to skip such.
+
+    Raises:
+        UserError: If it cannot be read, and the recipe does not say so.
+    """
+    try:
+        image, noted = look_at(row.source(), images.background)
+    except OSError as error:
+        if images.on_error == "skip":
+            log.warning("skipped unreadable picture %s: %s", row.name, error)
+            report.leave_out(LeftOut.UNREADABLE, row.name)
+            return None
+        remedy = f"Replace it, or set {kind}.images.on_error: skip."
+        raise _unusable(kind, row, f"is not a readable picture: {error}", remedy) from None
+    for what in noted:
+        report.note(what, row.name)
+    return image
 
 
 def _open(row: Row, background: str) -> Image.Image:

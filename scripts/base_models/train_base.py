@@ -114,9 +114,7 @@ def optimise(
     work: Path,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """AdamW with warm-up and cosine decay.
-
-    Notes under --work how many steps were taken, of what, where and for how long.
+    """AdamW with warm-up and cosine decay; notes under --work how many steps were taken, of what, where, for how long.
 
     Args:
         accelerator: Where.
