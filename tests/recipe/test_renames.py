@@ -24,7 +24,7 @@ def test_an_old_name_is_read_from_a_file_with_a_note(recipe_file: RecipeFile, ca
         recipe = Recipe.load(recipe_file(training={"rate": 0.5, "noise": 0.25}))
     assert (recipe.training.learning_rate, recipe.retain.high_noise) == (0.5, 0.25)
     assert caplog.messages.count("training.rate is now called training.learning_rate") == 1
-    assert "rate:" not in recipe.to_yaml().replace("learning_rate:", "")
+    assert "  rate:" not in recipe.to_yaml()
 
 
 @pytest.mark.parametrize("flags", [("--training.rate", "0.5"), ("--training", "{rate: 0.5, steps: 2}")])
