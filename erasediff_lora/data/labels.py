@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from erasediff_lora.data.set_report import LeftOut
+from erasediff_lora.recipe.names import folded
 
 LABEL_COLUMNS = ("label",)
 """Columns and keys with labels, where the recipe's own is not there."""
@@ -61,11 +61,6 @@ def match(labels: Iterable[str], concepts: Iterable[str]) -> str | None:
     """The first concept that one of the labels names, whatever its case."""
     wanted = {folded(label) for label in labels}
     return next((concept for concept in concepts if folded(concept) in wanted), None)
-
-
-def folded(name: str) -> str:
-    """A name as names are compared."""
-    return unicodedata.normalize("NFC", name).strip().casefold()
 
 
 def labels_in(values: Mapping[str, Any], column: str, names: Sequence[str] | None = None) -> list[str]:

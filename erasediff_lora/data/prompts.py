@@ -90,6 +90,21 @@ def balanced(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     return list(prompts) * passes + random.Random(seed).sample(list(prompts), rest)
 
 
+def shared_out(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+    """`count` prompts in equal shares over the concepts, and of each over its prompts; any prefix is as balanced."""
+    own: dict[str | None, list[Prompt]] = {}
+    for prompt in prompts:
+        own.setdefault(prompt.concept, []).append(prompt)
+    share, rest = divmod(count, len(own))
+    chosen = [balanced(group, share + (index < rest), seed) for index, group in enumerate(own.values())]
+    return [prompt for row in itertools.zip_longest(*chosen) for prompt in row if prompt is not None]
+
+
+def fairly(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+    """`count` prompts: every one as often; where that is less than one each, every concept as often."""
+    return (balanced if count >= len(prompts) else shared_out)(prompts, count, seed)
+
+
 def is_named(text: str, concept: str) -> bool:
     """Whether the text names the concept, in the singular or the plural, as a word of its own."""
     return _pattern(concept).search(text) is not None

@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 
 from erasediff_lora.data import captions, layouts
-from erasediff_lora.data.labels import LABEL_COLUMNS, folded, match
+from erasediff_lora.data.labels import LABEL_COLUMNS, match
 from erasediff_lora.data.set_report import SetReport
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import Images
+from erasediff_lora.recipe.names import folded
 
 Kind = Literal["forget", "retain"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from erasediff_lora.data import images as disk
 from erasediff_lora.data.images import Picture
-from erasediff_lora.data.prompts import balanced, expand, forget_prompts, is_named, substitute
+from erasediff_lora.data.prompts import expand, fairly, forget_prompts, is_named, substitute
 from erasediff_lora.data.rows import Kind
 from erasediff_lora.data.set_report import Noted, SetReport
 from erasediff_lora.recipe import Recipe
@@ -67,7 +67,7 @@ def _forget_samples(recipe: Recipe, report: SetReport) -> list[Sample]:
         pictures = disk.read("forget", data, report, seed=recipe.sampling.seed)
         samples = [sample(picture.caption, picture.concept or names[0], picture) for picture in pictures]
     else:
-        prompts = balanced(forget_prompts(data), data.count, recipe.sampling.seed)
+        prompts = fairly(forget_prompts(data), data.count, recipe.sampling.seed)
         samples = [sample(prompt.text, prompt.concept or names[0]) for prompt in prompts]
     width = max(len(s.anchors) for s in samples)  # a concept with an anchor beside one that takes any
     samples = [replace(s, anchors=[s.anchors[n % len(s.anchors)] for n in range(width)]) for s in samples]
@@ -83,7 +83,7 @@ def _retain_samples(recipe: Recipe, report: SetReport) -> list[Sample]:
         pictures = disk.read("retain", data, report, forgotten=forgotten, seed=recipe.sampling.seed)
         samples = [Sample(picture.caption, [], picture.concept, picture) for picture in pictures]
     else:
-        prompts = balanced(expand(data.templates, data.concepts, data.placeholders), data.count, recipe.sampling.seed)
+        prompts = fairly(expand(data.templates, data.concepts, data.placeholders), data.count, recipe.sampling.seed)
         samples = [Sample(prompt.text, [], prompt.concept) for prompt in prompts]
     for sample in samples:
         if any(is_named(sample.caption, name) for name in forgotten):

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
-from erasediff_lora.data.prompts import Prompt, balanced
+from erasediff_lora.data.prompts import Prompt, fairly, shared_out
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation import features as feature_nets
 from erasediff_lora.evaluation.candidates import Candidate, Candidates
 from erasediff_lora.evaluation.features import Extract
 from erasediff_lora.evaluation.judges import PictureJudge
 from erasediff_lora.evaluation.judging import judge_of
-from erasediff_lora.evaluation.pictures import Drawn, forget_prompts, retain_prompts, shared_out
+from erasediff_lora.evaluation.pictures import Drawn, forget_prompts, retain_prompts
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.schema import Section
 from erasediff_lora.registry import ATTACKS, JUDGES
@@ -84,8 +84,7 @@ class Evidence:
     def retain_prompts(self) -> list[Prompt]:
         """A prompt for each picture of the retain prompts; of as many concepts as there are pictures for."""
         options, prompts = self.recipe.evaluation, retain_prompts(self.recipe)
-        share = balanced if options.retain_samples >= len(prompts) else shared_out
-        return share(prompts, options.retain_samples, options.seed)
+        return fairly(prompts, options.retain_samples, options.seed)
 
     @property
     def forget_seed(self) -> int:

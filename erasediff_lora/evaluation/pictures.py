@@ -43,16 +43,6 @@ def retain_prompts(recipe: Recipe) -> list[Prompt]:
     return expand(recipe.retain.templates, recipe.retain.concepts, recipe.retain.placeholders)
 
 
-def shared_out(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """`count` prompts in equal shares over the concepts, and of each over its prompts; any prefix is as balanced."""
-    own: dict[str | None, list[Prompt]] = {}
-    for prompt in prompts:
-        own.setdefault(prompt.concept, []).append(prompt)
-    share, rest = divmod(count, len(own))
-    chosen = [balanced(group, share + (index < rest), seed) for index, group in enumerate(own.values())]
-    return [prompt for row in itertools.zip_longest(*chosen) for prompt in row if prompt is not None]
-
-
 Paint = Callable[[list[str], list[int], int], list[Image.Image]]
 """(texts, seeds, index of the first) -> one picture each."""
 

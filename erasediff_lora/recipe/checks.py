@@ -7,7 +7,7 @@ What only one part knows is in the `check` of its `Settings`; any table may have
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from erasediff_lora import demo
 from erasediff_lora.errors import Problem, nearest
 from erasediff_lora.recipe.data_checks import check_set
 from erasediff_lora.recipe.evaluation import Evaluation
+from erasediff_lora.recipe.names import folded
 from erasediff_lora.recipe.schema import Section
 from erasediff_lora.recipe.tables import (
     AdapterSettings,
@@ -101,16 +102,50 @@ def _concepts(sections: Sections) -> Iterator[Problem]:
         yield from _anchor(field, concept, sections.objective)
         if model and model.base == "demo":
             yield from _known_to_demo(field, concept)
-    forgotten = [concept.name for concept in forget.concepts]
+    yield from _anchors_forgotten(forget, retain)
+    yield from _named_twice("forget.concepts", [concept.name for concept in forget.concepts])
+    yield from _named_twice("retain.concepts", retain.concepts if retain else [])
+    forgotten = {folded(concept.name) for concept in forget.concepts}
     for index, name in enumerate(retain.concepts if retain else []):
-        if name in forgotten:
+        if folded(name) in forgotten:
             yield Problem(f"retain.concepts.{index}", name, "is to be forgotten as well.", "Take it out of one set.")
-    if retain and retain.images and (stated := retain.images.concept) in forgotten:
+    stated = retain.images.concept if retain and retain.images else None
+    if stated is not None and folded(stated) in forgotten:
         yield Problem("retain.images.concept", stated, "is to be forgotten.", "Say what is to be retained, or omit it.")
 
 
+def _named_twice(field: str, names: Sequence[str]) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if (before := first.setdefault(folded(name), index)) != index:
+            yield Problem(f"{field}.{index}", name, f"is there already: {field}.{before}.", "Take one out.")
+
+
+def _anchors_forgotten(forget: ForgetSet, retain: RetainSet | None) -> Iterator[Problem]:
+    """What takes a concept's place must stay."""
+    number = {folded(concept.name): index for index, concept in enumerate(forget.concepts)}
+    remedy = "Name a concept that stays" + (f", such as {retain.concepts[0]!r}." if retain and retain.concepts else ".")
+    for index, concept in enumerate(forget.concepts):
+        other = None if concept.anchor is None else number.get(folded(concept.anchor))
+        if other is None or other == index:
+            continue
+        what, anchors_back = f"is to be forgotten as well (forget.concepts.{other}).", forget.concepts[other].anchor
+        if anchors_back is not None and folded(anchors_back) == folded(concept.name):
+            what = f"has {concept.name!r} as its own anchor (forget.concepts.{other}), and both are to be forgotten."
+        yield Problem(f"forget.concepts.{index}.anchor", concept.anchor, what, remedy)
+
+
+def _pictures_for_all(sections: Sections) -> Iterator[Problem]:
+    """The base draws at least one picture of every concept."""
+    forget = sections.forget
+    if forget and forget.images is None and forget.count < len(forget.concepts):
+        without = forget.concepts[forget.count].name
+        what = f"is less than the number of concepts, {len(forget.concepts)}: some, like {without!r}, have no picture."
+        yield Problem("forget.count", forget.count, what, f"Set it to {len(forget.concepts)} or more.")
+
+
 def _anchor(field: str, concept: Concept, objective: ObjectiveSettings | None) -> Iterator[Problem]:
-    if concept.anchor is not None and concept.anchor.strip().lower() == concept.name.strip().lower():
+    if concept.anchor is not None and folded(concept.anchor) == folded(concept.name):
         yield Problem(f"{field}.anchor", concept.anchor, "is the concept itself.", "Name another concept.")
     if objective and objective.anchors == "named" and concept.anchor is None:
         option, remedy = objective.wants_anchors
@@ -214,6 +249,7 @@ TOPICS: list[Callable[[Sections], Iterator[Problem]]] = [
     _data,
     _concepts,
     _anchors_to_draw,
+    _pictures_for_all,
     _micro_batches,
     _sharding,
     _family,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, TypeAdapter, ValidationEr
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import shipped
 from erasediff_lora.recipe.checks import Sections, cross_check
+from erasediff_lora.recipe.concept_lists import beside, expand
 from erasediff_lora.recipe.evaluation import Evaluation
 from erasediff_lora.recipe.renames import current_keys, current_names
 from erasediff_lora.recipe.schema import Section, restated, section_types
@@ -97,7 +98,8 @@ class Recipe(Section):
         Raises:
             UserError: If the file is not readable as a recipe, or holds bad values.
         """
-        values, problems = current_names(read_yaml(shipped.find(path)))
+        file = shipped.find(path)
+        values, problems = current_names(beside(read_yaml(file), file.parent))
         changes, further = current_keys(overrides or {})
         return cls._parse(overlay(values, changes), problems + further)
 
@@ -109,16 +111,18 @@ class Recipe(Section):
             problems.append(Problem(name, given[name], "is unknown.", nearest(name, cls.model_fields)))
         tables = dict(section_types(cls))
         given |= {name: table.spelled_out(given.get(name)) for name, table in tables.items()}
-        given = _with_preset(given)
+        lists = expand(given)
+        given = _with_preset(lists.values)
+        problems += lists.problems
         fields: dict[str, Any] = {}
-        for name in cls.model_fields:
+        for name in (name for name in cls.model_fields if name not in lists.unread):
             try:
                 fields[name] = cls._table(name, given[name]) if name in tables else cls._value(name, given)
             except UserError as error:
                 problems += error.problems
         problems += cross_check(Sections(**{name: fields[name] for name in tables if name in fields}))
         if problems:
-            raise UserError(*problems)
+            raise UserError(*lists.located(problems))
         if fields["adapter"].trains_base and fields["model"].dtype == "auto":
             fields["model"] = fields["model"].model_copy(update={"dtype": "float32"})
         return cls.model_construct(**fields)

@@ -101,7 +101,9 @@ class ForgetSet(Section):
     """D_f: what the model must no longer draw."""
 
     concepts: list[Annotated[Concept, BeforeValidator(_as_concept)]] = Field(
-        min_length=1, description="names, or {name, anchor, templates, placeholders}"
+        min_length=1,
+        description="names, or {name, anchor, paraphrases, templates, placeholders}; or a file of them: CSV, TSV,"
+        " JSONL, YAML, or a name a line",
     )
     templates: list[str] = Field(
         description="prompts; {concept} is filled in; omit where every concept has templates of its own"
@@ -122,7 +124,9 @@ class ForgetSet(Section):
 class RetainSet(Section):
     """D_r: what the model must go on drawing."""
 
-    concepts: list[str] = Field(default_factory=list, description="concepts that fill the templates")
+    concepts: list[str] = Field(
+        default_factory=list, description="concepts that fill the templates; or a file with their names"
+    )
     templates: Templates
     placeholders: Placeholders = Field(default_factory=dict, description="values of further {names} in templates")
     images: Images | None = Field(None, description="pictures from disk; omit to let the base draw them")

@@ -15,13 +15,13 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from erasediff_lora.data.prompts import balanced
+from erasediff_lora.data.prompts import balanced, shared_out
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.evaluation.judging import judge_of
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
 from erasediff_lora.evaluation.metrics.strength_sweep import SweepSettings
 from erasediff_lora.evaluation.picture_store import PictureStore
-from erasediff_lora.evaluation.pictures import forget_prompts, generate, painter, retain_prompts, shared_out
+from erasediff_lora.evaluation.pictures import forget_prompts, generate, painter, retain_prompts
 from erasediff_lora.evaluation.shares import share
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import save_safetensors, write_text

@@ -13,9 +13,9 @@ from test_attacks import evaluation
 from tiny import tiny_base_recipe, tiny_classifier
 
 from erasediff_lora.cli import main
-from erasediff_lora.data.prompts import Prompt, expand
+from erasediff_lora.data.prompts import Prompt, expand, shared_out
 from erasediff_lora.evaluation.attacks.base import best
-from erasediff_lora.evaluation.pictures import Drawn, shared_out
+from erasediff_lora.evaluation.pictures import Drawn
 
 CONCEPTS = ["cat", "clock", "fish"]
 
