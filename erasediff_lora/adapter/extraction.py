@@ -13,8 +13,9 @@ from erasediff_lora import __version__, families
 from erasediff_lora.adapter import factors
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
 from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.scaling import with_one_alpha
 from erasediff_lora.adapter.weight_file import WeightFile
-from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, architecture_of, squeezed, with_one_alpha
+from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, architecture_of, squeezed
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import Slot
 

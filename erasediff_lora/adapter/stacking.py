@@ -12,8 +12,9 @@ import torch
 
 from erasediff_lora.adapter import factors
 from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.scaling import with_one_alpha
 from erasediff_lora.adapter.weighted import Weighted
-from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, with_one_alpha
+from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
 from erasediff_lora.errors import Problem, UserError
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def stack(adapters: Sequence[Weighted]) -> LoraAdapter:
         parts = [(w.adapter.layers[name], w.strength) for w in adapters if name in w.adapter.layers]
         layers[name] = LoraLayer(
             down=torch.cat([layer.down.float() for layer, _ in parts]),
-            up=torch.cat([layer.up.float() * (layer.scale * strength) for layer, strength in parts], dim=1),
+            up=torch.cat([layer.up.double() * (layer.scale * strength) for layer, strength in parts], dim=1).float(),
             alpha=float(sum(layer.rank for layer, _ in parts)),
         )
     return LoraAdapter(with_one_alpha(layers), _provenance(adapters))

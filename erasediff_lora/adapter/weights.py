@@ -49,6 +49,8 @@ class Layer(Generic[T]):
         alpha: Numerator of the scale.
         rslora: Whether the scale is alpha / sqrt(r) instead of alpha / r.
         magnitude: DoRA's magnitude vector, in memory as peft keeps it, (out,) or (1, out, 1, 1); None without DoRA.
+        nominal: alpha and rslora that the layer goes by in files that keep them, if not by those above: see
+            `adapter.scaling`. They don't change ΔW.
     """
 
     down: T
@@ -56,6 +58,7 @@ class Layer(Generic[T]):
     alpha: float
     rslora: bool = False
     magnitude: T | None = None
+    nominal: tuple[float, bool] | None = None
 
     @property
     def rank(self) -> int:
@@ -96,6 +99,7 @@ class StoredLayer(Layer[StoredTensor]):
             alpha=self.alpha,
             rslora=self.rslora,
             magnitude=None if magnitude is None else magnitude.tensor().reshape(shape),
+            nominal=self.nominal,
         )
 
     def squared_norm(self) -> float:
@@ -217,18 +221,6 @@ class StoredAdapter(Adapter[StoredLayer]):
 def architecture_of(layers: Mapping[str, Layer[Any]]) -> str:
     """Modelspec id of the base that layers fit."""
     return families.recognise({name: layer.shape for name, layer in layers.items()})
-
-
-def with_one_alpha(layers: dict[str, LoraLayer]) -> dict[str, LoraLayer]:
-    """The same updates with one alpha, the commonest rank, in all layers; what differs goes into B.
-
-    diffusers gets the scale wrong where the alphas of a kohya file differ.
-    """
-    alpha = float(Counter(layer.rank for layer in layers.values()).most_common(1)[0][0])
-    return {
-        name: replace(layer, up=layer.up * (layer.scale * layer.rank / alpha), alpha=alpha)
-        for name, layer in layers.items()
-    }
 
 
 def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

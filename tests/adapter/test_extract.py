@@ -87,7 +87,7 @@ def test_the_best_factors_of_a_full_rank_change(
     assert float(result.out.split("rank ")[1].split(", ")[1].split("%")[0]) == pytest.approx(
         100 * kept / total, abs=0.01
     )
-    assert len({layer.alpha for layer in found.layers.values()}) == 1
+    assert {layer.scale for layer in found.layers.values()} == {1.0}
 
 
 def test_refusals(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:

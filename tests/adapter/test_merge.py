@@ -55,7 +55,7 @@ def test_sum_is_rounded_once_and_all_else_stays(dtype: Any, tiny_base: Path, tmp
     file = pack(tiny_base, tmp_path / "model.safetensors", dtype, {"note": "keep me"})
     one = random_adapter(tiny_base, "attention_feed_forward_convolutions", 2.5)
     two = random_adapter(tiny_base, "attention", 4.0, rank=2, seed=3)
-    formats.write(one, tmp_path / "one", "diffusers")
+    formats.write(one, tmp_path / "one", "peft")
     formats.write(two, tmp_path / "two", "kohya")
     out = tmp_path / "out.safetensors"
     before = file.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from erasediff_lora.adapter import LoraAdapter, formats
+from erasediff_lora.adapter.scaling import beside_factors
 from erasediff_lora.registry import FORMATS
 
 
@@ -52,8 +54,11 @@ def case(request: pytest.FixtureRequest, tiny_base: Path) -> Case:
 
 
 def same(one: LoraAdapter, other: LoraAdapter) -> bool:
+    """The same ΔW and alphas, and the same bits where the scale is a power of two; else B is rounded on the way."""
     return one.layers.keys() == other.layers.keys() and all(
-        torch.equal(a.down, b.down) and torch.equal(a.up, b.up) and (a.alpha, a.scale) == (b.alpha, b.scale)
+        torch.equal(a.down, b.down)
+        and (torch.equal(a.up, b.up) if math.log2(b.scale).is_integer() else close(a.up, b.up, 2e-7))
+        and (a.alpha, a.scale) == (b.alpha, b.scale)
         for a, b in ((layer, other.layers[name]) for name, layer in one.layers.items())
     )
 
@@ -67,7 +72,8 @@ def test_reloaded_draws_what_the_trained_one_drew(format: str, case: Case, tmp_p
     file, *_ = formats.write(case.adapter, tmp_path / "out", format)
     pipe = pipeline(case.base)
     LOADERS[format](pipe, file, "erase")
-    assert torch.equal(draw(pipe), case.drawn)
+    is_exact = format != "diffusers" or all(layer.scale == 1 for layer in case.adapter.layers.values())
+    assert torch.equal(draw(pipe), case.drawn) if is_exact else close(draw(pipe), case.drawn, 2e-6)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -78,7 +84,7 @@ def test_round_trip_by_convert_is_lossless(format: str, other: Any, case: Case, 
     assert cli("convert", tmp_path / "b", tmp_path / "c", "--format", format).status == 0
     name, back = formats.read_as(tmp_path / "c")
     assert name == format
-    assert same(back, case.adapter)
+    assert same(beside_factors(back), case.adapter)
     assert back.provenance == case.adapter.provenance
 
 

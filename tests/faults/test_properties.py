@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import fuzz
 import pytest
-import torch
 import yaml
-from adapters import pipeline
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_values
 
-from erasediff_lora.adapter import LoraAdapter, formats
-from erasediff_lora.adapter.provenance import Provenance
-from erasediff_lora.adapter.weights import LoraLayer
 from erasediff_lora.data.prompts import balanced, expand, substitute
 from erasediff_lora.errors import UserError
 from erasediff_lora.recipe import Recipe, flags
 from erasediff_lora.recipe.yaml_io import parse_yaml
-from erasediff_lora.registry import FORMATS
 
 FIELDS = [name for name, _, _ in flags()]
 SCALARS = (
@@ -90,40 +83,6 @@ def test_prompts_come_in_equal_shares(concepts: Any, count: Any, seed: Any) -> N
 @given(before=WORDS, concept=WORDS, anchor=WORDS)
 def test_an_anchor_takes_the_concepts_place(before: Any, concept: Any, anchor: Any) -> None:
     assert anchor in substitute(f"{before} {concept}", concept, anchor)
-
-
-@pytest.fixture(scope="module")
-def shapes(tiny_base: Path) -> dict[str, torch.Size]:
-    """Of the weights that adapters can be on."""
-    modules = pipeline(tiny_base).unet.named_modules()
-    kinds = (torch.nn.Linear, torch.nn.Conv2d)
-    return {f"unet.{name}": module.weight.shape for name, module in modules if isinstance(module, kinds)}
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@RELAXED
-@given(data=st.data())
-def test_conversions_lose_nothing(
-    format: str, data: Any, shapes: dict[str, torch.Size], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    layers = {}
-    for name in data.draw(st.lists(st.sampled_from(sorted(shapes)), min_size=1, max_size=5, unique=True)):
-        rank = data.draw(st.integers(1, 5))
-        out, *inner = shapes[name]
-        alpha = data.draw(st.floats(2**-10, 2**10, width=32))
-        generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
-        down = torch.randn(rank, *inner, generator=generator)
-        up = torch.randn(out, rank, *[1] * (len(inner) - 1), generator=generator)
-        layers[name] = LoraLayer(down, up, alpha)
-    concepts = data.draw(st.lists(WORDS, max_size=3).map(tuple))
-    adapter = LoraAdapter(layers, Provenance(architecture="stable-diffusion-v1", concepts=concepts))
-    file, *_ = formats.write(adapter, tmp_path_factory.mktemp("out") / "adapter", format)
-    again = formats.read(file)
-    assert again.layers.keys() == layers.keys()
-    assert again.provenance.concepts == concepts
-    for name, layer in layers.items():
-        torch.testing.assert_close(again.layers[name].delta(), layer.delta(), rtol=1e-5, atol=1e-6)
-        assert math.isclose(again.layers[name].scale, layer.scale, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)

@@ -1,4 +1,7 @@
-"""diffusers' `pytorch_lora_weights.safetensors`: peft keys behind the component's name, alpha in the header."""
+"""diffusers' `pytorch_lora_weights.safetensors`: peft keys behind the component's name, alpha in the header.
+
+ComfyUI, InvokeAI and diffusers before 0.34 read no header, so what is written here has scale 1 with and without it.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from erasediff_lora.adapter.formats.base import (
     refuse_unknown,
 )
 from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.scaling import alphas_header, in_factors, with_alphas
 from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, StoredLayer, checked, unusable
 from erasediff_lora.storage.files import save_safetensors
 from erasediff_lora.storage.tensors import TensorFile
@@ -68,6 +72,7 @@ def read(stored: TensorFile) -> StoredAdapter:
         fields = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
         layers |= {prefix + path: layer for path, layer in peft_layers(mine, fields, file, StoredLayer).items()}
     refuse_unknown({key for key in stored.tensors if key.partition(".")[0] not in known}, file)
+    layers = with_alphas(layers, stored.metadata)
     provenance = Provenance.from_header(stored.metadata)
     return StoredAdapter(checked(layers, file), provenance, other_header(stored.metadata))
 
@@ -83,16 +88,25 @@ def target(adapter: LoraAdapter, output: Path) -> Path:
 
 
 def write(adapter: LoraAdapter, file: Path) -> list[Path]:
-    """Write the file."""
+    """Write the file, with scale 1 in every layer."""
+    adapter = in_factors(adapter)
     tensors: dict[str, Tensor] = {}
     config: dict[str, Any] = {}
     for component in adapter.components:
         layers = adapter.component(component)
-        tensors |= peft_tensors(layers, f"{component}.")
         config |= {f"{component}.{name}": value for name, value in peft_config(layers).items()}
-    header = {"format": "pt", CONFIG: json.dumps(config, sort_keys=True)}
+        tensors |= peft_tensors({_with_text_prefix(path): layer for path, layer in layers.items()}, f"{component}.")
+    header = {"format": "pt", CONFIG: json.dumps(config, sort_keys=True)} | alphas_header(adapter)
     save_safetensors(tensors, file, adapter.header | header | adapter.provenance.header())
     return [file]
+
+
+def _with_text_prefix(path: str) -> str:
+    """The path in CLIP of a module that transformers 5 finds with and without the prefix, and others only with it.
+
+    The configuration has the paths without it, which peft finds as the ends of longer ones.
+    """
+    return _OLD_TEXT_PREFIX + path if path.startswith("encoder.layers.") else path
 
 
 def usage(published: Published) -> str:

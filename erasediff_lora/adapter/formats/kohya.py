@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from erasediff_lora import __version__, families
 from erasediff_lora.adapter.formats.base import Published, as_file, other_header, partner, refuse_unknown
 from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.scaling import beside_factors
 from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, StoredLayer, checked
 from erasediff_lora.families import Architecture, KohyaNames
 from erasediff_lora.storage.files import save_safetensors
@@ -79,6 +80,7 @@ def target(adapter: LoraAdapter, output: Path) -> Path:
 
 def write(adapter: LoraAdapter, file: Path) -> list[Path]:
     """Write the file. alpha is float32, and takes up rsLoRA's different scale."""
+    adapter = beside_factors(adapter)
     if len({layer.alpha for layer in adapter.layers.values()}) > 1:
         log.warning(
             "warning: %s keeps a different alpha for some layers, which diffusers reads wrongly from kohya files;"

@@ -18,6 +18,7 @@ from erasediff_lora.adapter.formats.base import (
     refuse_unknown,
 )
 from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.scaling import beside_factors
 from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, StoredLayer, checked
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.files import save_safetensors, write_text
@@ -78,10 +79,11 @@ def target(adapter: LoraAdapter, output: Path) -> Path:
 
 
 def write(adapter: LoraAdapter, file: Path) -> list[Path]:
-    """Write both files, each further component in a folder of its name."""
+    """Write both files, and each further component in a folder of its name."""
+    adapter = beside_factors(adapter)
     written = []
     main = adapter.network or adapter.components[0]
-    for component in adapter.components:
+    for component in sorted(adapter.components, key=lambda name: name != main):
         layers = adapter.component(component)
         mine = file if component == main else file.parent / component / FILE
         header = adapter.header | {"format": "pt", COMPONENT: component} | adapter.provenance.header()
