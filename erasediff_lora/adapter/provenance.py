@@ -44,10 +44,15 @@ class Provenance:
     history: tuple[str, ...] = ()
 
     @property
+    def is_erasure(self) -> bool:
+        """Whether it is recorded that the adapter erases something: of others nothing may be claimed."""
+        return bool(self.concepts)
+
+    @property
     def title(self) -> str:
         """A name for people and files, such as 'erase-cat'."""
-        if not self.concepts:
-            return "erasure"
+        if not self.is_erasure:
+            return "adapter"
         more = f" and {len(self.concepts) - 2} more" if len(self.concepts) > 2 else ""
         words = re.findall(r"\w+", "erase " + " ".join(self.concepts[:2]) + more)
         return "-".join(words).lower()[:80]

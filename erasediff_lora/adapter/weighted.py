@@ -3,45 +3,61 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from erasediff_lora.adapter import formats
 from erasediff_lora.adapter.weights import LoraAdapter
+from erasediff_lora.errors import Problem, UserError
 
 log = logging.getLogger(__name__)
 
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Weighted:
-    """An adapter with the strength that it acts with, and the name that the user gave it."""
+    """An adapter with the strength that it acts with, and the name that the user gave it.
+
+    Raises:
+        UserError: If the strength is not finite.
+    """
 
     adapter: LoraAdapter
     strength: float = 1.0
     source: str = "adapter"
+
+    def __post_init__(self) -> None:
+        _require_finite(self.strength, self.source)
 
     @classmethod
     def read(cls, path: Path | str, strength: float = 1.0) -> Weighted:
         """Read the adapter from a file or a folder.
 
         Raises:
-            UserError: If it cannot be used.
+            UserError: If it cannot be used, or the strength is not finite.
         """
+        _require_finite(strength, path)
         return cls(formats.read(path), strength, str(path))
 
     @classmethod
     def parse(cls, text: str) -> Weighted:
-        """Read 'PATH' or 'PATH:STRENGTH'.
+        """Read 'PATH' or 'PATH:STRENGTH'. What is there under the whole text is a path, such as a folder 'lora_12:30'.
 
         Raises:
-            UserError: If the adapter cannot be used.
+            UserError: If the adapter cannot be used, or the strength is no finite number.
         """
         path, separator, number = text.rpartition(":")
-        try:
-            strength = float(number)
-        except ValueError:
-            separator = ""
-        return cls.read(path, strength) if separator and path else cls.read(text)
+        if not (separator and path) or _exists(text):
+            return cls.read(text)
+        if _NUMBER.fullmatch(number):
+            return cls.read(path, float(number))
+        if _exists(path):
+            raise UserError(Problem("strength", number, f"of {path} is no number.", f"Write {path}:0.8, for example."))
+        return cls.read(text)
 
     def warn_of_strength(self) -> None:
         """Say so if the strength lies outside [0, 1]."""
@@ -52,3 +68,14 @@ class Weighted:
                 self.source,
                 "strengthens what is to be erased" if self.strength < 0 else "was not trained and may damage the rest",
             )
+
+
+def _require_finite(strength: float, source: Path | str) -> None:
+    if not math.isfinite(strength):
+        raise UserError(
+            Problem("strength", strength, f"of {source} is not finite.", "Give a number; 1 is what was trained.")
+        )
+
+
+def _exists(text: str) -> bool:
+    return Path(text).expanduser().exists()

@@ -75,6 +75,8 @@ def _stack(parsed: argparse.Namespace, rest: list[str]) -> None:
 
     if parsed.rank is not None and parsed.rank < 1:
         raise UserError(Problem("--rank", parsed.rank, "must be at least 1.", "Omit it for an exact stack."))
+    if parsed.output is not None:
+        formats.require_output(parsed.output, parsed.format)
     adapters = _weighted(parsed.adapters)
     stacked = stacking.stack(adapters)
     reports = []
@@ -174,6 +176,7 @@ def _extract(parsed: argparse.Namespace, rest: list[str]) -> None:
         problems.append(Problem("--energy", parsed.energy, "must lie in (0, 1].", "Try 0.95."))
     if problems:
         raise UserError(*problems)
+    formats.require_output(parsed.output, parsed.format)
     found = extract(parsed.base, parsed.tuned, rank=parsed.rank, energy=parsed.energy, concepts=tuple(parsed.concepts))
     written = formats.write(found.adapter, parsed.output, parsed.format, overwrite=parsed.overwrite)
     ranks = [layer.rank for layer in found.adapter.layers.values()]

@@ -29,6 +29,7 @@ TEMPLATE = Path(__file__).parent / "card.md.jinja"
 PACKAGE = "erasediff-lora"
 TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "erasediff", "concept-erasure"]
 TEXT_TAGS = {"text-to-image", "template:sd-lora"}
+ERASURE_TAGS = {"erasediff", "concept-erasure"}
 AUDIENCE_TAG = "not-for-all-audiences"
 
 
@@ -73,6 +74,11 @@ class Contents:
         return list(self.adapter.provenance.concepts or (numbers.concepts if numbers else ()))
 
     @property
+    def is_erasure(self) -> bool:
+        """Whether there is an erasure to speak of: recorded in the adapter, or measured."""
+        return self.adapter.provenance.is_erasure or self.findings.numbers is not None
+
+    @property
     def draws_text(self) -> bool:
         """Whether prompts are text."""
         found = families.of_architecture(self.adapter.architecture)
@@ -114,7 +120,8 @@ def card_data(contents: Contents) -> ModelCardData:
         log.warning("warning: the licence of the base is unknown, so the card names none; give it with --license")
     named, numbers = contents.license or License(""), contents.findings.numbers
     results = eval_results(numbers, _task(contents)) if numbers else []
-    tags = TAGS if contents.draws_text else [tag for tag in TAGS if tag not in TEXT_TAGS]
+    unsuited = (set() if contents.draws_text else TEXT_TAGS) | (set() if contents.is_erasure else ERASURE_TAGS)
+    tags = [tag for tag in TAGS if tag not in unsuited]
     widget = [{"text": one_line(entry["prompt"]), "output": {"url": entry["picture"]}} for entry in contents.shown]
     return ModelCardData(
         license=named.id or None,
@@ -122,7 +129,7 @@ def card_data(contents: Contents) -> ModelCardData:
         license_link=named.link,
         library_name="diffusers",
         pipeline_tag=_task(contents),
-        tags=[*tags, AUDIENCE_TAG] if contents.sensitive else list(tags),
+        tags=[*tags, AUDIENCE_TAG] if contents.sensitive else tags,
         widget=widget or None,
         base_model=contents.base_model,
         base_model_relation="adapter" if contents.base_model else None,

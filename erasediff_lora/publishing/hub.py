@@ -199,7 +199,7 @@ def upload(folder: Path, repo: str, *, public: bool) -> None:
             )
         _validate(folder / CARD_FILE)
         api.create_repo(repo, private=not public, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload erasure adapter")
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload adapter")
 
 
 def _checked(repo: str, base_model: str | None, license: str | None) -> License | None:
@@ -230,6 +230,8 @@ def _require_proof(source: Source, *, public: bool, force: bool) -> None:
     if claim.answer == "yes":
         return
     what = f"its erasure {UNPROVEN[claim.answer]}: {claim.text}"
+    if not source.adapter.provenance.is_erasure and not claim.measured:
+        what = "it is recorded nowhere that it erases anything, and nothing was measured."
     if not public or force:
         log.warning("warning: %s: %s The card says so.", source.run, what)
         return

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from erasediff_lora.adapter.formats.base import Format, Published, open_adapter, refuse_unknown
+from erasediff_lora.adapter.formats.base import (
+    Format,
+    Published,
+    open_adapter,
+    refuse_unknown,
+    require_folder_or_safetensors,
+)
 from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.registry import FORMATS
@@ -64,6 +70,19 @@ def suited(adapter: LoraAdapter) -> list[str]:
     return [name for name in FORMATS if FORMATS[name].suits(adapter)]
 
 
+def require_output(output: Path | str, format: str) -> Path:
+    """Where an adapter can be written to in a format, as far as that can be told without the adapter.
+
+    Raises:
+        UserError: If the format is unknown, or the output names a file of another kind.
+    """
+    if format not in FORMATS:
+        raise UserError(Problem("--format", format, "is unknown.", nearest(format, FORMATS)))
+    output = Path(output).expanduser()
+    require_folder_or_safetensors(output)
+    return output
+
+
 def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: bool = False) -> list[Path]:
     """Write an adapter in a format.
 
@@ -79,8 +98,7 @@ def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: b
     Raises:
         UserError: If the format is unknown or does not suit the adapter, or the file exists or cannot be written.
     """
-    if format not in FORMATS:
-        raise UserError(Problem("--format", format, "is unknown.", nearest(format, FORMATS)))
+    output = require_output(output, format)
     if format not in suited(adapter):
         raise UserError(
             Problem(
@@ -90,7 +108,7 @@ def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: b
                 f"Choose one of: {', '.join(suited(adapter))}.",
             )
         )
-    file: Path = FORMATS[format].target(adapter, Path(output).expanduser())
+    file: Path = FORMATS[format].target(adapter, output)
     if file.exists() and not overwrite:
         raise UserError(
             Problem("output", str(file), "exists already.", "Choose another name, or replace it with --overwrite.")
@@ -99,4 +117,15 @@ def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: b
     return written
 
 
-__all__ = ["FORMATS", "Format", "Published", "describe", "locate", "read", "read_as", "suited", "write"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Published",
+    "describe",
+    "locate",
+    "read",
+    "read_as",
+    "require_output",
+    "suited",
+    "write",
+]

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 OWN_HEADER = ("format", "lora_adapter_metadata", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 LARGEST_ALPHA = 1e9
+OTHER_FILES = frozenset(
+    f".{end}"
+    for end in (
+        *("ckpt", "pt", "pth", "bin", "pkl", "pickle", "sft", "safetensor", "safetensors", "npz", "gguf", "onnx"),
+        *("msgpack", "zip", "json", "yaml", "yml", "txt"),
+    )
+)
+"""Ends of the names of files; what else follows a dot may well be a folder, such as 'v1.5'."""
 _PATTERN = re.compile(r"[\w.^$\\*\-]{1,300}")
 """Of module names in a LoraConfig: without groups, whose nesting can take exponential time."""
 
@@ -98,6 +106,25 @@ def open_adapter(file: Path) -> TensorFile:
 def as_file(output: Path, default: str) -> Path:
     """`output` itself if it names a safetensors file, or the default name in that folder."""
     return output if output.suffix == ".safetensors" else output / default
+
+
+def require_folder_or_safetensors(output: Path) -> None:
+    """Stop where a file of another kind is asked for, which would become a folder.
+
+    Raises:
+        UserError: If the name ends as one, or such a file is there.
+    """
+    if output.suffix == ".safetensors" or output.is_dir():
+        return
+    if output.suffix.lower() in OTHER_FILES or output.exists():
+        raise UserError(
+            Problem(
+                "output",
+                str(output),
+                "names a file that is no safetensors file, as adapters are written.",
+                f"Write {output.with_suffix('.safetensors').name}, or the name of a folder.",
+            )
+        )
 
 
 def peft_layers(

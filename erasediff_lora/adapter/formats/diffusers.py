@@ -43,8 +43,8 @@ _USAGE = """\
 from diffusers import {pipeline}
 
 pipe = {pipeline}.from_pretrained("{base}")
-pipe.load_lora_weights("{repo}", weight_name="{file}", adapter_name="erase")
-pipe.set_adapters(["erase"], [1.0])  # strength; other LoRAs can be active beside it
+pipe.load_lora_weights("{repo}", weight_name="{file}", adapter_name="{name}")
+pipe.set_adapters(["{name}"], [1.0])  # strength; other LoRAs can be active beside it
 pipe.fuse_lora()                     # optional: into the weights
 ```"""
 
@@ -114,4 +114,10 @@ def usage(published: Published) -> str:
     found = families.of_architecture(published.adapter.architecture)
     if found is None or not found[0].in_diffusers:
         return ""
-    return _USAGE.format(pipeline=found[0].pipeline, base=published.base, repo=published.repo, file=published.file)
+    return _USAGE.format(
+        pipeline=found[0].pipeline,
+        base=published.base,
+        repo=published.repo,
+        file=published.file,
+        name="erase" if published.adapter.provenance.is_erasure else "adapter",
+    )

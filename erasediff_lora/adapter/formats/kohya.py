@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -30,7 +31,7 @@ FILE = None
 FOLDER = ""
 DOWN, UP, ALPHA, MAGNITUDE = ".lora_down.weight", ".lora_up.weight", ".alpha", ".dora_scale"
 _USAGE = """\
-**ComfyUI**: put `{file}` into `models/loras` and load it with *Load LoRA (Model Only)* at strength 1.
+**ComfyUI**: put `{file}` into `models/loras` and load it with *{node}* at strength 1.
 
 **A1111, Forge**: put `{file}` into `models/Lora` and write `<lora:{name}:1>` in the prompt.
 
@@ -74,8 +75,10 @@ def suits(adapter: LoraAdapter) -> bool:
 
 
 def target(adapter: LoraAdapter, output: Path) -> Path:
-    """A name that says what is erased: the programs list adapters by it."""
-    return as_file(output, f"{adapter.provenance.title}.safetensors")
+    """A name that says what is erased, or the one that another trainer gave: the programs list adapters by it."""
+    given = "" if adapter.provenance.is_erasure else adapter.header.get("ss_output_name", "")
+    name = re.sub(r"[^\w.-]+", "-", given)[:80].strip("-.")
+    return as_file(output, f"{name or adapter.provenance.title}.safetensors")
 
 
 def write(adapter: LoraAdapter, file: Path) -> list[Path]:
@@ -105,7 +108,12 @@ def write(adapter: LoraAdapter, file: Path) -> list[Path]:
 
 def usage(published: Published) -> str:
     """For the programs that read kohya's files."""
-    return _USAGE.format(file=published.file, name=published.file.removesuffix(".safetensors"))
+    adapter = published.adapter
+    return _USAGE.format(
+        file=published.file,
+        name=published.file.removesuffix(".safetensors"),
+        node="Load LoRA (Model Only)" if adapter.components == [adapter.network] else "Load LoRA",
+    )
 
 
 def _all_names() -> list[KohyaNames]:
@@ -146,19 +154,20 @@ def _header(
     """Kohya's `ss_` and `sshs_` fields, and the modelspec standard's."""
     provenance = adapter.provenance
     side = provenance.resolution or architecture.resolution
-    concepts = ", ".join(provenance.concepts) or "a concept"
     spec = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{architecture.id}/lora",
         "implementation": names.implementation,
         "implementation_version": f"erasediff-lora/{__version__}",
         "title": provenance.title,
-        "description": f"Erases {concepts} from {provenance.base_model or 'the base model'}.",
         "resolution": f"{side}x{side}",
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "prediction_type": "v" if _predicts_v(adapter) else provenance.prediction_type or "epsilon",
-        "usage_hint": "Load it at strength 1; no trigger word.",
     }
+    if provenance.is_erasure:
+        concepts = ", ".join(provenance.concepts)
+        spec["description"] = f"Erases {concepts} from {provenance.base_model or 'the base model'}."
+        spec["usage_hint"] = "Load it at strength 1; no trigger word."
     content, legacy = hashes
     foreign = {key: value for key, value in adapter.header.items() if not key.startswith("sshs_")}
     return (
