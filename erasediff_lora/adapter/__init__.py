@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
+    from erasediff_lora.adapter.comparison import compare
     from erasediff_lora.adapter.extraction import extract
     from erasediff_lora.adapter.formats import describe, read, write
     from erasediff_lora.adapter.loading import load
-    from erasediff_lora.adapter.merging import max_difference, merge
+    from erasediff_lora.adapter.merging import merge
     from erasediff_lora.adapter.provenance import Provenance
     from erasediff_lora.adapter.stacking import compress, interference, stack
     from erasediff_lora.adapter.weighted import Weighted
@@ -30,13 +31,13 @@ _HOMES = {
     "Provenance": "erasediff_lora.adapter.provenance",
     "StoredAdapter": "erasediff_lora.adapter.weights",
     "Weighted": "erasediff_lora.adapter.weighted",
+    "compare": "erasediff_lora.adapter.comparison",
     "compress": "erasediff_lora.adapter.stacking",
     "describe": "erasediff_lora.adapter.formats",
     "extract": "erasediff_lora.adapter.extraction",
     "fingerprint": "erasediff_lora.adapter.checkpoint",
     "interference": "erasediff_lora.adapter.stacking",
     "load": "erasediff_lora.adapter.loading",
-    "max_difference": "erasediff_lora.adapter.merging",
     "merge": "erasediff_lora.adapter.merging",
     "read": "erasediff_lora.adapter.formats",
     "stack": "erasediff_lora.adapter.stacking",
@@ -52,13 +53,13 @@ __all__ = [
     "Provenance",
     "StoredAdapter",
     "Weighted",
+    "compare",
     "compress",
     "describe",
     "extract",
     "fingerprint",
     "interference",
     "load",
-    "max_difference",
     "merge",
     "read",
     "stack",

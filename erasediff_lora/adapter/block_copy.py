@@ -20,12 +20,16 @@ MAX_WORKERS = 4
 
 @dataclass(frozen=True)
 class Block:
-    """A stretch of a file; with a key, whole rows of that tensor, the first of which is `first_row`."""
+    """A stretch of a file; with a key, whole rows of that tensor, the first of which is `first_row`.
+
+    It is written where it was read, or at `target`.
+    """
 
     start: int
     length: int
     key: str | None = None
     first_row: int = 0
+    target: int | None = None
 
 
 class Alteration(Protocol):
@@ -44,7 +48,7 @@ def copy(
     Args:
         source: What is read.
         target: Where to; not the source.
-        blocks: All of the file, in any order.
+        blocks: What of the file is copied, in any order.
         alter: Changes the blocks with a key.
         progress: Called with the number of bytes just written, from any thread.
     """
@@ -61,7 +65,7 @@ def copy(
                 _fill(reader, block.start, part)
                 if block.key is not None:
                     alter(block, part, scratch)
-                _write(writer, block.start, part)
+                _write(writer, block.start if block.target is None else block.target, part)
                 progress(block.length)
 
     target.touch()

@@ -76,8 +76,8 @@ class Checkpoint:
         return chosen
 
     def find(self, name: str) -> tuple[WeightFile, Slot] | None:
-        """Where a weight lies, by the adapter's name."""
-        return next(((file, file.slots[name]) for file in self.main_files if name in file.slots), None)
+        """Where a weight or a bias lies, by the adapter's name."""
+        return next(((file, slot) for file in self.main_files if (slot := file.slot(name)) is not None), None)
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -92,7 +92,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         for name, slot in file.slots.items():
             component, _, path = name.partition(".")
             if component in networks:
-                weights[path] = (file.shape(slot), file.ends(slot.key, SAMPLE))
+                weights[path] = (file.shape(slot), file.ends(slot, SAMPLE))
     return _digest(weights)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from tqdm import tqdm
 from erasediff_lora import __version__, families
 from erasediff_lora.adapter import factors
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
+from erasediff_lora.adapter.placing import FIRST
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.scaling import with_one_alpha
 from erasediff_lora.adapter.weight_file import WeightFile
-from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, architecture_of, squeezed
+from erasediff_lora.adapter.weights import BIAS, LoraAdapter, LoraLayer, architecture_of, squeezed
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import Slot
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def extract(
     weights = [(name, file, slot) for file in after.main_files for name, slot in file.slots.items()]
     for name, file, slot in tqdm(weights, desc="extract", unit="weight"):
         pair = _pair(before, name, file, slot, (base, tuned))
-        if pair is None or torch.equal(pair[0].to(pair[1].dtype), pair[1]):  # also after a cast to fewer bits
+        if pair is None:
             continue
         old, new = pair
         if new.ndim not in (2, 4) or name.endswith(("token_embedding", "position_embedding")):
@@ -101,7 +105,8 @@ def _pair(
 ) -> tuple[Tensor, Tensor] | None:
     """A weight in the base and in the tuned model, in the latter's shape; None of a text encoder's that the base lacks.
 
-    Those are its last layers, which diffusers leaves out.
+    Those are its last layers, which diffusers leaves out. None too of weights that are the same at the precision that
+    both have. Of first convolutions with different inputs, the ones that both have.
 
     Raises:
         UserError: If the base has no such weight, or of another shape.
@@ -109,19 +114,31 @@ def _pair(
     found = before.find(name)
     if found is None and name.partition(".")[0] not in families.networks():
         return None
-    if found is None or squeezed(found[0].shape(found[1])) != squeezed(file.shape(slot)):
-        base, tuned = models
-        there = "missing" if found is None else list(found[0].shape(found[1]))
+    shape = file.shape(slot)
+    there = None if found is None else found[0].shape(found[1])
+    inputs = min(shape[1], there[1]) if there is not None and name.endswith(FIRST) and shape != there else None
+    base, tuned = models
+    if found is None or there is None or _comparable(there, inputs) != _comparable(shape, inputs):
         raise UserError(
             Problem(
                 "tuned",
                 str(tuned),
-                f"is no fine-tune of {base}: {name} is {list(file.shape(slot))} here and {there} there.",
+                f"is no fine-tune of {base}: {name} is {list(shape)} here and"
+                f" {list(there) if there else 'missing'} there.",
                 "Give the model that it was tuned from.",
             )
         )
-    new = file.weight(slot)
-    return found[0].weight(found[1]).reshape(new.shape), new
+    new, old = file.weight(slot), found[0].weight(found[1])
+    if inputs is not None:
+        log.info("note: %s has %d and %d inputs: the first %d are compared", name, there[1], shape[1], inputs)
+        new, old = new[:, :inputs], old[:, :inputs]
+    old = old.reshape(new.shape)
+    return None if file.is_same(slot, *found, (new, old)) else (old, new)
+
+
+def _comparable(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
+    """A shape without what may differ: 1×1 convolutions are linear, and first convolutions may have further inputs."""
+    return squeezed(shape if inputs is None else (shape[0], inputs, *shape[2:]))
 
 
 def _factor(delta: Tensor, rank: int | None, energy: float | None) -> tuple[LoraLayer, float]:
@@ -145,13 +162,13 @@ def _changed_biases(before: Checkpoint, after: Checkpoint) -> list[str]:
     """Biases that differ; a LoRA holds weights only."""
     found = []
     for file in after.main_files:
-        for name, slot in file.slots.items():
+        for name in file.slots:
             if (located := before.find(name)) is None:
                 continue
-            key, old_key = (s.key.removesuffix(".weight") + ".bias" for s in (slot, located[1]))
-            if key not in file.tensors or old_key not in located[0].tensors:
+            mine, theirs = file.slot(name + BIAS), located[0].slot(name + BIAS)
+            if mine is None or theirs is None:
                 continue
-            new = file.read(key)
-            if not torch.equal(located[0].read(old_key).to(new.dtype), new):
-                found.append(key)
+            values = file.weight(mine), located[0].weight(theirs)
+            if values[0].shape != values[1].shape or not file.is_same(mine, located[0], theirs, values):
+                found.append(mine.key)
     return found

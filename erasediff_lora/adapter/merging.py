@@ -5,34 +5,25 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
+from erasediff_lora.adapter import updates
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
-from erasediff_lora.adapter.weight_file import WeightFile
+from erasediff_lora.adapter.fp8 import Rounding
+from erasediff_lora.adapter.placing import other_base, placed
+from erasediff_lora.adapter.updates import Update
+from erasediff_lora.adapter.weight_file import EMA, WeightFile
 from erasediff_lora.adapter.weighted import Weighted
-from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.families import Slot
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, atomic, atomic_folder
 
 log = logging.getLogger(__name__)
 UNERASED = {*PICKLE_SUFFIXES, ".safetensors", ".msgpack", ".onnx", ".onnx_data", ".h5", ".gguf"}
-
-
-@dataclass(frozen=True)
-class Update:
-    """One adapter's part in one tensor."""
-
-    layer: LoraLayer
-    slot: Slot
-    strength: float
 
 
 def merge(
@@ -43,19 +34,22 @@ def merge(
     unmerge: bool = False,
     strict: bool = False,
     overwrite: bool = False,
+    drop_ema: bool = False,
 ) -> Path:
-    """Write a copy of a base with adapters merged into it: W' = W + Σ s · scale · B A.
+    """Write a copy of a base with adapters merged into it: W' = W + Σ s · ΔW, where ΔW = scale · B A for LoRA.
 
-    The sum is taken in float32 and cast once to the tensor's dtype. Every other tensor, the header and every other
-    file stay as they are, byte for byte. A few blocks of the file are in memory at a time.
+    The sum is taken in float32 and cast once to the tensor's dtype; weights in 8 bits are widened by their scales for
+    it. Running averages (EMA) of the weights are changed too. Every other tensor, the header and every other file stay
+    as they are, byte for byte. A few blocks of the file are in memory at a time.
 
     Args:
-        model: Diffusers folder, single-file checkpoint (LDM keys), or bare UNet file.
-        adapters: What to merge.
+        model: Diffusers folder, single-file checkpoint (LDM or SD 3 keys), or file of the network alone.
+        adapters: What to merge: LoRA, DoRA, LoHa, LoKr, whole differences.
         output: The new file or folder; never the model itself.
         unmerge: Subtract instead, which gives the base back up to rounding.
         strict: Refuse an adapter of another base instead of warning.
         overwrite: Replace what stands at `output`.
+        drop_ema: Leave the running averages out.
 
     Returns:
         The output.
@@ -67,81 +61,64 @@ def merge(
     output = Path(output).expanduser()
     _check_output(checkpoint, output, overwrite=overwrite)
     for weighted in adapters:
-        weighted.adapter.refuse_dora("merge", weighted.source)
         weighted.warn_of_strength()
-    if not unmerge:
+    if unmerge:
+        _require_no_dora(adapters)
+    else:
         mark = fingerprint(checkpoint)
         for weighted in adapters:
             weighted.adapter.provenance.require_base(mark, str(model), strict=strict)
     sign = -1.0 if unmerge else 1.0
-    plan = {file.path: _updates(file, checkpoint, adapters, sign) for file in checkpoint.files}
+    drops = {file.path: _averages(file) if drop_ema else [] for file in checkpoint.files}
+    plan = {file.path: _updates(file, checkpoint, adapters, sign, drop_ema) for file in checkpoint.files}
     _require_all_placed(checkpoint, adapters)
+    _tell_of_averages(checkpoint, plan, drop_ema)
 
     total = sum(file.path.stat().st_size for file in checkpoint.files)
     label = "unmerge" if unmerge else "merge"
     with tqdm(total=total, desc=label, unit="B", unit_scale=True) as bar:
         if not checkpoint.is_folder:
             with atomic(output) as temporary:
-                _rewrite(checkpoint.files[0], temporary, plan[checkpoint.path], bar.update)
-            return output
-        with atomic_folder(output) as folder:
-            touched = {component for weighted in adapters for component in weighted.adapter.components}
-            _copy_others(checkpoint, folder, touched)
-            for file in checkpoint.files:
-                target = folder / file.path.relative_to(checkpoint.path)
-                with atomic(target) as temporary:
-                    _rewrite(file, temporary, plan[file.path], bar.update)
+                _rewrite(checkpoint.files[0], temporary, plan[checkpoint.path], bar.update, drops[checkpoint.path])
+        else:
+            with atomic_folder(output) as folder:
+                touched = {component for weighted in adapters for component in weighted.adapter.components}
+                _copy_others(checkpoint, folder, touched)
+                for file in checkpoint.files:
+                    target = folder / file.path.relative_to(checkpoint.path)
+                    with atomic(target) as temporary:
+                        _rewrite(file, temporary, plan[file.path], bar.update)
+    _tell_of_rounding(checkpoint)
     return output
 
 
-def max_difference(one: Path | str, other: Path | str) -> tuple[float, float]:
-    """How far two checkpoints of the same layout are apart.
-
-    Returns:
-        The greatest difference of two weights, and the same in rounding steps (eps of the dtype · max |weight|).
-
-    Raises:
-        UserError: If they have no weight in common.
-    """
-    left, right = Checkpoint(one), Checkpoint(other)
-    greatest = steps = 0.0
-    compared = False
-    for file in left.main_files:
-        for name, slot in file.slots.items():
-            if (match := right.find(name)) is None or match[0].shape(match[1]) != file.shape(slot):
-                continue
-            compared = True
-            a, b = file.weight(slot), match[0].weight(match[1])
-            scale = torch.maximum(a.abs(), b.abs()).double() * torch.finfo(a.dtype).eps
-            difference = (a.double() - b.double()).abs()
-            greatest = max(greatest, float(difference.max()))
-            steps = max(steps, float((difference / scale.clamp(min=torch.finfo(a.dtype).tiny)).max()))
-    if not compared:
-        raise UserError(Problem("--compare", str(other), f"has no weight in common with {one}.", "Give the base."))
-    return greatest, steps
+def _require_no_dora(adapters: Sequence[Weighted]) -> None:
+    for weighted in adapters:
+        if weighted.adapter.uses_dora:
+            raise UserError(
+                Problem(
+                    "adapter",
+                    weighted.source,
+                    "is a DoRA: merging divides by norms that the merged model no longer has, so it cannot be undone.",
+                    "Take the base that it was merged into.",
+                )
+            )
 
 
 def _updates(
-    file: WeightFile, checkpoint: Checkpoint, adapters: Sequence[Weighted], sign: float
+    file: WeightFile, checkpoint: Checkpoint, adapters: Sequence[Weighted], sign: float, drop_ema: bool
 ) -> dict[str, list[Update]]:
     """What happens to each tensor of a file."""
-    updates: dict[str, list[Update]] = defaultdict(list)
+    found: dict[str, list[Update]] = defaultdict(list)
     for weighted in adapters:
         for name, layer in weighted.adapter.layers.items():
-            if (slot := file.slots.get(name)) is None:
+            if (slot := file.slot(name)) is None:
                 continue
-            shape = file.shape(slot)
-            if squeezed(shape) != squeezed(layer.shape):
-                raise UserError(
-                    Problem(
-                        "adapter",
-                        weighted.source,
-                        f"does not fit {checkpoint.path}: {name} is {list(layer.shape)} here and {list(shape)} there.",
-                        _other_base(weighted.adapter),
-                    )
-                )
-            updates[slot.key].append(Update(layer, slot, sign * weighted.strength))
-    return dict(updates)
+            columns = placed(name, layer, file.shape(slot), weighted, checkpoint)
+            for place in (slot, None if drop_ema else file.averaged(slot)):
+                if place is not None:
+                    found[place.key].append(Update(layer, place, sign * weighted.strength, columns))
+    return dict(found)
 
 
 def _require_all_placed(checkpoint: Checkpoint, adapters: Sequence[Weighted]) -> None:
@@ -153,42 +130,56 @@ def _require_all_placed(checkpoint: Checkpoint, adapters: Sequence[Weighted]) ->
                     "adapter",
                     weighted.source,
                     f"adapts {len(missing)} weights that {checkpoint.path} does not have, such as {missing[0]}.",
-                    _other_base(weighted.adapter),
+                    other_base(weighted.adapter),
                 )
             )
 
 
-def _other_base(adapter: LoraAdapter) -> str:
-    named = f", {adapter.provenance.base_model!r}" if adapter.provenance.base_model else ""
-    return f"It is an adapter for a {adapter.architecture} base{named}."
-
-
 def _rewrite(
-    file: WeightFile, target: Path, updates: dict[str, list[Update]], progress: Callable[[int], object]
+    file: WeightFile,
+    target: Path,
+    plan: Mapping[str, Sequence[Update]],
+    progress: Callable[[int], object],
+    drop: Sequence[str] = (),
 ) -> None:
-    adders = {key: partial(_add, rows=file.tensors[key].shape[0], updates=mine) for key, mine in updates.items()}
+    adders = {
+        key: partial(updates.apply, rows=file.tensors[key].shape[0], updates=[update.prepared(file) for update in mine])
+        for key, mine in plan.items()
+    }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the blocks are shared out among threads already
     try:
-        file.rewrite(target, adders, progress)
+        file.rewrite(target, adders, progress, drop)
     finally:
         torch.set_num_threads(threads)
 
 
-@torch.no_grad()
-def _add(block: Tensor, first: int, *, rows: int, updates: Sequence[Update]) -> None:
-    """Add the updates of rows `first` and following to a block of a tensor with that many rows."""
-    for update in updates:
-        height = rows // update.slot.parts
-        offset = update.slot.part * height
-        begin, end = max(first, offset), min(first + len(block), offset + height)
-        if begin < end:
-            layer = update.layer
-            block[begin - first : end - first].addmm_(
-                layer.up[begin - offset : end - offset].flatten(1).to(block.dtype),
-                layer.down.flatten(1).to(block.dtype),
-                alpha=update.strength * layer.scale,
-            )
+def _averages(file: WeightFile) -> list[str]:
+    return [key for key in file.tensors if key.startswith(EMA)]
+
+
+def _tell_of_averages(checkpoint: Checkpoint, plan: Mapping[Path, Mapping[str, object]], drop_ema: bool) -> None:
+    """Say what becomes of the running averages: they hold what is to be erased as much as the weights do."""
+    kept = sum(len(_averages(file)) for file in checkpoint.files)
+    changed = sum(key.startswith(EMA) for tensors in plan.values() for key in tensors)
+    if kept and drop_ema:
+        log.info("note: %d running averages (%s*) are left out", kept, EMA)
+    elif kept:
+        log.info("note: %d running averages (%s*) are changed too; --drop_ema leaves all %d out", changed, EMA, kept)
+        if not changed:
+            log.warning("warning: none of the running averages (%s*) has a name that fits: --drop_ema", EMA)
+
+
+def _tell_of_rounding(checkpoint: Checkpoint) -> None:
+    rounding = sum((file.rounding for file in checkpoint.files), Rounding())
+    if rounding.values:
+        log.warning(
+            "warning: %d changed weights are kept in 8 bits: rounding to them adds %.3g %% of what the adapters change"
+            " (r.m.s.)%s",
+            rounding.values,
+            100 * rounding.relative,
+            "; merge into the model in 16 bits and quantise that, if there is one" if rounding.relative > 0.1 else "",
+        )
 
 
 def _check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
@@ -219,8 +210,12 @@ def _holds_base(file: Path) -> bool:
 
 
 def _copy_others(checkpoint: Checkpoint, folder: Path, touched: set[str]) -> None:
-    """Copy all other files, but no second set of the touched weights: it would be the model as it was."""
+    """Copy all other files, but no second set of the touched weights: it would be the model as it was.
+
+    diffusers' trainers keep running averages in a folder of their own, such as unet_ema.
+    """
     merged = {file.path for file in checkpoint.files}
+    touched = touched | {f"{component}_ema" for component in touched}
     left = []
     for source in sorted(checkpoint.path.rglob("*")):
         inside = source.relative_to(checkpoint.path)

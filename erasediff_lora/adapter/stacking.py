@@ -36,13 +36,12 @@ def stack(adapters: Sequence[Weighted]) -> LoraAdapter:
         UserError: If the adapters are for different bases, or one is a DoRA.
     """
     require_same_base(adapters)
+    plain = [(weighted.plain("stack"), weighted.strength) for weighted in adapters]
     for weighted in adapters:
-        weighted.adapter.refuse_dora("stack", weighted.source)
         weighted.warn_of_strength()
-    names = sorted({name for weighted in adapters for name in weighted.adapter.layers})
     layers = {}
-    for name in names:
-        parts = [(w.adapter.layers[name], w.strength) for w in adapters if name in w.adapter.layers]
+    for name in sorted({name for adapter, _ in plain for name in adapter.layers}):
+        parts = [(adapter.layers[name], strength) for adapter, strength in plain if name in adapter.layers]
         layers[name] = LoraLayer(
             down=torch.cat([layer.down.float() for layer, _ in parts]),
             up=torch.cat([layer.up.double() * (layer.scale * strength) for layer, strength in parts], dim=1).float(),

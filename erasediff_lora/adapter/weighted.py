@@ -7,9 +7,10 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from erasediff_lora.adapter import formats
-from erasediff_lora.adapter.weights import LoraAdapter
+from erasediff_lora.adapter.weights import Adapter, LoraAdapter
 from erasediff_lora.errors import Problem, UserError
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class Weighted:
         UserError: If the strength is not finite.
     """
 
-    adapter: LoraAdapter
+    adapter: Adapter[Any]
     strength: float = 1.0
     source: str = "adapter"
 
@@ -41,7 +42,7 @@ class Weighted:
             UserError: If it cannot be used, or the strength is not finite.
         """
         _require_finite(strength, path)
-        return cls(formats.read(path), strength, str(path))
+        return cls(formats.read_any(path), strength, str(path))
 
     @classmethod
     def parse(cls, text: str) -> Weighted:
@@ -58,6 +59,14 @@ class Weighted:
         if _exists(path):
             raise UserError(Problem("strength", number, f"of {path} is no number.", f"Write {path}:0.8, for example."))
         return cls.read(text)
+
+    def plain(self, verb: str) -> LoraAdapter:
+        """The adapter, if it is LoRA all over, and no DoRA.
+
+        Raises:
+            UserError: If it is not.
+        """
+        return self.adapter.plain(verb, self.source, dora=False)
 
     def warn_of_strength(self) -> None:
         """Say so if the strength lies outside [0, 1]."""

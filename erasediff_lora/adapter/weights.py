@@ -9,32 +9,27 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import numpy as np
 
 from erasediff_lora import families
+from erasediff_lora.adapter.composite import Composite, CompositeLayer, StoredComposite
+from erasediff_lora.adapter.kinds.base import Table
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.tensors import StoredTensor
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 RANK_LIMIT = 16
 """Times the height and width of a weight: no stack of adapters needs more, and a file can claim anything."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-class Table(Protocol):
-    """What is known of a tensor before its values are: one in a file, or in memory."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def ndim(self) -> int: ...
-
+BIAS = ".bias"
+"""Behind the name of a module, its bias instead of its weight."""
 
 T = TypeVar("T", bound=Table)
 
@@ -51,6 +46,8 @@ class Layer(Generic[T]):
         magnitude: DoRA's magnitude vector, in memory as peft keeps it, (out,) or (1, out, 1, 1); None without DoRA.
         nominal: alpha and rslora that the layer goes by in files that keep them, if not by those above: see
             `adapter.scaling`. They don't change ΔW.
+        by_input: Whether the magnitudes are those of the inputs, in memory (1, in) or (1, in, 1, 1), as OneTrainer and
+            old LyCORIS have them.
     """
 
     down: T
@@ -59,6 +56,11 @@ class Layer(Generic[T]):
     rslora: bool = False
     magnitude: T | None = None
     nominal: tuple[float, bool] | None = None
+    by_input: bool = False
+
+    @property
+    def title(self) -> str:
+        return "LoRA" if self.magnitude is None else "DoRA"
 
     @property
     def rank(self) -> int:
@@ -83,6 +85,11 @@ class LoraLayer(Layer["Tensor"]):
         up, down = self.up.float().flatten(1), self.down.float().flatten(1)
         return (up @ down).mul_(self.scale).reshape(self.shape)
 
+    def add_to(self, block: Tensor, first: int, factor: float) -> None:
+        """Add `factor` · ΔW's rows from `first` on to a matrix of as many rows and columns, in place."""
+        rows = self.up[first : first + len(block)].flatten(1).to(block.dtype)
+        block.addmm_(rows, self.down.flatten(1).to(block.dtype), alpha=factor * self.scale)
+
 
 @dataclass(frozen=True)
 class StoredLayer(Layer[StoredTensor]):
@@ -92,7 +99,7 @@ class StoredLayer(Layer[StoredTensor]):
         """The layer in memory."""
         magnitude = self.magnitude
         if magnitude is not None:
-            shape = (-1,) if self.down.ndim == 2 else (1, -1, 1, 1)
+            shape = magnitude_shape(self.down.ndim, self.by_input)
         return LoraLayer(
             down=self.down.tensor(),
             up=self.up.tensor(),
@@ -100,7 +107,16 @@ class StoredLayer(Layer[StoredTensor]):
             rslora=self.rslora,
             magnitude=None if magnitude is None else magnitude.tensor().reshape(shape),
             nominal=self.nominal,
+            by_input=self.by_input,
         )
+
+    @property
+    def path(self) -> Path:
+        return self.down.path
+
+    @property
+    def dtype_name(self) -> str:
+        return self.down.dtype_name
 
     def squared_norm(self) -> float:
         """‖ΔW‖² (Frobenius) in float64; the factors are read, ΔW is formed only where it is the smaller one.
@@ -114,7 +130,9 @@ class StoredLayer(Layer[StoredTensor]):
         return self.scale**2 * max(0.0, float(squares.sum()))
 
 
-L = TypeVar("L", bound=Layer[Any])
+AnyLayer = LoraLayer | CompositeLayer
+AnyStored = StoredLayer | StoredComposite
+L = TypeVar("L", bound=Layer[Any] | Composite[Any])
 
 
 @dataclass(frozen=True)
@@ -122,12 +140,13 @@ class Adapter(Generic[L]):
     """The layers of an adapter by the weight's name, such as 'unet.mid_block.attentions.0.proj_in'.
 
     Attributes:
-        layers: Name -> layer. A name is the pipeline's component, a dot, and the module's path in diffusers.
+        layers: Name -> layer. A name is the pipeline's component, a dot, and the module's path in diffusers; that of a
+            bias has '.bias' behind it.
         provenance: Where the adapter comes from.
         header: What else stood in the file's header, such as another trainer's notes.
     """
 
-    layers: dict[str, L]
+    layers: Mapping[str, L]
     provenance: Provenance = field(default_factory=Provenance)
     header: dict[str, str] = field(default_factory=dict)
 
@@ -146,7 +165,7 @@ class Adapter(Generic[L]):
         return any(layer.magnitude is not None for layer in self.layers.values())
 
     @property
-    def rank(self) -> int:
+    def rank(self) -> Any:
         """The rank that most layers have."""
         return Counter(layer.rank for layer in self.layers.values()).most_common(1)[0][0]
 
@@ -164,44 +183,78 @@ class Adapter(Generic[L]):
         """A copy whose provenance has one line more."""
         return replace(self, provenance=replace(self.provenance, history=(*self.provenance.history, line)))
 
+    def plain(self, verb: str, source: str, *, dora: bool = True) -> LoraAdapter:
+        """The adapter, if all of it is LoRA.
 
-@dataclass(frozen=True)
-class LoraAdapter(Adapter[LoraLayer]):
-    """An adapter in memory."""
-
-    def refuse_dora(self, verb: str, source: str) -> None:
-        """Stop where ΔW alone would be wrong.
+        Args:
+            verb: What needs that, for the message.
+            source: What the user calls the adapter.
+            dora: Whether DoRA will do.
 
         Raises:
-            UserError: If the adapter is a DoRA.
+            UserError: If it is not.
         """
-        if self.uses_dora:
+        layers: dict[str, LoraLayer] = {}
+        for name, layer in self.layers.items():
+            if isinstance(layer, LoraLayer):
+                layers[name] = layer
+        others: dict[str, Any] = {
+            name: layer
+            for name, layer in self.layers.items()
+            if name not in layers or (layer.magnitude is not None and not dora)
+        }
+        if others:
+            titles = sorted({layer.title for layer in others.values()})
+            first = min(others)
             raise UserError(
                 Problem(
                     "adapter",
                     source,
-                    f"is a DoRA, whose update depends on the base's weights; {verb} takes plain LoRA only.",
-                    "Load it with diffusers and call fuse_lora, or train with adapter.dora: false.",
+                    f"has {' and '.join(titles)} at {len(others)} of {len(self.layers)} weights, first at {first};"
+                    f" {verb} takes plain LoRA{' and DoRA' if dora else ''} only.",
+                    "Make it a LoRA with convert --as lora --rank RANK"
+                    + (" --base BASE" if any(layer.magnitude is not None for layer in others.values()) else "")
+                    + ", or merge it.",
                 )
             )
+        return LoraAdapter(layers, self.provenance, self.header)
 
 
 @dataclass(frozen=True)
-class StoredAdapter(Adapter[StoredLayer]):
+class LoraAdapter(Adapter[LoraLayer]):
+    """An adapter in memory, all of it LoRA or DoRA."""
+
+
+@dataclass(frozen=True)
+class MixedAdapter(Adapter[AnyLayer]):
+    """An adapter in memory, of any kinds."""
+
+
+@dataclass(frozen=True)
+class StoredAdapter(Adapter[AnyStored]):
     """An adapter in its file."""
 
-    def load(self) -> LoraAdapter:
+    def load(self) -> MixedAdapter:
         """The adapter in memory.
 
         Raises:
             UserError: If a factor holds NaN or Inf.
         """
-        layers = {name: layer.load() for name, layer in self.layers.items()}
-        for name, layer in layers.items():
-            for factor, tensor in (("A", layer.down), ("B", layer.up)):
-                if not bool(tensor.float().isfinite().all()):
-                    raise not_finite(self.layers[name].down.path, factor, name)
-        return LoraAdapter(layers, self.provenance, self.header)
+        layers = {name: self._loaded(name, layer) for name, layer in self.layers.items()}
+        return MixedAdapter(layers, self.provenance, self.header)
+
+    def _loaded(self, name: str, stored: AnyStored) -> AnyLayer:
+        if isinstance(stored, StoredComposite):
+            try:
+                composite = stored.load()
+            except ValueError as error:
+                raise not_finite(stored.path, str(error), name) from None
+            return as_lora_layer(composite) or composite
+        layer = stored.load()
+        for factor, tensor in (("A", layer.down), ("B", layer.up)):
+            if not bool(tensor.float().isfinite().all()):
+                raise not_finite(stored.path, factor, name)
+        return layer
 
     def norm(self) -> float:
         """The norm of all ΔW together.
@@ -214,11 +267,28 @@ class StoredAdapter(Adapter[StoredLayer]):
             try:
                 total += layer.squared_norm()
             except ValueError as error:
-                raise not_finite(layer.down.path, str(error), name) from None
+                raise not_finite(layer.path, str(error), name) from None
         return math.sqrt(total)
 
 
-def architecture_of(layers: Mapping[str, Layer[Any]]) -> str:
+def as_lora_layer(layer: CompositeLayer) -> LoraLayer | None:
+    """The same update as factors, where its kind is LoRA in effect."""
+    factors = layer.kind.factors(layer.parts, layer.shape)
+    if factors is None:
+        return None
+    down, up = factors
+    magnitude = layer.magnitude
+    if magnitude is not None:
+        magnitude = magnitude.reshape(magnitude_shape(down.ndim, layer.by_input))
+    return LoraLayer(down, up, layer.scale * down.shape[0], False, magnitude, layer.by_input)
+
+
+def magnitude_shape(ndim: int, by_input: bool) -> tuple[int, ...]:
+    """Shape of DoRA's magnitudes in memory for a weight of that many dimensions; -1 for their number."""
+    return (1, -1, 1, 1) if ndim == 4 else (1, -1) if by_input else (-1,)
+
+
+def architecture_of(layers: Mapping[str, Layer[Any] | Composite[Any]]) -> str:
     """Modelspec id of the base that layers fit."""
     return families.recognise({name: layer.shape for name, layer in layers.items()})
 
@@ -247,19 +317,33 @@ def checked(layers: Mapping[str, L], source: object) -> dict[str, L]:
     if not layers:
         raise unusable(source, "holds no LoRA layer.", "Give an adapter file, not a checkpoint.")
     for name, layer in layers.items():
-        if layer.down.ndim not in (2, 4) or layer.up.ndim != layer.down.ndim or layer.up.shape[1] != layer.rank:
-            raise unusable(
-                source,
-                f"has factors that do not fit at {name}: A {list(layer.down.shape)}, B {list(layer.up.shape)}.",
-                "Its second dimension of B must be the first of A; export the file again.",
-            )
-        if not 0 < layer.rank <= RANK_LIMIT * (layer.shape[0] + math.prod(layer.shape[1:])):
-            raise unusable(source, f"has rank {layer.rank} at {name}, whose weight is {list(layer.shape)}.")
-        if layer.magnitude is not None and (count := math.prod(layer.magnitude.shape)) != layer.shape[0]:
-            raise unusable(source, f"has {count} magnitudes at {name}, whose weight is {list(layer.shape)}.")
-        if not abs(layer.alpha) <= FLOAT32_MAX:
+        if isinstance(layer, Layer):
+            _check_factors(name, layer, source)
+        if layer.magnitude is not None:
+            _check_magnitudes(name, layer, source)
+        if not abs(layer.scale) <= FLOAT32_MAX:
             raise not_finite(source, "alpha", name)
     return dict(sorted(layers.items()))
+
+
+def _check_factors(name: str, layer: Layer[Any], source: object) -> None:
+    if layer.down.ndim not in (2, 4) or layer.up.ndim != layer.down.ndim or layer.up.shape[1] != layer.rank:
+        raise unusable(
+            source,
+            f"has factors that do not fit at {name}: A {list(layer.down.shape)}, B {list(layer.up.shape)}.",
+            "Its second dimension of B must be the first of A; export the file again.",
+        )
+    if not 0 < layer.rank <= RANK_LIMIT * (layer.shape[0] + math.prod(layer.shape[1:])):
+        raise unusable(source, f"has rank {layer.rank} at {name}, whose weight is {list(layer.shape)}.")
+
+
+def _check_magnitudes(name: str, layer: Layer[Any] | Composite[Any], source: object) -> None:
+    """One for each output, or each input: of flat kinds, kernels are among the inputs."""
+    count = 0 if layer.magnitude is None else math.prod(layer.magnitude.shape)
+    is_flat = isinstance(layer, Composite) and layer.kind.is_flat
+    expected = layer.shape[1] if layer.by_input else layer.shape[0]
+    if count != expected and not (layer.by_input and is_flat and count and expected % count == 0):
+        raise unusable(source, f"has {count} magnitudes at {name}, whose weight is {list(layer.shape)}.")
 
 
 def _finite(stored: StoredTensor, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +35,10 @@ def _inspect(parsed: argparse.Namespace, rest: list[str]) -> None:
         "format": name,
         "architecture": adapter.architecture,
         "components": ", ".join(f"{c} ({len(adapter.component(c))} weights)" for c in adapter.components),
-        "rank": ", ".join(map(str, sorted({layer.rank for layer in layers}))),
+        "kind": ", ".join(f"{title} ({count})" for title, count in Counter(layer.title for layer in layers).items()),
+        "rank": ", ".join(map(str, sorted({layer.rank for layer in layers if layer.rank is not None}))) or "none",
         "scale": ", ".join(f"{scale:g}" for scale in sorted({round(layer.scale, 6) for layer in layers})),
-        "dtype": ", ".join(sorted({layer.down.dtype_name for layer in layers})),
+        "dtype": ", ".join(sorted({layer.dtype_name for layer in layers})),
         "norm of all ΔW": f"{adapter.norm():.4g}",
         **adapter.provenance.header(),
     }
@@ -127,12 +129,15 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unmerge", action="store_true", help="take the adapters out of a merged model instead")
     parser.add_argument("--compare", type=Path, help="report how far the result is from this model")
     parser.add_argument("--strict", action="store_true", help="refuse an adapter that was trained on another base")
+    parser.add_argument(
+        "--drop_ema", action="store_true", help="leave out a checkpoint's running averages instead of changing them too"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
 
 
 def _merge(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
-    from erasediff_lora.adapter import Checkpoint, max_difference, merge
+    from erasediff_lora.adapter import Checkpoint, compare, merge
 
     if parsed.compare is not None:
         Checkpoint(parsed.compare)
@@ -143,11 +148,12 @@ def _merge(parsed: argparse.Namespace, rest: list[str]) -> None:
         unmerge=parsed.unmerge,
         strict=parsed.strict,
         overwrite=parsed.overwrite,
+        drop_ema=parsed.drop_ema,
     )
     print(f"{'unmerged' if parsed.unmerge else 'merged'}   {output}")
     if parsed.compare is not None:
-        greatest, steps = max_difference(output, parsed.compare)
-        print(f"greatest difference from {parsed.compare}: {greatest:.3g}, {steps:.2f} rounding steps")
+        difference = compare(output, parsed.compare, through=parsed.model if parsed.unmerge else None)
+        print(f"greatest difference from {parsed.compare}: {difference}")
     elif parsed.unmerge:
         print("equal to the base up to rounding; --compare BASE tells by how much")
 

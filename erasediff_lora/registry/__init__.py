@@ -17,6 +17,7 @@ _LAYOUTS = "erasediff_lora.data.layouts"
 _TRAINABLES = "erasediff_lora.training.trainables"
 _FAMILIES = "erasediff_lora.families"
 _FORMATS = "erasediff_lora.adapter.formats"
+_KINDS = "erasediff_lora.adapter.kinds"
 _METRICS = "erasediff_lora.evaluation.metrics"
 _ATTACKS = "erasediff_lora.evaluation.attacks"
 _JUDGES = "erasediff_lora.evaluation.judges"
@@ -77,6 +78,17 @@ FORMATS = Registry(
 )
 """Adapter files: modules or objects that are an `adapter.formats.Format`."""
 
+KINDS = Registry(
+    "kinds",
+    {
+        "loha": f"{_KINDS}.loha:KIND",
+        "lokr": f"{_KINDS}.lokr:KIND",
+        "tucker": f"{_KINDS}.tucker:KIND",
+        "full": f"{_KINDS}.full:KIND",
+    },
+)
+"""Updates other than LoRA in adapter files: an `adapter.kinds.Kind` each."""
+
 METRICS = Registry(
     "metrics",
     {
@@ -136,6 +148,7 @@ __all__ = [
     "FEATURES",
     "FORMATS",
     "JUDGES",
+    "KINDS",
     "METRICS",
     "OBJECTIVES",
     "TRAINABLES",

@@ -129,12 +129,14 @@ def test_overflow_and_quantised_weights(tiny_base: Path, tmp_path: Path, cli: Cl
     formats.write(LoraAdapter({KEY: huge}), tmp_path / "huge.safetensors", "diffusers")
     result = cli("merge", file, tmp_path / "huge.safetensors", "--output", out)
     refused(result, "would hold NaN or Inf in model.diffusion_model.middle_block.1.proj_in.weight as F16", "Lower the")
+    key = "model.diffusion_model.middle_block.1.proj_in.weight"
     tensors = load_file(file)
-    tensors["model.diffusion_model.middle_block.1.proj_in.weight"] = tensors[
-        "model.diffusion_model.middle_block.1.proj_in.weight"
-    ].to(torch.float8_e4m3fn)
-    save_file(tensors, file)
-    refused(cli("merge", file, tmp_path / "huge.safetensors", "--output", out), "as F8_E4M3", "before it was quantised")
+    for dtype, words in ((torch.float8_e4m3fn, f"NaN or Inf in {key} as F8_E4M3"), (torch.uint8, f"keeps {key} as U8")):
+        save_file(tensors | {key: tensors[key].to(dtype)}, file)
+        refused(cli("merge", file, tmp_path / "huge.safetensors", "--output", out), words)
+    tiles = {key: tensors[key].to(torch.float8_e4m3fn), f"{key}_scale_inv": torch.ones(2, 2)}
+    save_file(tensors | tiles, file)
+    refused(cli("merge", file, tmp_path / "huge.safetensors", "--output", out), "in tiles", "before it was quantised")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half.safetensors", "huge.safetensors"]
 
 

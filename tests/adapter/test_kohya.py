@@ -176,7 +176,7 @@ def with_text_encoder(base: Path) -> LoraAdapter:
     adapter = random_adapter(base, alpha=3.0, rank=2, provenance=PROVENANCE)
     names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
     text = {f"text_encoder.encoder.layers.0.{name}": layer() for name in names}
-    return LoraAdapter(dict(sorted((adapter.layers | text).items())), adapter.provenance)
+    return LoraAdapter(dict(sorted({**adapter.layers, **text}.items())), adapter.provenance)
 
 
 @pytest.mark.parametrize("format", FORMATS)

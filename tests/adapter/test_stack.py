@@ -139,10 +139,16 @@ def test_other_bases_are_refused(tiny_base: Path, tmp_path: Path, cli: Cli) -> N
 
 def test_dora_is_refused_where_its_update_depends_on_the_base(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     formats.write(random_adapter(tiny_base, dora=True), tmp_path / "dora", "diffusers")
-    refused(cli("stack", tmp_path / "dora", tmp_path / "dora"), "is a DoRA", "stack takes plain LoRA only")
     refused(
-        cli("merge", tiny_base, tmp_path / "dora", "--output", tmp_path / "out"),
-        "is a DoRA",
-        "Load it with diffusers and call fuse_lora",
+        cli("stack", tmp_path / "dora", tmp_path / "dora"),
+        "has DoRA at 8 of 8 weights, first at unet.",
+        "stack takes plain LoRA only",
+        "convert --as lora --rank RANK --base BASE",
     )
-    assert not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    refused(
+        cli("merge", tiny_base, tmp_path / "dora", "--output", out, "--unmerge"),
+        "is a DoRA: merging divides by norms that the merged model no longer has",
+        "Take the base",
+    )
+    assert not out.exists()

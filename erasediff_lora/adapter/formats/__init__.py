@@ -11,7 +11,7 @@ from erasediff_lora.adapter.formats.base import (
     refuse_unknown,
     require_folder_or_safetensors,
 )
-from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter
+from erasediff_lora.adapter.weights import LoraAdapter, MixedAdapter, StoredAdapter
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.registry import FORMATS
 
@@ -20,7 +20,7 @@ def read(path: Path | str) -> LoraAdapter:
     """Read an adapter file of any format, or the one in a folder.
 
     Raises:
-        UserError: If there is none, or it is damaged, unsafe, of an unknown layout, or holds NaN.
+        UserError: If there is none, or it is damaged, unsafe, of an unknown layout, not LoRA or DoRA, or holds NaN.
     """
     return read_as(path)[1]
 
@@ -28,7 +28,12 @@ def read(path: Path | str) -> LoraAdapter:
 def read_as(path: Path | str) -> tuple[str, LoraAdapter]:
     """The format's name, and the adapter."""
     name, stored = describe(path)
-    return name, stored.load()
+    return name, stored.load().plain("this", str(path))
+
+
+def read_any(path: Path | str) -> MixedAdapter:
+    """The same of any kind: LoHa, LoKr, whole differences and so on too."""
+    return describe(path)[1].load()
 
 
 def describe(path: Path | str) -> tuple[str, StoredAdapter]:
@@ -124,6 +129,7 @@ __all__ = [
     "describe",
     "locate",
     "read",
+    "read_any",
     "read_as",
     "require_output",
     "suited",

@@ -1,0 +1,120 @@
+"""What the tensors behind a module's name are, in the names of kohya and LyCORIS: LoRA, another kind, or a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from erasediff_lora.adapter.composite import StoredComposite, composite, is_by_input
+from erasediff_lora.adapter.kinds import full
+from erasediff_lora.adapter.kinds.base import Kind
+from erasediff_lora.adapter.weights import BIAS, StoredLayer, unusable
+from erasediff_lora.registry import KINDS
+from erasediff_lora.storage.tensors import StoredTensor
+
+T = TypeVar("T")
+DOWN, UP, ALPHA, MAGNITUDE = "lora_down.weight", "lora_up.weight", "alpha", "dora_scale"
+_LORA = frozenset((DOWN, UP))
+
+
+def part_names() -> frozenset[str]:
+    """All that may stand behind a module's name and a dot."""
+    kinds = (KINDS[name].parts for name in KINDS)
+    return _LORA.union((ALPHA, MAGNITUDE), full.BIASES, *kinds)
+
+
+def by_module(tensors: Mapping[str, T]) -> tuple[dict[str, dict[str, T]], list[str]]:
+    """The parts of each module, and the names that end in no known part."""
+    modules: dict[str, dict[str, T]] = {}
+    unknown, known = [], part_names()
+    for key, tensor in tensors.items():
+        found = _split(key, known)
+        if found is None:
+            unknown.append(key)
+        else:
+            modules.setdefault(found[0], {})[found[1]] = tensor
+    lone = [name for name, parts in modules.items() if not parts.keys() - {ALPHA, MAGNITUDE}]
+    unknown += [f"{name}.{part}" for name in lone for part in modules.pop(name)]
+    return modules, unknown
+
+
+def _split(key: str, known: frozenset[str]) -> tuple[str, str] | None:
+    words = key.rsplit(".", 2)
+    for count in (1, 2):
+        part = ".".join(words[-count:])
+        if len(words) > count and part in known:
+            return key.removesuffix("." + part), part
+    return None
+
+
+def layers_of(
+    name: str,
+    parts: Mapping[str, StoredTensor],
+    source: Path,
+    theirs: str | None = None,
+    *,
+    alpha: float | None = None,
+    rank: int | None = None,
+    rslora: bool = False,
+) -> dict[str, StoredLayer | StoredComposite]:
+    """The updates that the parts of a module make up: of its weight, and of its bias.
+
+    Args:
+        name: The module, such as 'unet.conv_in'.
+        parts: Its tensors by what stands behind its name.
+        source: The file, for messages.
+        theirs: What the file calls the module, for messages.
+        alpha: From the file's configuration, where no tensor says it.
+        rank: What that divides alpha by, if not the rank that the tensors have.
+        rslora: Whether LoRA's scale is alpha / sqrt(r).
+
+    Raises:
+        UserError: If parts are missing, are of several kinds, or do not fit.
+    """
+    theirs = theirs or name
+    alpha = float(parts[ALPHA].array().item()) if ALPHA in parts else alpha
+    magnitude = parts.get(MAGNITUDE)
+    found: dict[str, StoredLayer | StoredComposite] = {}
+    try:
+        for part in full.BIASES & parts.keys():
+            found[name + BIAS] = composite(KINDS["full"], {full.WEIGHT: parts[part]}, None)
+        kind, mine = _kind_of(parts)
+        if kind is not None:
+            found[name] = composite(kind, mine, alpha, rank, magnitude)
+        elif mine:
+            found[name] = _lora(mine, alpha, magnitude, rslora, source, theirs)
+    except ValueError as error:
+        raise unusable(source, f"has parts that do not fit at {theirs}: {error}.") from None
+    return found
+
+
+def _kind_of(parts: Mapping[str, T]) -> tuple[Kind | None, dict[str, T]]:
+    """The kind that a module's parts are of, and the parts of its weight; no kind: LoRA's, or none.
+
+    Raises:
+        ValueError: If they are of more than one kind; it says which parts are left over.
+    """
+    rest = {part: tensor for part, tensor in parts.items() if part not in {ALPHA, MAGNITUDE, *full.BIASES}}
+    kind: Kind | None = next((KINDS[name] for name in KINDS if rest.keys() & KINDS[name].marks), None)
+    foreign = rest.keys() - (_LORA if kind is None else kind.parts)
+    if foreign:
+        raise ValueError(f"{', '.join(sorted(foreign))} beside {', '.join(sorted(rest.keys() - foreign))}")
+    return kind, {full.ALIASES.get(part, part): tensor for part, tensor in rest.items()}
+
+
+def _lora(
+    parts: Mapping[str, StoredTensor],
+    alpha: float | None,
+    magnitude: StoredTensor | None,
+    rslora: bool,
+    source: Path,
+    theirs: str,
+) -> StoredLayer:
+    for part in (DOWN, UP):
+        if part not in parts:
+            raise unusable(source, f"lacks the tensor {theirs}.{part}.")
+    down, up = parts[DOWN], parts[UP]
+    rank = down.shape[0] if down.ndim else 1
+    by_input = magnitude is not None and is_by_input(magnitude)
+    return StoredLayer(down, up, float(rank) if alpha is None else alpha, rslora, magnitude, by_input)
