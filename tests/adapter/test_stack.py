@@ -141,7 +141,8 @@ def test_dora_is_refused_where_its_update_depends_on_the_base(tiny_base: Path, t
     formats.write(random_adapter(tiny_base, dora=True), tmp_path / "dora", "diffusers")
     refused(
         cli("stack", tmp_path / "dora", tmp_path / "dora"),
-        "has DoRA at 8 of 8 weights, first at unet.",
+        "has DoRA at ",
+        "weights, first at unet.",
         "stack takes plain LoRA only",
         "convert --as lora --rank RANK --base BASE",
     )
