@@ -117,4 +117,5 @@ def _lora(
     down, up = parts[DOWN], parts[UP]
     rank = down.shape[0] if down.ndim else 1
     by_input = magnitude is not None and is_by_input(magnitude)
-    return StoredLayer(down, up, float(rank) if alpha is None else alpha, rslora, magnitude, by_input)
+    alpha = float(rank) if alpha is None else alpha
+    return StoredLayer(down, up, alpha, rslora, magnitude, by_input=by_input)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from erasediff_lora.adapter.provenance import PREFIX
-from erasediff_lora.adapter.weights import L, LoraAdapter, LoraLayer, unusable
+from erasediff_lora.adapter.weights import L, Layer, LoraAdapter, LoraLayer, unusable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,10 @@ def with_alphas(layers: Mapping[str, L], header: Mapping[str, str]) -> dict[str,
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         log.warning("the adapter's header field %s is unreadable: %r", ALPHAS, text[:80])
         return dict(layers)
-    return {name: replace(layer, nominal=(alphas[name], rslora)) for name, layer in layers.items()}
+    return {
+        name: replace(layer, nominal=(alphas[name], rslora)) if isinstance(layer, Layer) else layer
+        for name, layer in layers.items()
+    }
 
 
 def _in_factors(name: str, layer: LoraLayer) -> LoraLayer:

@@ -280,7 +280,7 @@ def as_lora_layer(layer: CompositeLayer) -> LoraLayer | None:
     magnitude = layer.magnitude
     if magnitude is not None:
         magnitude = magnitude.reshape(magnitude_shape(down.ndim, layer.by_input))
-    return LoraLayer(down, up, layer.scale * down.shape[0], False, magnitude, layer.by_input)
+    return LoraLayer(down, up, layer.scale * down.shape[0], magnitude=magnitude, by_input=layer.by_input)
 
 
 def magnitude_shape(ndim: int, by_input: bool) -> tuple[int, ...]:
