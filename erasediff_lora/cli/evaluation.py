@@ -14,7 +14,7 @@ from erasediff_lora.errors import Problem, UserError
 if TYPE_CHECKING:
     from erasediff_lora.recipe import Recipe
 
-ANSWERS = {True: "yes", False: "NO", None: "?"}
+ANSWERS = {True: "yes", False: "NO", None: "not decided"}
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,14 +91,14 @@ def evaluate_adapter(recipe: Recipe, adapter: Path, *, name: str = "evaluation",
     file = result["adapter"]
     print(f"adapter    {file['file']} ({file['bytes'] / 1024:.0f} KiB)")
     for claim in result["verdict"]:
-        print(f"{claim['claim']:10} {ANSWERS[claim['holds']]:3}  {claim['text']}")
+        print(f"{claim['claim']:10} {ANSWERS[claim['holds']]:11}  {claim['text']}")
     for metric, found in measured(result):
         lines: Sequence[tuple[str, str]] = asked(metric, metric.summary, found, result["concepts"], otherwise=())
         for word, text in lines:
             print(f"{word:10} {text}")
     folder = recipe.output
     if read_evaluation(folder).get("name") != result["name"]:
-        print(f"kept       {folder / EVALUATION_FILE}: it measures more than this one")
+        print(f"unchanged  {folder / EVALUATION_FILE}, which measures more than this one")
         folder = folder / EVALUATIONS / result["name"]
     print(f"pictures   {folder / GRID_FILE}")
     print(f"report     {folder / REPORT_FILE}")

@@ -8,12 +8,13 @@ import json
 import os
 import posixpath
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from erasediff_lora.data.labels import LABEL_COLUMNS
 from erasediff_lora.data.pictures import SUFFIXES
 from erasediff_lora.data.set_report import LeftOut, Noted, SetReport
 from erasediff_lora.errors import Problem, UserError, nearest
@@ -21,6 +22,7 @@ from erasediff_lora.recipe import Images
 
 LISTINGS = ("metadata.jsonl", "metadata.csv")
 """In the folder or below it; `file_name` is relative to where they lie."""
+FILE_COLUMN = "file_name"
 SIDECARS = (".txt", ".caption")
 CAPTION_COLUMNS = ("text", "caption")
 """Columns and keys with captions, where the recipe's own is not there."""
@@ -57,9 +59,9 @@ def find(field: str, images: Images, report: SetReport) -> list[Found]:
     unmatched: dict[str, str] = {}
     for listing in listings:
         folder = listing.parent.relative_to(images.folder).as_posix()
-        for number, row in _rows(listing, place):
-            if (picture := index.find(images.folder, folder, row["file_name"])) is None:
-                unmatched[f"{listing}:{number}"] = row["file_name"]
+        for number, row in _rows(listing, images, place):
+            if (picture := index.find(images.folder, folder, row[FILE_COLUMN])) is None:
+                unmatched[f"{listing}:{number}"] = row[FILE_COLUMN]
                 continue
             if picture.values and picture.values != row:
                 raise UserError(
@@ -100,7 +102,7 @@ def _sorted_out(folder: Path, report: SetReport) -> tuple[list[Found], list[Path
             report.leave_out(LeftOut.HIDDEN, relative.as_posix())
         elif file.suffix.lower() in SUFFIXES:
             found.append(Found(file, relative))
-        elif file.name in LISTINGS:
+        elif file.name.lower() in LISTINGS:
             listings.append(file)
         elif file.suffix.lower() in SIDECARS:
             texts.append(file)
@@ -151,13 +153,34 @@ class _Index:
         return path, alike, posixpath.splitext(alike)[0]
 
 
-def _rows(listing: Path, place: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and rows of a listing, each with its file_name."""
-    is_table = listing.suffix == ".csv"
+def columns_read(images: Images) -> list[str]:
+    """Columns with names of files, captions and labels."""
+    return [FILE_COLUMN, *_columns(images.caption_column), images.concept_column, *LABEL_COLUMNS]
+
+
+def _named(row: Mapping[str, Any], images: Images) -> dict[str, Any]:
+    """A row whose columns are called as they are read, whatever their case and the spaces around them."""
+    known = {name.casefold(): name for name in reversed(columns_read(images))}
+    spelled = {name: known.get(name.strip().casefold(), name) for name in row}
+    return {name if spelled[name] in row else spelled[name]: value for name, value in row.items()}
+
+
+def _rows(listing: Path, images: Images, place: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows of a listing, each with its file_name.
+
+    Raises:
+        UserError: If it cannot be read, or a row has more fields than there are columns.
+    """
+    is_table = listing.suffix.lower() == ".csv"
     what = "a table with the column file_name" if is_table else "a JSON object with file_name"
     example = "file_name,text" if is_table else '{"file_name": "a.png", "text": "a photo of a cat"}'
     for number, row in _csv_rows(listing) if is_table else _json_rows(listing):
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+        if isinstance(row, dict) and None in row:  # what no column is for
+            what = f"has more fields than there are columns, the last one {row[None][-1]!r}."
+            remedy = 'Write text with commas in quotes: a.png,"a cat, asleep".'
+            raise UserError(Problem(place, f"{listing}:{number}", what, remedy))
+        row = _named(row, images) if isinstance(row, dict) else row
+        if not isinstance(row, dict) or not isinstance(row.get(FILE_COLUMN), str):
             raise UserError(
                 Problem(
                     place,
@@ -183,10 +206,11 @@ def _csv_rows(listing: Path) -> Iterator[tuple[int, Any]]:
     """Line numbers and rows; None where the file cannot be read on."""
     number = 1
     try:
-        reader = csv.DictReader(io.StringIO(listing.read_bytes().decode("utf-8-sig"), newline=""))
+        text = io.StringIO(listing.read_bytes().decode("utf-8-sig"), newline="")
+        reader = csv.DictReader(text, skipinitialspace=True)
         for row in reader:
             number = reader.line_num
-            yield number, {name: value for name, value in row.items() if name is not None}
+            yield number, row
     except (csv.Error, UnicodeDecodeError):
         yield number, None
 
@@ -228,13 +252,10 @@ def _require_columns(field: str, images: Images, found: Iterable[Found]) -> None
 
 def _add_texts(found: Iterable[Found], texts: Sequence[Path], images: Images, place: str, report: SetReport) -> None:
     """Captions from text files beside the pictures: a.txt, or a.png.txt."""
-    beside: dict[str, Path] = {}
-    for file in texts:
-        beside[_alike(file.with_suffix(""))] = file  # of both suffixes .txt, which comes last
+    beside = _Beside(texts, found)
     used = set()
     for picture in found:
-        keys = (_alike(picture.file.with_suffix("")), _alike(picture.file))
-        text = next((beside[key] for key in keys if key in beside), None)
+        text = beside.find(picture.file)
         if text is None or any(picture.values.get(name) is not None for name in _columns(images.caption_column)):
             continue
         used.add(text)
@@ -245,6 +266,26 @@ def _add_texts(found: Iterable[Found], texts: Sequence[Path], images: Images, pl
     for file in texts:
         if file not in used:
             report.note(Noted.UNUSED_CAPTIONS, file.name)
+
+
+class _Beside:
+    """Text files by the pictures that they lie beside."""
+
+    def __init__(self, texts: Iterable[Path], found: Iterable[Found]) -> None:
+        self._exact = {_alike(file.with_suffix("")): file for file in texts}  # of both suffixes .txt, which comes last
+        self._folded: dict[str, list[Path]] = defaultdict(list)
+        for stem, file in self._exact.items():
+            self._folded[stem.casefold()].append(file)
+        self._pictures = Counter(_alike(picture.file.with_suffix("")).casefold() for picture in found)
+
+    def find(self, picture: Path) -> Path | None:
+        """a.txt or a.png.txt; in another case where that names one file and one picture."""
+        stem = _alike(picture.with_suffix(""))
+        if (text := self._exact.get(stem) or self._exact.get(_alike(picture))) is not None:
+            return text
+        folded = stem.casefold()
+        alone = self._pictures[folded] == 1 and len(self._folded.get(folded, [])) == 1
+        return self._folded[folded][0] if alone else None
 
 
 def _columns(own: str) -> list[str]:

@@ -9,10 +9,10 @@ from functools import partial
 
 from PIL import Image
 
-from erasediff_lora.data.captions import caption_of
+from erasediff_lora.data.captions import caption_of, columns_read
 from erasediff_lora.data.labels import Asked, labels_in, match
 from erasediff_lora.data.pictures import look_at, open_picture
-from erasediff_lora.data.prompts import attributes_of, templates_of
+from erasediff_lora.data.prompts import attributes_in, attributes_of, templates_of
 from erasediff_lora.data.rows import Kind, Row, find_rows
 from erasediff_lora.data.set_report import LeftOut, Noted, SetReport, summary
 from erasediff_lora.errors import Problem, UserError, nearest
@@ -86,6 +86,7 @@ def read(
     named = any(match(row.folders, names) is not None for row in rows)
     # In a retain set folders may be called anything: they are labels if that is all there is, or if they prove to be.
     asked = Asked(names, forgotten, kind == "forget" or not names or named, images.concept)
+    _note_columns(images, rows, attributes_in(data), report)
     captioner = _Captioner(kind, data, images, seed, report)
     found: list[Picture] = []
     for row in rows:
@@ -107,6 +108,14 @@ def read(
         found.append(Picture(row.name, caption, concept, image.size, pixels, partial(_open, row, images.background)))
     _require_pictures(kind, images, names, found, report)
     return found
+
+
+def _note_columns(images: Images, rows: Sequence[Row], attributes: Collection[str], report: SetReport) -> None:
+    """Columns of metadata that nothing asks for: in one of them may be what is missed."""
+    if images.folder is not None:
+        read = {*columns_read(images), *attributes}
+        for name in dict.fromkeys(name for row in rows for name in row.values if name not in read):
+            report.note(Noted.UNUSED_COLUMNS, name)
 
 
 def _looked_at(kind: Kind, images: Images, row: Row, report: SetReport) -> Image.Image | None:

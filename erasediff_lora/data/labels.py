@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from erasediff_lora.data.set_report import LeftOut
-from erasediff_lora.recipe.names import folded
+from erasediff_lora.recipe.names import folded, spellings
 
 LABEL_COLUMNS = ("label",)
 """Columns and keys with labels, where the recipe's own is not there."""
@@ -43,7 +43,8 @@ class Asked:
         if not labels:
             known = [name for name in reversed(folders) if self._is_known(name)]
             labels = known[:1] or (folders[-1:] if self.folders else ())
-        if (hit := match(labels, self.forgotten)) is not None:
+        given = {folded(label) for label in labels}
+        if (hit := next((name for name in self.forgotten if spellings(name) & given), None)) is not None:
             return None, (LeftOut.FORGOTTEN_LABEL, hit)
         if not labels:
             return None, None
@@ -58,7 +59,7 @@ class Asked:
 
 
 def match(labels: Iterable[str], concepts: Iterable[str]) -> str | None:
-    """The first concept that one of the labels names, whatever its case."""
+    """The first concept that one of the labels names, in whatever case, with spaces, underscores or hyphens."""
     wanted = {folded(label) for label in labels}
     return next((concept for concept in concepts if folded(concept) in wanted), None)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from erasediff_lora.recipe.tables import Concept, ForgetSet, Placeholders
+from erasediff_lora.recipe.names import plural
+from erasediff_lora.recipe.tables import Concept, ForgetSet, Placeholders, RetainSet
 from erasediff_lora.recipe.templates import fill, names_in
 
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
@@ -68,6 +70,12 @@ def templates_of(data: ForgetSet, concept: Concept) -> tuple[Sequence[str], Plac
     return templates, data.placeholders | (concept.placeholders or {})
 
 
+def attributes_in(data: ForgetSet | RetainSet) -> set[str]:
+    """The names of all placeholders of a set."""
+    own = [concept.placeholders or {} for concept in data.concepts] if isinstance(data, ForgetSet) else []
+    return {name for table in (data.placeholders, *own) for name in table}
+
+
 def forget_prompts(data: ForgetSet) -> list[Prompt]:
     """Every prompt of every concept, concepts in turn; those of a concept that has fewer come again."""
     own = []
@@ -107,26 +115,22 @@ def fairly(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
 
 def is_named(text: str, concept: str) -> bool:
     """Whether the text names the concept, in the singular or the plural, as a word of its own."""
-    return _pattern(concept).search(text) is not None
+    return _pattern(concept).search(normalized(text)) is not None
 
 
 def substitute(text: str, concept: str, anchor: str) -> str:
     """The text with the concept's name replaced by the anchor's, whatever its case; the anchor if it isn't named.
 
-    The name counts as a word of its own: 'car' is not in 'scarf'. A regular plural is replaced by the anchor's, and
-    what follows an apostrophe stays: 'two cats', 'a cat's tail'.
+    The name counts as a word of its own: 'car' is not in 'scarf', nor 'ray' in 'x-ray'. A regular plural is replaced by
+    the anchor's, and what follows an apostrophe or a hyphen stays: 'two cats', 'a cat's tail', 'a cat-like robot'.
     """
-    replaced, hits = _pattern(concept).subn(lambda hit: plural(anchor) if hit["plural"] else anchor, text)
+    replaced, hits = _pattern(concept).subn(lambda hit: plural(anchor) if hit["plural"] else anchor, normalized(text))
     return replaced if hits else anchor
 
 
-def plural(name: str) -> str:
-    """The regular English plural."""
-    if re.search(r"(s|x|z|ch|sh)$", name, re.IGNORECASE):
-        return name + "es"
-    if re.search(r"[^aeiou\W]y$", name, re.IGNORECASE):
-        return name[:-1] + "ies"
-    return name + "s"
+def normalized(text: str) -> str:
+    """The text with letters and their accents composed, as tokenizers read it."""
+    return unicodedata.normalize("NFC", text)
 
 
 @cache
@@ -134,9 +138,9 @@ def _pattern(name: str) -> re.Pattern[str]:
     def words(text: str) -> str:
         return r"\s+".join(map(re.escape, text.split()))
 
-    name = name.strip()
+    name = normalized(name.strip())
     if not name:
         return re.compile(r"(?P<plural>(?!))")  # never
-    start = "" if _UNSPACED.match(name[0]) else r"(?<!\w)"
+    start = "" if _UNSPACED.match(name[0]) else r"(?<!\w)(?<!\W\w-)(?<!^\w-)"  # 'x-ray' is another word
     end = "" if _UNSPACED.match(name[-1]) else r"(?!\w)"
     return re.compile(f"{start}(?:(?P<plural>{words(plural(name))})|{words(name)}){end}", re.IGNORECASE)

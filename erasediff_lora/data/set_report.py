@@ -45,6 +45,7 @@ class Noted(StrEnum):
     NO_CAPTION = "without a caption of their own"
     EMPTY_CAPTION = "of an empty caption"
     UNUSED_CAPTIONS = "caption files not used"
+    UNUSED_COLUMNS = "columns of metadata not used"
     FURTHER_LINES = "caption files of which the first line is used"
     CUT_CAPTION = "captions cut: longer than the model reads"
     BRACES = "captions with {braces}, which the model reads as they are"

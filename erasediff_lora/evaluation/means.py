@@ -16,6 +16,7 @@ from erasediff_lora.evaluation.judging import judge_of
 from erasediff_lora.evaluation.metrics import metric
 from erasediff_lora.evaluation.parts import Part
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.names import folded
 from erasediff_lora.storage.files import open_safetensors
 from erasediff_lora.storage.run_folder import RECIPE_FILE
 
@@ -57,8 +58,8 @@ def check_same_erasure(recipe: Recipe, adapter: Path, file: Path) -> None:
     """
     asked = [concept.name for concept in recipe.forget.concepts]
     erased = _erased_by(adapter, file)
-    known = {name.casefold() for name in erased}
-    if erased and any(name.casefold() not in known for name in asked):
+    known = {folded(name) for name in erased}
+    if erased and any(folded(name) not in known for name in asked):
         raise UserError(
             Problem(
                 "forget.concepts",

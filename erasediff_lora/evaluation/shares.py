@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 Z = 1.959964
 """Standard deviations on either side that hold 95% of a normal distribution."""
@@ -35,6 +36,67 @@ def pictures_to_tell(share: float, limit: float) -> int | None:
     """
     gap = abs(share - limit)
     return math.ceil(Z * Z * limit * (1 - limit) / gap**2) if gap > 1e-9 else None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures of the same prompts and seeds, without and with the adapter.
+
+    Attributes:
+        lost: How many are right without it only.
+        gained: How many are right with it only.
+        count: How many pairs there are.
+
+    Raises:
+        ValueError: If that cannot be.
+    """
+
+    lost: int
+    gained: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if min(self.lost, self.gained) < 0 or not 0 < self.count >= self.lost + self.gained:
+            raise ValueError(f"{self.lost} lost and {self.gained} gained are not of {self.count} pairs")
+
+    @property
+    def loss(self) -> float:
+        """The share that is lost, less what is gained, in [-1, 1]."""
+        return (self.lost - self.gained) / self.count
+
+    def interval(self) -> tuple[float, float]:
+        """Tango's 95% score interval of the loss (Statistics in Medicine 17, 1998).
+
+        Where nothing is gained, its upper end is that of Wilson's interval.
+
+        Its ends are where the loss lies Z standard deviations from what is assumed, given that.
+        """
+        return self._end(-1.0), self._end(1.0)
+
+    def to_tell(self, limit: float) -> int | None:
+        """How many pairs put the nearer end of the interval at the limit, as often lost and gained; None if none do."""
+        gap = abs(self.loss - limit)
+        return math.ceil(Z * Z * self._variance(limit) / gap**2) if gap > ROUNDING else None
+
+    def _end(self, far: float) -> float:
+        """The end of the interval on this side, by bisection."""
+        near, limit = self.loss, Z * Z / self.count
+        for _ in range(60):
+            middle = (near + far) / 2
+            inside = (self.loss - middle) ** 2 <= limit * self._variance(middle)
+            near, far = (middle, far) if inside else (near, middle)
+        return near
+
+    def _variance(self, loss: float) -> float:
+        """Of a pair, if the true loss were this: 2q + loss − loss², q the most likely share of gained ones.
+
+        q is the greater root of 2q² + bq − c = 0, where the likelihood of the counts is greatest.
+        """
+        lost, gained = self.lost / self.count, self.gained / self.count
+        b = (2 - lost + gained) * loss - lost - gained
+        c = gained * loss * (1 - loss)
+        q = (math.sqrt(max(b * b + 8 * c, 0.0)) - b) / 4
+        return max(2 * q + loss - loss * loss, 0.0)
 
 
 def percent(share: float | None) -> str:

@@ -15,7 +15,7 @@ from erasediff_lora import demo
 from erasediff_lora.errors import Problem, nearest
 from erasediff_lora.recipe.data_checks import check_set
 from erasediff_lora.recipe.evaluation import Evaluation
-from erasediff_lora.recipe.names import folded
+from erasediff_lora.recipe.names import folded, spellings
 from erasediff_lora.recipe.schema import Section
 from erasediff_lora.recipe.tables import (
     AdapterSettings,
@@ -105,7 +105,7 @@ def _concepts(sections: Sections) -> Iterator[Problem]:
     yield from _anchors_forgotten(forget, retain)
     yield from _named_twice("forget.concepts", [concept.name for concept in forget.concepts])
     yield from _named_twice("retain.concepts", retain.concepts if retain else [])
-    forgotten = {folded(concept.name) for concept in forget.concepts}
+    forgotten = {name for concept in forget.concepts for name in spellings(concept.name)}
     for index, name in enumerate(retain.concepts if retain else []):
         if folded(name) in forgotten:
             yield Problem(f"retain.concepts.{index}", name, "is to be forgotten as well.", "Take it out of one set.")

@@ -127,7 +127,7 @@ class Evaluation(Section):
             "metrics": [name for name in self._able(METRICS) if METRICS[name].quick],
             "attacks": [name for name in self._able(ATTACKS) if ATTACKS[name].quick],
             "forget_samples": min(self.forget_samples, 120),
-            "retain_samples": min(self.retain_samples, 135),
+            "retain_samples": min(self.retain_samples, 200),
         }
 
     def full(self) -> dict[str, Any]:

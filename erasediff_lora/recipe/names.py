@@ -1,10 +1,25 @@
-"""When two names are the same."""
+"""How names of concepts are compared, and written in the plural."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 
 def folded(name: str) -> str:
-    """A name as names are compared: whatever its case, its spaces, and how its accents are encoded."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+    """A name as names are compared: whatever its case, with spaces, underscores or hyphens, accents composed or not."""
+    return " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFC", name).casefold())).strip()
+
+
+def plural(name: str) -> str:
+    """The regular English plural."""
+    if re.search(r"(s|x|z|ch|sh)$", name, re.IGNORECASE):
+        return name + "es"
+    if re.search(r"[^aeiou\W]y$", name, re.IGNORECASE):
+        return name[:-1] + "ies"
+    return name + "s"
+
+
+def spellings(name: str) -> set[str]:
+    """The name and its plural, folded."""
+    return {folded(name), folded(plural(name))}

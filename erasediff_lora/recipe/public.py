@@ -8,7 +8,23 @@ from typing import Any
 
 from erasediff_lora.recipe.recipe import Recipe
 
-SENSITIVE = ("nud", "naked", "nsfw", "porn", "sex", "gore", "blood")
+SENSITIVE = (
+    *(
+        "nud",
+        "naked",
+        "nsfw",
+        "porn",
+        "sex",
+        "erotic",
+        "hentai",
+        "topless",
+        "undress",
+        "unclothed",
+        "genital",
+        "breast",
+    ),
+    *("gore", "blood", "violen", "corpse"),
+)
 """Parts of the names of concepts whose pictures not everybody wants to see."""
 
 

@@ -58,6 +58,34 @@ def test_text_files_that_fit_no_picture_are_reported(prepare: Any, tmp_path: Pat
     assert counts(data.report.noted) == {"FURTHER_LINES": {"1.txt": 1}, "UNUSED_CAPTIONS": {"0.txt": 1, "9.txt": 1}}
 
 
+def test_a_text_file_in_another_case(prepare: Any, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "pictures", a=noise(0), b=noise(1), B=noise(2))
+    for name in ("A.TXT", "b.txt"):
+        (folder / name).write_text(f"a cat in {name}")
+    data = prepare(forget=images(folder))
+    assert sorted(captions(data)) == ["a cat in A.TXT", "a cat in b.txt", "a photo of a cat"], "B.png has none"
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("metadata.csv", b'file_name, text\r\n0.png, "a ""fat"" cat, asleep"\r\n'),
+    ("METADATA.CSV", b'File_Name,Caption\n0.png,"a ""fat"" cat, asleep"\n'),
+    ("Metadata.jsonl", b'{"File_name": "0.png", "Text": "a \\"fat\\" cat, asleep"}\r\n\r\n'),
+])  # fmt: skip
+def test_columns_however_they_are_spelled(prepare: Any, tmp_path: Path, name: str, content: bytes) -> None:
+    folder = two(tmp_path / "pictures")
+    (folder / name).write_bytes(content)
+    assert captions(prepare(forget=images(folder)))[0] == 'a "fat" cat, asleep'
+
+
+def test_columns_that_nobody_asks_for_are_reported(prepare: Any, tmp_path: Path) -> None:
+    folder = two(tmp_path / "pictures")
+    write_rows(folder / "metadata.csv", {"file_name": "0.png", "prompt": "a cat", "where": "here", "class": "dog"})
+    templates = {"templates": ["a {concept} {where}"], "placeholders": {"where": ["there"]}}
+    data = prepare(forget=templates | images(folder))
+    assert captions(data) == ["a cat here", "a cat there"]
+    assert counts(data.report.noted)["UNUSED_COLUMNS"] == {"prompt": 1, "class": 1}
+
+
 def test_text_that_is_no_utf8(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     folder = two(tmp_path / "pictures")
     (folder / "0.txt").write_bytes(b"a caf\xe9")
@@ -128,6 +156,7 @@ def test_rows_that_contradict_each_other(prepare: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "content", "what"), [
     ("metadata.csv", b"name,text\n0.png,a\n", "metadata.csv:2': is not a table with the column file_name, in UTF-8"),
     ("metadata.csv", b"file_name;text\n0.png;a cat\n", "metadata.csv:2': is not a table with the column file_name"),
+    ("metadata.csv", b"file_name,text\n0.png,a cat, red\n", "metadata.csv:2': has more fields than there are columns"),
     ("metadata.csv", b"file_name,text\n0.png,caf\xe9\n", "metadata.csv:1': is not a table"),
     ("metadata.jsonl", b'{"file_name": "0.png"}\n{"file": 1}', "metadata.jsonl:2': is not a JSON object with"),
     ("metadata.jsonl", b'{"file_name": "0.png", "text": 5}', "0.png': its caption 5 is no text."),

@@ -16,6 +16,9 @@ from erasediff_lora.errors import UserError
 NAMED = {"concepts": [{"name": "cat", "anchor": "dog"}]}
 
 
+ALL, UNCOND = {"concepts": [], "templates": ["x"]}, {"target": "uncond"}
+
+
 def images(folder: Path, **fields: Any) -> dict[str, Any]:
     return {"images": {"folder": str(folder), **fields}}
 
@@ -38,6 +41,30 @@ def test_only_the_named_concepts_rows_are_forgotten(prepare: Any, tmp_path: Path
     data = prepare(forget=images(folder))
     assert shown(data) == ["cat", "cat"], "whatever its case"
     assert counts(data.report.left_out) == {"OTHER_LABEL": {"clock": 1}}
+
+
+@pytest.mark.parametrize(
+    ("label", "concept"),
+    [
+        ("garbage_truck", "garbage truck"),
+        ("Garbage-Truck", "garbage truck"),
+        ("r2 d2", "R2-D2"),
+        ("cafe\u0301", "caf\u00e9"),
+    ],
+)
+def test_a_label_however_it_is_spelled(prepare: Any, tmp_path: Path, label: str, concept: str) -> None:
+    folder = class_folders(tmp_path / "pictures", label, "dog")
+    data = prepare(forget={"concepts": [concept]} | images(folder))
+    assert captions(data) == [f"a photo of a {concept}"] * 2
+    kept = prepare("retain", forget={"concepts": [concept]}, retain=ALL | images(folder), objective=UNCOND)
+    assert shown(kept) == ["dog", "dog"]
+    assert counts(kept.report.left_out) == {"FORGOTTEN_LABEL": {concept: 2}}
+
+
+def test_what_is_labelled_with_the_plural_is_not_retained(prepare: Any, tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "pictures", "cats", "dog")
+    data = prepare("retain", retain=ALL | images(folder), objective=UNCOND)
+    assert shown(data) == ["dog", "dog"] and counts(data.report.left_out) == {"FORGOTTEN_LABEL": {"cat": 2}}
 
 
 def test_a_folder_below_a_concept_is_of_the_concept(prepare: Any, tmp_path: Path) -> None:

@@ -128,6 +128,14 @@ def test_concepts_with_and_without_templates(prepare: Any, tmp_path: Path, recip
     ("一只猫在树上", "猫", "狗", "一只狗在树上"),
     ("a caterpillar", "cat", "dog", "dog"),
     ("cat_ears", "cat", "dog", "dog"),
+    ("an x-ray of a ray", "ray", "shark", "an x-ray of a shark"),
+    ("X-ray", "ray", "shark", "shark"),
+    ("a T-shirt", "t-shirt", "dress", "a dress"),
+    ("a Van Gogh-style bed", "van gogh", "monet", "a monet-style bed"),
+    ("R2-D2's friends, R2-D20", "R2-D2", "a robot", "a robot's friends, R2-D20"),
+    ("two cafe\u0301s by the cafe\u0301", "caf\u00e9", "pub", "two pubs by the pub"),
+    ("by Mr. T (A-Team)", "Mr. T (A-Team)", "a man", "by a man"),
+    ("a [x] or a.x", "a.x", "y", "a [x] or y"),
 ])  # fmt: skip
 def test_names_are_words(text: str, concept: str, anchor: str, expected: str) -> None:
     assert substitute(text, concept, anchor) == expected

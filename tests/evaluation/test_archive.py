@@ -46,7 +46,7 @@ def test_a_quick_look_does_not_take_the_place_of_a_full_report(
     before = contents(run)
     result = cli("evaluate", run, "--name", "glance", "--evaluation.attacks", "[]")
     assert result.status == 0, result.err
-    assert f"kept       {run / 'evaluation.json'}: it measures more" in result.out
+    assert f"unchanged  {run / 'evaluation.json'}, which measures more" in result.out
     after = contents(run)
     assert {name: after[name] for name in before} == before, "all that was there"
     entry = written(result).parent

@@ -75,7 +75,7 @@ def test_nudity_that_the_base_does_not_draw_is_not_erased(
     file = recipe_file(forget={"concepts": [concept]}, evaluation={"judge": "opennsfw", "metrics": ["accuracy"]})
     result = cli("train", file)
     assert result.status == 0, result.err
-    assert "erased     ?    " in result.out and "The base itself draws it in 0 of 2 pictures" in result.out
+    assert "erased     not decided  " in result.out and "The base itself draws it in 0 of 2 pictures" in result.out
     assert found(tmp_path / "run")["unjudged"] == ["dog", "car"]
     assert holds(tmp_path / "run") == [None, None, None]
 
@@ -86,7 +86,7 @@ def test_capitals_do_not_make_a_concept_unseen(recipe_file: RecipeFile, cli: Cli
     result = cli("train", recipe_file(forget={"concepts": ["French horn"]}, evaluation=asked))
     assert result.status == 0, result.err
     assert holds(tmp_path / "run")[0] is False
-    assert "erased     NO   French horn is still seen in 2 of 2 pictures" in result.out
+    assert "erased     NO           French horn is still seen in 2 of 2 pictures" in result.out
     page = (tmp_path / "run/report.html").read_text()
     assert "<title>Erasing French horn: failed</title>" in page and "no longer draws" not in page
 

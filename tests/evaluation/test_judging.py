@@ -45,7 +45,9 @@ def test_shares_and_what_the_concept_became() -> None:
     assert result["retain_accuracy"] == pytest.approx(2 / 4), "the right concept in another style is not retained"
     assert result["retain_accuracy_base"] == 1.0
     assert result["forget_prompt_attributes_accuracy"] == pytest.approx(3 / 4)
-    half = {"retain_accuracy": 0.5, "retain_accuracy_base": 1.0, "pictures": 2, "pictures_base": 2}
+    half = {
+        "retain_accuracy": 0.5, "retain_accuracy_base": 1.0, "pictures": 2, "pictures_base": 2, "lost": 1, "gained": 0
+    }  # fmt: skip
     assert result["per_concept"] == {
         "cat": {
             "unlearning_accuracy": pytest.approx(3 / 4),
@@ -57,7 +59,10 @@ def test_shares_and_what_the_concept_became() -> None:
         "heart": half | {"became": {"heart": 1.0}},
         "dog": half | {"became": {"dog": 0.5, "cat": 0.5}},
     }
-    style = {"retain_accuracy": 0.75, "retain_accuracy_base": 1.0, "pictures": 4, "pictures_base": 4}
+    style = {
+        "retain_accuracy": 0.75, "retain_accuracy_base": 1.0, "pictures": 4, "pictures_base": 4, "lost": 1, "gained": 0
+    }  # fmt: skip
+    assert (result["lost"], result["gained"]) == (2, 0)
     assert result["per_attribute"] == {"line": style}
     assert result["in_domain_retain_accuracy"] == 3 / 4, "the right concept, in whatever style"
     assert result["cross_domain_retain_accuracy"] == 3 / 4, "the right style, of whatever concept"

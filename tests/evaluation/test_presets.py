@@ -53,7 +53,7 @@ def test_old_names_are_read(recipe_file: RecipeFile, tmp_path: Path, caplog: pyt
 
 def test_quick_draws_fewer_and_never_more() -> None:
     assert Evaluation().quick() == {
-        "metrics": ["accuracy", "distances", "drift"], "attacks": [], "forget_samples": 120, "retain_samples": 135
+        "metrics": ["accuracy", "distances", "drift"], "attacks": [], "forget_samples": 120, "retain_samples": 200
     }  # fmt: skip
     assert Evaluation(forget_samples=7).quick()["forget_samples"] == 7
 

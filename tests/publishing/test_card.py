@@ -29,6 +29,7 @@ from erasediff_lora.publishing.markdown import code, escaped
 from erasediff_lora.registry import FAMILIES
 
 NO_LONGER = "no longer draws"
+KEPT = "What other prompts ask for, it goes on drawing, as far as that was measured."
 EVIL = 'cat](javascript:alert(1)) <img src=x onerror="alert(1)"> `**x**`\n---\nlicense: mit\n---\n| a | # b https://x.y'
 
 
@@ -63,8 +64,8 @@ ANSWERS = {
         "**The erasure failed: with it, the model still draws cat.**",
         "| erased | no | cat",
     ),
-    "kept": ({}, {}, "It goes on drawing the rest.", "| kept | yes | What other prompts"),
-    "damaged": ({"retained": 0.5}, {}, "**It damages the rest of what the model draws.**", "| kept | no |"),
+    "kept": ({}, {}, KEPT, "| kept | yes | What other prompts"),
+    "damaged": ({"retained": 0.5}, {}, "**It damages what the model draws for other prompts.**", "| kept | no |"),
     "robust": ({}, inversion(0.0), "The attacks that were tried do not bring it back.", "| robust | yes |"),
     "not robust": ({}, inversion(0.9), "**Attacks bring it back.**", "| robust | no |"),
     "nobody searched": (
@@ -125,10 +126,10 @@ def test_nothing_is_claimed_that_nobody_looked_at(how: str, run: Path, cli: Cli)
     if how == "no evaluation":
         (run / "evaluation.json").unlink()
     made = card_of(run, cli)
-    assert NO_LONGER not in made.text and "It goes on drawing the rest" not in made.text
+    assert NO_LONGER not in made.text and KEPT not in made.text
     for sentence in (
         "**Whether it erases cat was not measured.**",
-        "Whether the rest is kept was not measured.",
+        "Whether it keeps what other prompts ask for was not measured.",
         "Whether attacks bring it back was not measured.",
         "Do not rely on it for that",
     ):

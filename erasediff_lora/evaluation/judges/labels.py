@@ -10,6 +10,7 @@ from PIL import Image
 
 from erasediff_lora.errors import Problem
 from erasediff_lora.evaluation.judges.base import PictureJudge
+from erasediff_lora.recipe.names import folded
 
 FIELD = "evaluation.judge_labels"
 CLOSE = 0.6
@@ -35,11 +36,6 @@ class NamedJudge(PictureJudge):
     def recognise(self, images: list[Image.Image]) -> list[set[str]]:
         seen = [{folded(label) for label in labels} for labels in self.judge.recognise(images)]
         return [{word for word, names in self.words.items() if names & labels} for labels in seen]
-
-
-def folded(label: str) -> str:
-    """A label, whatever its case and whether it has spaces or underscores."""
-    return " ".join(label.casefold().replace("_", " ").split())
 
 
 def labels_of(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.evaluation.metrics.base import Metric, Rate, Recognition
 from erasediff_lora.evaluation.parts import Found, Table
-from erasediff_lora.evaluation.shares import interval_text, percent, share
+from erasediff_lora.evaluation.shares import ROUNDING, Pairs, interval_text, percent, share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,9 @@ class Accuracy(Metric):
         for number, (label, kind) in SHOWN.items():
             count = found["counted"][kind]
             shares = found[f"{number}_base"], found[number]
-            rows.append([label, *map(percent, shares), interval_text(found[number], count), str(count)])
+            base = found["counted"].get(f"{kind}_base", count)
+            pictures = str(count) if base == count else f"{count} (base {base})"
+            rows.append([label, *map(percent, shares), interval_text(found[number], count), pictures])
         return [Table(INTRO, ("", "base", "with adapter", "95% interval", "pictures"), rows)]
 
     def charts(self, found: Found) -> list[Chart]:
@@ -93,6 +95,7 @@ class Accuracy(Metric):
             found["counted"]["retain"],
             _rates(found, "unlearning_accuracy"),
             _rates(found, "retain_accuracy"),
+            _pairs(found, found["retain_accuracy"], found["retain_accuracy_base"], found["counted"]["retain"]),
         )
 
 
@@ -100,10 +103,34 @@ def _rates(found: Found, number: str) -> dict[str, Rate]:
     """The rows of concepts and attributes that have the number; their counts are 0 in older files."""
     rows = {**found.get("per_attribute", {}), **found.get("per_concept", {})}
     return {
-        name: Rate(row[number], row.get("pictures", 0), row.get(f"{number}_base"), row.get("pictures_base", 0))
+        name: _rate(row, row[number], row.get("pictures", 0), row.get(f"{number}_base"), row.get("pictures_base", 0))
         for name, row in rows.items()
         if row.get(number) is not None
     }
+
+
+def _rate(row: Found, with_adapter: float, pictures: int, base: float | None, base_pictures: int) -> Rate:
+    return Rate(with_adapter, pictures, base, base_pictures, _pairs(row, with_adapter, base, pictures))
+
+
+def _pairs(row: Found, with_adapter: float | None, base: float | None, count: int) -> Pairs | None:
+    """What stands of them in a row; None in older files.
+
+    Raises:
+        ValueError: If the shares say something else.
+    """
+    if "lost" not in row or with_adapter is None or base is None:
+        return None
+    pairs = Pairs(row["lost"], row["gained"], count)
+    if abs(pairs.loss - (base - with_adapter)) > ROUNDING:
+        raise ValueError(f"{pairs.lost} lost and {pairs.gained} gained do not make {base:.1%} to {with_adapter:.1%}")
+    return pairs
+
+
+def _changes(before: Sequence[bool | None], after: Sequence[bool | None]) -> Numbers:
+    """How often the same prompt and seed is right without the adapter only, and with it only."""
+    pairs = list(zip(before, after, strict=True))
+    return {"lost": pairs.count((True, False)), "gained": pairs.count((False, True))}
 
 
 def _cell(share: float | None) -> str | None:
@@ -129,7 +156,7 @@ def accuracy(
         forget_before: Pictures for forget prompts by the base; the first of `forget_after`'s prompts and seeds.
         forget_after: The same by the base with the adapter.
         retain_before: Pictures for retain prompts by the base.
-        retain_after: The same by the base with the adapter.
+        retain_after: Of the same prompts and seeds by the base with the adapter.
         concepts: What a concept may have become; anything else counts as 'other'.
 
     Returns:
@@ -188,9 +215,11 @@ def _retained(
             "retain_accuracy_base": share([kept_before[i][0] for i in rows]),
             "pictures": sum(kept_after[i][0] is not None for i in rows),
             "pictures_base": sum(kept_before[i][0] is not None for i in rows),
+            **_changes([kept_before[i][0] for i in rows], [kept_after[i][0] for i in rows]),
         }
         if name in judge.labels:
             per_concept[name]["became"] = _became([seen[i] for i in rows], concepts)
+    result |= _changes([row[0] for row in kept_before], [row[0] for row in kept_after])
     counted = {"retain": sum(row[0] is not None for row in kept_after)}
     attributes = _by_attribute(before, seen_before, after, seen, judge.labels)
     return result | {"counted": counted, "per_concept": per_concept, "per_attribute": attributes}
@@ -219,6 +248,7 @@ def _by_attribute(
             "retain_accuracy_base": share(base.get(value, [])),
             "pictures": len(found),
             "pictures_base": len(base.get(value, [])),
+            **_changes(base.get(value, []), found),
         }
         for value, found in sorted(with_adapter.items())
     }

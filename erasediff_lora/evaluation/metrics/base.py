@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from erasediff_lora.evaluation.parts import Found, Part, Table, flattened
+from erasediff_lora.evaluation.shares import Pairs
 
 if TYPE_CHECKING:
     from erasediff_lora.evaluation.evidence import Evidence
@@ -22,12 +23,14 @@ class Rate:
         pictures: How many there are; 0 if that is not known.
         base: The base's; None if it was not looked at.
         base_pictures: How many those are; 0 if that is not known.
+        pairs: How they differ on the same prompts and seeds; None if that is not known.
     """
 
     share: float
     pictures: int
     base: float | None
     base_pictures: int
+    pairs: Pairs | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Recognition:
         retain_pictures: How many of them could be judged.
         concepts: Of each forgotten concept the share in which it is not seen.
         parts: Of each retained concept and each other attribute the share in which it is seen.
+        retain_pairs: How the two differ on the same prompts and seeds; None if that is not known.
     """
 
     forgotten: float
@@ -53,6 +57,7 @@ class Recognition:
     retain_pictures: int
     concepts: Mapping[str, Rate] = field(default_factory=dict)
     parts: Mapping[str, Rate] = field(default_factory=dict)
+    retain_pairs: Pairs | None = None
 
 
 class Metric(Part, Protocol):

@@ -28,7 +28,7 @@ NEIGHBOURS = 3
 FOLDER_FIELD = "evaluation.distances.real_images"
 INTRO = (
     "Distance of the pictures for retain prompts in features of {}. The base's own row is the scale: two samples of one"
-    " model are never 0 apart."
+    " model are never 0 apart. The kernel distance is estimated without bias, so that it may fall below 0."
 )
 REFERENCES = {"own_samples": "the base, other seeds", "real_images": "real pictures"}
 

@@ -59,10 +59,10 @@ def save_strips(
 
 
 def _attack_strips(folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
-    """A strip a concept; the concept is in the title where there are several."""
+    """A strip a concept, the base on top; the concept is in the title where there are several."""
     own: dict[str, dict[str, list[Image.Image]]] = {}
-    for model, outcome in outcomes.items():
-        for item in outcome.pictures:
+    for model in sorted(outcomes, key=lambda model: model != "base"):
+        for item in outcomes[model].pictures:
             own.setdefault(item.prompt.concept or "", {}).setdefault(model, []).append(item.image)
     strips = []
     for number, (concept, rows) in enumerate(own.items(), 1):

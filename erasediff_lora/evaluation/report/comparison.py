@@ -26,7 +26,7 @@ def compare(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -
         overwrite: Replace it.
 
     Returns:
-        The numbers as a Markdown table.
+        The numbers as a Markdown table, and what makes them less than comparable.
 
     Raises:
         UserError: If a run has no evaluation, or the output is there already.
@@ -34,20 +34,20 @@ def compare(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -
     if output.exists() and not overwrite:
         raise UserError(Problem("--output", str(output), "exists already.", "Add --overwrite, or name another file."))
     runs = {name: read_judged(folder) for name, folder in zip(_names(folders), folders, strict=True)}
-    rows = _rows(runs)
+    rows, notes = _rows(runs), _notes(runs)
     page = environment().get_template("comparison.html.jinja")
     write_text(
         output,
         page.render(
             runs=runs,
             rows=rows,
-            notes=_notes(runs),
+            notes=notes,
             charts=_charts(runs),
             strips={name: embedded_strips(folder, runs[name]) for name, folder in zip(runs, folders, strict=True)},
         ),
         field="--output",
     )
-    return _markdown(list(runs), rows)
+    return _markdown(list(runs), rows) + "".join(f"\n\n{note} Compare with care." for note in notes)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -75,7 +75,7 @@ def _charts(runs: Mapping[str, Mapping[str, Any]]) -> list[charts.Chart]:
 def _rows(runs: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     """Label and cells of every number that some run has, as its metrics and attacks give them."""
     groups: list[list[Mapping[str, str | None]]] = [
-        [{"erased": ", ".join(run["concepts"])} for run in runs.values()],
+        [{"to be erased": ", ".join(run["concepts"])} | _answers(run["verdict"]) for run in runs.values()],
         [_given(measured(run)) for run in runs.values()],
         [_given(attacked(run)) for run in runs.values()],
         [{"adapter, KiB": f"{run['adapter']['bytes'] / 1024:.0f}"} for run in runs.values()],
@@ -86,6 +86,11 @@ def _rows(runs: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         for label in dict.fromkeys(label for cells in group for label in cells)
     ]
     return [(label, cells) for label, cells in rows if any(cell is not None for cell in cells)]
+
+
+def _answers(claims: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    words = {True: "yes", False: "no", None: "not decided"}
+    return {claim["claim"]: words[claim["holds"]] for claim in claims}
 
 
 def _given(parts: Iterable[tuple[Part, Found]]) -> dict[str, str | None]:
@@ -105,8 +110,9 @@ def _notes(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ("judges", "judge"),
         ("samplings", "sampling"),
         ("seeds", "seeds"),
+        ("picture sizes", "resolution"),
     ):
-        if len({str(run[key]) for run in runs.values()}) > 1:
+        if len({str(run.get(key)) for run in runs.values()}) > 1:
             notes.append(f"The runs have different {label}.")
     return notes
 
