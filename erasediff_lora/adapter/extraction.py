@@ -75,7 +75,7 @@ def extract(
         delta = new.double() - old.double()
         if not bool(torch.isfinite(delta).all()):
             raise UserError(Problem("tuned", str(tuned), f"or its base has NaN or Inf in {name}.", "Get a sound file."))
-        layers[name], share = _factor(delta, rank, energy)
+        layers[name], share = factors.nearest(delta, rank, energy)
         norm = float(delta.square().sum())
         total, held = total + norm, held + share * norm
     unheld += _changed_biases(before, after)
@@ -139,23 +139,6 @@ def _pair(
 def _comparable(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
     """A shape without what may differ: 1×1 convolutions are linear, and first convolutions may have further inputs."""
     return squeezed(shape if inputs is None else (shape[0], inputs, *shape[2:]))
-
-
-def _factor(delta: Tensor, rank: int | None, energy: float | None) -> tuple[LoraLayer, float]:
-    """The best factors of ΔW, and the share of its energy that they hold.
-
-    The eigenvectors of the smaller Gram matrix in float64 are the singular vectors, at a fraction of an SVD's cost.
-    """
-    matrix = delta.flatten(1)
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    values, vectors = torch.linalg.eigh(matrix.T @ matrix if is_tall else matrix @ matrix.T)
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    count = factors.kept(values.sqrt(), rank, energy)
-    vectors = vectors[:, :count]
-    s = values[:count].sqrt()
-    inverse = torch.where(s > 0, 1 / s, 0)
-    u, vt = (matrix @ vectors * inverse, vectors.T) if is_tall else (vectors, inverse[:, None] * (vectors.T @ matrix))
-    return factors.from_svd(u, s, vt, tuple(delta.shape)), float(values[:count].sum() / values.sum())
 
 
 def _changed_biases(before: Checkpoint, after: Checkpoint) -> list[str]:

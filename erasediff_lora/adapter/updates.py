@@ -41,14 +41,30 @@ class Update:
         """The same with what has to be known of the whole tensor before any block of it can be changed."""
         if self.layer.magnitude is None or not self.layer.by_input:
             return self
-        weight = file.weight(self.slot).flatten(1)
+        return self.with_norms(file.weight(self.slot))
+
+    def with_norms(self, weight: Tensor) -> Update:
+        """The same with the norms of a DoRA by input."""
+        if self.layer.magnitude is None or not self.layer.by_input:
+            return self
+        weight = weight.flatten(1)
         squares = torch.zeros(weight.shape[1], dtype=torch.float64)
         for first, last in chunks(tuple(weight.shape)):
-            rows = weight[first:last].float()
+            rows = weight[first:last].double()
             self.layer.add_to(rows, first, 1.0)
-            squares += rows.double().square().sum(0)
+            squares += rows.square().sum(0)
         inputs = squares.view(self.layer.magnitude.numel(), -1).sum(1)
-        return replace(self, norms=inputs.sqrt().float())
+        return replace(self, norms=inputs.sqrt())
+
+
+@torch.no_grad()
+def change(layer: AnyLayer, weight: Tensor) -> Tensor:
+    """All that a layer at strength 1 does to a weight, in float64 and the weight's shape."""
+    rows = weight.flatten(1).double()
+    update = Update(layer, Slot(""), 1.0, rows.shape[1]).with_norms(weight)
+    changed = rows.clone()
+    apply(changed, 0, rows=len(rows), updates=[update])
+    return (changed - rows).reshape(weight.shape)
 
 
 @torch.no_grad()

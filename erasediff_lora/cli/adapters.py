@@ -14,7 +14,7 @@ from erasediff_lora.cli.verb import Verb, require_none
 from erasediff_lora.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from erasediff_lora.adapter import Weighted
+    from erasediff_lora.adapter import LoraAdapter, Weighted
 
 log = logging.getLogger(__name__)
 _WEIGHTED = "adapter file or run folder, with :STRENGTH behind it if that is not 1"
@@ -50,6 +50,12 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, help="adapter file of any format, or folder with one")
     parser.add_argument("output", type=Path, help="new folder, or new file where the format is one file")
     parser.add_argument("--format", required=True, help="file format, such as diffusers, kohya or peft")
+    parser.add_argument(
+        "--as", dest="kind", choices=("lora",), help="make a plain LoRA of DoRA, LoHa, LoKr or whole differences by SVD"
+    )
+    parser.add_argument("--rank", type=int, help="with --as: the most that a layer may have")
+    parser.add_argument("--energy", type=float, help="with --as: share of a layer's change to keep, such as 0.99")
+    parser.add_argument("--base", type=Path, help="with --as: the model that a DoRA is for")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
 
 
@@ -57,8 +63,57 @@ def _convert(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.adapter import formats
 
-    for file in formats.write(formats.read(parsed.adapter), parsed.output, parsed.format, overwrite=parsed.overwrite):
+    if parsed.kind is None:
+        for flag in ("rank", "energy", "base"):
+            if getattr(parsed, flag) is not None:
+                raise UserError(Problem(f"--{flag}", getattr(parsed, flag), "needs --as.", "Add --as lora."))
+        adapter = formats.read(parsed.adapter)
+    else:
+        _check_size(parsed)
+        formats.require_output(parsed.output, parsed.format)
+        adapter = _as_lora(parsed)
+    for file in formats.write(adapter, parsed.output, parsed.format, overwrite=parsed.overwrite):
         print(file)
+
+
+def _as_lora(parsed: argparse.Namespace) -> LoraAdapter:
+    from erasediff_lora.adapter import formats
+    from erasediff_lora.adapter.reduction import as_lora
+
+    mixed = formats.read_any(parsed.adapter)
+    made = as_lora(mixed, str(parsed.adapter), rank=parsed.rank, energy=parsed.energy, base=parsed.base)
+    ranks = [layer.rank for layer in made.adapter.layers.values()]
+    print(
+        f"made       {len(ranks)} layers of LoRA, rank {min(ranks)} to {max(ranks)}, {made.energy:.4%} of the energy"
+        f" kept; {made.exact} were LoRA already"
+    )
+    _tell_of_unheld(made.unheld)
+    return made.adapter
+
+
+def _tell_of_unheld(names: list[str]) -> None:
+    if names:
+        log.warning(
+            "warning: %d changed biases, norms or embeddings are left out, as no LoRA holds them, such as %s",
+            *(len(names), names[0]),
+        )
+
+
+def _check_size(parsed: argparse.Namespace) -> None:
+    """Refuse sizes that no factorisation has.
+
+    Raises:
+        UserError: With all complaints.
+    """
+    problems = []
+    if parsed.rank is None and parsed.energy is None:
+        problems.append(Problem("--rank", None, "or --energy must be given.", "Try --rank 32 or --energy 0.95."))
+    if parsed.rank is not None and parsed.rank < 1:
+        problems.append(Problem("--rank", parsed.rank, "must be at least 1.", "Try 32."))
+    if parsed.energy is not None and not 0 < parsed.energy <= 1:
+        problems.append(Problem("--energy", parsed.energy, "must lie in (0, 1].", "Try 0.95."))
+    if problems:
+        raise UserError(*problems)
 
 
 def _stack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,26 +228,13 @@ def _extract(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.adapter import extract, formats
 
-    problems = []
-    if parsed.rank is None and parsed.energy is None:
-        problems.append(Problem("--rank", None, "or --energy must be given.", "Try --rank 32 or --energy 0.95."))
-    if parsed.rank is not None and parsed.rank < 1:
-        problems.append(Problem("--rank", parsed.rank, "must be at least 1.", "Try 32."))
-    if parsed.energy is not None and not 0 < parsed.energy <= 1:
-        problems.append(Problem("--energy", parsed.energy, "must lie in (0, 1].", "Try 0.95."))
-    if problems:
-        raise UserError(*problems)
+    _check_size(parsed)
     formats.require_output(parsed.output, parsed.format)
     found = extract(parsed.base, parsed.tuned, rank=parsed.rank, energy=parsed.energy, concepts=tuple(parsed.concepts))
     written = formats.write(found.adapter, parsed.output, parsed.format, overwrite=parsed.overwrite)
     ranks = [layer.rank for layer in found.adapter.layers.values()]
     print(f"extracted  {len(ranks)} weights, rank {min(ranks)} to {max(ranks)}, {found.energy:.4%} of the energy kept")
-    if found.unheld:
-        log.warning(
-            "warning: %d changed biases, norms or embeddings are left out, as no LoRA holds them, such as %s",
-            len(found.unheld),
-            found.unheld[0],
-        )
+    _tell_of_unheld(found.unheld)
     for file in written:
         print(f"adapter    {file}")
 
