@@ -49,7 +49,7 @@ def inject(
     for name, parameter in pipe.unet.named_parameters():
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    return low_rank.collect(provenance or Provenance(concepts=("cat",)))
+    return low_rank.collect(provenance or Provenance(architecture="stable-diffusion-v1", concepts=("cat",)))
 
 
 def random_adapter(folder: Path, preset: str = "attention", alpha: float = 4.0, **options: Any) -> LoraAdapter:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +77,22 @@ class Checkpoint:
             chosen += [file for file in files if _variant(file.path) == first]
         return chosen
 
+    @cached_property
+    def architectures(self) -> tuple[str, ...]:
+        """Modelspec ids of the architectures that it can be: by the pipeline of the folder, header, and weights."""
+        metadata = {} if self.is_folder else dict(self.files[0].metadata)
+        index = _json(self.path / "model_index.json") if self.is_folder else {}
+        family = families.of_pipeline(str(index.get("_class_name")))
+        shapes = {name: file.shape(slot) for file in self.main_files for name, slot in file.slots.items()}
+        try:
+            found = families.recognise(shapes, metadata, () if family is None else families.identifiers(family))
+        except families.Unfit:
+            return ()
+        predicts_v = _json(self.path / "scheduler/scheduler_config.json").get("prediction_type") == "v_prediction"
+        by_v = [name for name in found.candidates if name.endswith("-v") == predicts_v]
+        is_version_2 = all("-v2-" in name for name in found.candidates)
+        return tuple(by_v) if self.is_folder and is_version_2 and by_v else found.candidates
+
     def find(self, name: str) -> tuple[WeightFile, Slot] | None:
         """Where a weight or a bias lies, by the adapter's name."""
         return next(((file, slot) for file in self.main_files if (slot := file.slot(name)) is not None), None)
@@ -122,6 +140,15 @@ def _digest(weights: Mapping[str, tuple[tuple[int, ...], list[Tensor]]]) -> str:
         for values in ends:
             digest.update(values.to(torch.float16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A table in a model's folder; empty if there is none that can be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _variant(path: Path) -> str:

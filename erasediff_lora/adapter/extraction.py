@@ -17,7 +17,7 @@ from erasediff_lora.adapter.placing import FIRST
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.scaling import with_one_alpha
 from erasediff_lora.adapter.weight_file import WeightFile
-from erasediff_lora.adapter.weights import BIAS, LoraAdapter, LoraLayer, architecture_of, squeezed
+from erasediff_lora.adapter.weights import BIAS, LoraAdapter, LoraLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import Slot
 
@@ -46,6 +46,7 @@ def extract(
     rank: int | None = None,
     energy: float | None = None,
     concepts: tuple[str, ...] = (),
+    family: tuple[str, ...] = (),
 ) -> Extracted:
     """Factor W_tuned − W_base of every linear and convolution weight that changed.
 
@@ -55,6 +56,7 @@ def extract(
         rank: The most that a layer may have.
         energy: Share of a layer's ‖ΔW‖² to keep, in (0, 1]; with `rank`, whichever is less.
         concepts: What was erased, for the header.
+        family: Ids of the architectures that the base may be of, if that is known.
 
     Raises:
         UserError: If the models differ in shape, hold NaN, or do not differ at all.
@@ -92,12 +94,26 @@ def extract(
     provenance = Provenance(
         base_model=Path(base).stem if before.path.is_file() else Path(base).name,
         base_fingerprint=fingerprint(before),
-        architecture=architecture_of(layers),
+        architecture=_architecture(before, family),
         concepts=concepts,
         version=__version__,
         history=(f"extracted from {Path(tuned).name}, energy kept {share:.6f}",),
     )
     return Extracted(LoraAdapter(with_one_alpha(dict(sorted(layers.items()))), provenance), share, unheld)
+
+
+def _architecture(base: Checkpoint, family: tuple[str, ...]) -> str | None:
+    """The base's, if that can be told.
+
+    Raises:
+        UserError: If it is another one than was said.
+    """
+    left = [name for name in base.architectures if name in family] if family else base.architectures
+    if not left and base.architectures:
+        named = " or ".join(base.architectures)
+        raise UserError(Problem("--family", family[0], f"is not what {base.path} is.", f"It is {named}."))
+    left = left or family
+    return left[0] if len(left) == 1 else None
 
 
 def _pair(

@@ -24,30 +24,6 @@ def part_names() -> frozenset[str]:
     return _LORA.union((ALPHA, MAGNITUDE), full.BIASES, *kinds)
 
 
-def by_module(tensors: Mapping[str, T]) -> tuple[dict[str, dict[str, T]], list[str]]:
-    """The parts of each module, and the names that end in no known part."""
-    modules: dict[str, dict[str, T]] = {}
-    unknown, known = [], part_names()
-    for key, tensor in tensors.items():
-        found = _split(key, known)
-        if found is None:
-            unknown.append(key)
-        else:
-            modules.setdefault(found[0], {})[found[1]] = tensor
-    lone = [name for name, parts in modules.items() if not parts.keys() - {ALPHA, MAGNITUDE}]
-    unknown += [f"{name}.{part}" for name in lone for part in modules.pop(name)]
-    return modules, unknown
-
-
-def _split(key: str, known: frozenset[str]) -> tuple[str, str] | None:
-    words = key.rsplit(".", 2)
-    for count in (1, 2):
-        part = ".".join(words[-count:])
-        if len(words) > count and part in known:
-            return key.removesuffix("." + part), part
-    return None
-
-
 def layers_of(
     name: str,
     parts: Mapping[str, StoredTensor],
@@ -116,6 +92,7 @@ def _lora(
             raise unusable(source, f"lacks the tensor {theirs}.{part}.")
     down, up = parts[DOWN], parts[UP]
     rank = down.shape[0] if down.ndim else 1
-    by_input = magnitude is not None and is_by_input(magnitude)
+    is_single = magnitude is not None and magnitude.count == up.shape[0] == 1
+    by_input = magnitude is not None and is_by_input(magnitude) and not is_single
     alpha = float(rank) if alpha is None else alpha
     return StoredLayer(down, up, alpha, rslora, magnitude, by_input=by_input)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from erasediff_lora.adapter import formats
+from erasediff_lora.adapter.formats import NOTHING, Asked
 from erasediff_lora.adapter.weights import Adapter, LoraAdapter
 from erasediff_lora.errors import Problem, UserError
 
@@ -35,30 +36,34 @@ class Weighted:
         _require_finite(self.strength, self.source)
 
     @classmethod
-    def read(cls, path: Path | str, strength: float = 1.0) -> Weighted:
+    def read(cls, path: Path | str, strength: float = 1.0, asked: Asked = NOTHING) -> Weighted:
         """Read the adapter from a file or a folder.
 
         Raises:
             UserError: If it cannot be used, or the strength is not finite.
         """
         _require_finite(strength, path)
-        return cls(formats.read_any(path), strength, str(path))
+        return cls(formats.read_any(path, asked), strength, str(path))
 
     @classmethod
-    def parse(cls, text: str) -> Weighted:
+    def parse(cls, text: str, asked: Asked = NOTHING) -> Weighted:
         """Read 'PATH' or 'PATH:STRENGTH'. What is there under the whole text is a path, such as a folder 'lora_12:30'.
+
+        Args:
+            text: Of the command line.
+            asked: What the user says of the file.
 
         Raises:
             UserError: If the adapter cannot be used, or the strength is no finite number.
         """
         path, separator, number = text.rpartition(":")
         if not (separator and path) or _exists(text):
-            return cls.read(text)
+            return cls.read(text, asked=asked)
         if _NUMBER.fullmatch(number):
-            return cls.read(path, float(number))
+            return cls.read(path, float(number), asked)
         if _exists(path):
             raise UserError(Problem("strength", number, f"of {path} is no number.", f"Write {path}:0.8, for example."))
-        return cls.read(text)
+        return cls.read(text, asked=asked)
 
     def plain(self, verb: str) -> LoraAdapter:
         """The adapter, if it is LoRA all over, and no DoRA.

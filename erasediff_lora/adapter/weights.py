@@ -18,6 +18,7 @@ from erasediff_lora.adapter.composite import Composite, CompositeLayer, StoredCo
 from erasediff_lora.adapter.kinds.base import Table
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.families.names import squeezed as squeezed
 from erasediff_lora.storage.tensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -175,9 +176,35 @@ class Adapter(Generic[L]):
         return {name.removeprefix(prefix): layer for name, layer in self.layers.items() if name.startswith(prefix)}
 
     @property
-    def architecture(self) -> str:
-        """Modelspec id of the base's architecture: as recorded, or told from the layers."""
-        return self.provenance.architecture or architecture_of(self.layers)
+    def architecture(self) -> str | None:
+        """Modelspec id of the base's architecture: as recorded, or told from the layers; None: it cannot be told."""
+        left = self.candidates
+        return left[0] if len(left) == 1 else None
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The architectures that it can be for: the recorded one, or those that the layers fit."""
+        recorded = self.provenance.architecture
+        return candidates_of(self.layers) if recorded is None else (recorded,)
+
+    def require_architecture(self) -> str:
+        """The architecture, where it must be known.
+
+        Raises:
+            UserError: If it cannot be told.
+        """
+        left = self.candidates
+        if len(left) != 1:
+            named = ", ".join(left) or ", ".join(families.architectures())
+            raise UserError(
+                Problem(
+                    "--family",
+                    None,
+                    "must be given: neither the adapter's layers nor its header tell what base it is for.",
+                    f"It is one of: {named}.",
+                )
+            )
+        return left[0]
 
     def with_history(self, line: str) -> Self:
         """A copy whose provenance has one line more."""
@@ -288,14 +315,16 @@ def magnitude_shape(ndim: int, by_input: bool) -> tuple[int, ...]:
     return (1, -1, 1, 1) if ndim == 4 else (1, -1) if by_input else (-1,)
 
 
-def architecture_of(layers: Mapping[str, Layer[Any] | Composite[Any]]) -> str:
-    """Modelspec id of the base that layers fit."""
-    return families.recognise({name: layer.shape for name, layer in layers.items()})
-
-
-def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A 1×1 convolution is a linear layer: (out, in, 1, 1) as (out, in)."""
-    return shape[:2] if shape[2:] == (1, 1) else shape
+def candidates_of(layers: Mapping[str, Layer[Any] | Composite[Any]]) -> tuple[str, ...]:
+    """Modelspec ids of the architectures that layers fit; none if there is no telling."""
+    shapes = {
+        name.removesuffix(BIAS): None if name.endswith(BIAS) or isinstance(layer, Composite) else layer.shape
+        for name, layer in layers.items()
+    }
+    try:
+        return families.recognise(shapes, {}).candidates
+    except families.Unfit:
+        return ()
 
 
 def unusable(source: object, what: str, remedy: str = "Export the file again.") -> UserError:

@@ -15,6 +15,7 @@ from erasediff_lora.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from erasediff_lora.adapter import LoraAdapter, Weighted
+    from erasediff_lora.adapter.formats import Asked
 
 log = logging.getLogger(__name__)
 _WEIGHTED = "adapter file or run folder, with :STRENGTH behind it if that is not 1"
@@ -22,18 +23,32 @@ _WEIGHTED = "adapter file or run folder, with :STRENGTH behind it if that is not
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, help="adapter file, or folder with one")
+    _add_asked(parser)
+
+
+def _add_asked(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--family", help="what base it is for, such as stable-diffusion-v1, where the file does not tell"
+    )
+    parser.add_argument("--only", nargs="+", default=(), metavar="PART", help="leave out all but these, such as unet")
+
+
+def _asked(parsed: argparse.Namespace) -> Asked:
+    from erasediff_lora.adapter.formats import Asked
+
+    return Asked.parse(parsed.family, parsed.only)
 
 
 def _inspect(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.adapter import formats
 
-    name, adapter = formats.describe(parsed.adapter)
+    name, adapter = formats.describe(parsed.adapter, _asked(parsed))
     layers = adapter.layers.values()
     rows = {
         "file": formats.locate(parsed.adapter),
         "format": name,
-        "architecture": adapter.architecture,
+        "architecture": adapter.architecture or f"{' or '.join(adapter.candidates)}: say which with --family",
         "components": ", ".join(f"{c} ({len(adapter.component(c))} weights)" for c in adapter.components),
         "kind": ", ".join(f"{title} ({count})" for title, count in Counter(layer.title for layer in layers).items()),
         "rank": ", ".join(map(str, sorted({layer.rank for layer in layers if layer.rank is not None}))) or "none",
@@ -57,6 +72,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--energy", type=float, help="with --as: share of a layer's change to keep, such as 0.99")
     parser.add_argument("--base", type=Path, help="with --as: the model that a DoRA is for")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    _add_asked(parser)
 
 
 def _convert(parsed: argparse.Namespace, rest: list[str]) -> None:
@@ -67,7 +83,7 @@ def _convert(parsed: argparse.Namespace, rest: list[str]) -> None:
         for flag in ("rank", "energy", "base"):
             if getattr(parsed, flag) is not None:
                 raise UserError(Problem(f"--{flag}", getattr(parsed, flag), "needs --as.", "Add --as lora."))
-        adapter = formats.read(parsed.adapter)
+        adapter = formats.read(parsed.adapter, _asked(parsed))
     else:
         _check_size(parsed)
         formats.require_output(parsed.output, parsed.format)
@@ -80,7 +96,7 @@ def _as_lora(parsed: argparse.Namespace) -> LoraAdapter:
     from erasediff_lora.adapter import formats
     from erasediff_lora.adapter.reduction import as_lora
 
-    mixed = formats.read_any(parsed.adapter)
+    mixed = formats.read_any(parsed.adapter, _asked(parsed))
     made = as_lora(mixed, str(parsed.adapter), rank=parsed.rank, energy=parsed.energy, base=parsed.base)
     ranks = [layer.rank for layer in made.adapter.layers.values()]
     print(
@@ -123,6 +139,7 @@ def _stack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="compress the stack to this rank by SVD; it is exact otherwise")
     parser.add_argument("--report", type=Path, help="write the interference report, layer by layer, as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    _add_asked(parser)
 
 
 def _stack(parsed: argparse.Namespace, rest: list[str]) -> None:
@@ -134,7 +151,7 @@ def _stack(parsed: argparse.Namespace, rest: list[str]) -> None:
         raise UserError(Problem("--rank", parsed.rank, "must be at least 1.", "Omit it for an exact stack."))
     if parsed.output is not None:
         formats.require_output(parsed.output, parsed.format)
-    adapters = _weighted(parsed.adapters)
+    adapters = _weighted(parsed.adapters, _asked(parsed))
     stacked = stacking.stack(adapters)
     reports = []
     for one, other in itertools.combinations(adapters, 2):
@@ -188,6 +205,7 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
         "--drop_ema", action="store_true", help="leave out a checkpoint's running averages instead of changing them too"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    _add_asked(parser)
 
 
 def _merge(parsed: argparse.Namespace, rest: list[str]) -> None:
@@ -198,7 +216,7 @@ def _merge(parsed: argparse.Namespace, rest: list[str]) -> None:
         Checkpoint(parsed.compare)
     output = merge(
         parsed.model,
-        _weighted(parsed.adapters),
+        _weighted(parsed.adapters, _asked(parsed)),
         parsed.output,
         unmerge=parsed.unmerge,
         strict=parsed.strict,
@@ -220,6 +238,7 @@ def _extract_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="the most that a layer may have")
     parser.add_argument("--energy", type=float, help="share of a layer's change to keep, such as 0.99")
     parser.add_argument("--concepts", nargs="+", default=[], metavar="NAME", help="what was erased, for the header")
+    parser.add_argument("--family", help="what the base is, such as stable-diffusion-v1, where it does not tell")
     parser.add_argument("--format", default="diffusers", help="file format, such as diffusers, kohya or peft")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
 
@@ -227,10 +246,13 @@ def _extract_arguments(parser: argparse.ArgumentParser) -> None:
 def _extract(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.adapter import extract, formats
+    from erasediff_lora.adapter.formats import Asked
 
     _check_size(parsed)
     formats.require_output(parsed.output, parsed.format)
-    found = extract(parsed.base, parsed.tuned, rank=parsed.rank, energy=parsed.energy, concepts=tuple(parsed.concepts))
+    family = Asked.parse(parsed.family).family
+    concepts = tuple(parsed.concepts)
+    found = extract(parsed.base, parsed.tuned, rank=parsed.rank, energy=parsed.energy, concepts=concepts, family=family)
     written = formats.write(found.adapter, parsed.output, parsed.format, overwrite=parsed.overwrite)
     ranks = [layer.rank for layer in found.adapter.layers.values()]
     print(f"extracted  {len(ranks)} weights, rank {min(ranks)} to {max(ranks)}, {found.energy:.4%} of the energy kept")
@@ -281,7 +303,7 @@ def _publish(parsed: argparse.Namespace, rest: list[str]) -> None:
         print(f"published  https://huggingface.co/{parsed.repo} ({'public' if parsed.public else 'private'})")
 
 
-def _weighted(texts: list[str]) -> list[Weighted]:
+def _weighted(texts: list[str], asked: Asked) -> list[Weighted]:
     """Read 'PATH:STRENGTH' arguments, all complaints at once."""
     from erasediff_lora.adapter import Weighted
 
@@ -289,7 +311,7 @@ def _weighted(texts: list[str]) -> list[Weighted]:
     problems: list[Problem] = []
     for text in texts:
         try:
-            adapters.append(Weighted.parse(text))
+            adapters.append(Weighted.parse(text, asked))
         except UserError as error:
             problems += error.problems
     if problems:

@@ -6,22 +6,15 @@ group `erasediff_lora.families`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
-from erasediff_lora.families.base import Architecture, Family, License, Shapes, Slot
+from erasediff_lora.families.base import Architecture, Family, License
 from erasediff_lora.families.kohya import KohyaNames
+from erasediff_lora.families.layouts import Shapes
+from erasediff_lora.families.names import Size, sizes
+from erasediff_lora.families.recognition import Recognised, Unfit, asked, identifiers, recognise, said_by
+from erasediff_lora.families.slot import Slot
 from erasediff_lora.registry import FAMILIES
-
-FALLBACK = "stable-diffusion-v1"
-"""What layers are taken for that no family recognises."""
-
-
-def asked() -> Iterator[Family]:
-    """All families, in the order in which they are asked whether something is theirs.
-
-    Those of other packages come first: Stable Diffusion takes names that it does not know for its own.
-    """
-    yield from reversed([FAMILIES[name] for name in FAMILIES])
 
 
 def networks() -> tuple[str, ...]:
@@ -40,20 +33,15 @@ def of_pipeline(pipeline: str) -> str | None:
     return next((name for name in FAMILIES if FAMILIES[name].pipeline == pipeline), None)
 
 
-def of_architecture(identifier: str) -> tuple[Family, Architecture] | None:
+def of_architecture(identifier: str | None) -> tuple[Family, Architecture] | None:
     """The family and the architecture with this modelspec id; None if it is unknown."""
     found = ((family, one) for family in asked() for one in family.architectures if one.id == identifier)
     return next(found, None)
 
 
-def recognise(shapes: Shapes) -> str:
-    """Modelspec id of the architecture that adapted weights of these names and shapes fit."""
-    return next((found for family in asked() if (found := family.recognise(shapes)) is not None), FALLBACK)
-
-
-def network_of(paths: Collection[str]) -> str | None:
-    """The component that has all these module paths; None if none has."""
-    return next((family.component for family in asked() if all(p.startswith(family.modules) for p in paths)), None)
+def architectures() -> tuple[str, ...]:
+    """Modelspec ids of all architectures."""
+    return tuple(one.id for name in FAMILIES for one in FAMILIES[name].architectures)
 
 
 def network_in(keys: Collection[str]) -> str | None:
@@ -76,15 +64,21 @@ __all__ = [
     "Family",
     "KohyaNames",
     "License",
+    "Recognised",
     "Shapes",
+    "Size",
     "Slot",
+    "Unfit",
+    "architectures",
     "asked",
     "components",
+    "identifiers",
     "network_in",
-    "network_of",
     "networks",
     "of_architecture",
     "of_pipeline",
     "recognise",
+    "said_by",
+    "sizes",
     "slots",
 ]

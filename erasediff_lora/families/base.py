@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from erasediff_lora.families.kohya import KohyaNames
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Name of an adapted weight, such as 'unet.mid_block.attentions.0.proj_in', -> its shape."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where a weight lies in a file: a tensor, or one of `parts` equal slices of its rows.
-
-    Attributes:
-        key: The tensor.
-        part: Number of the slice.
-        parts: How many there are.
-        swapped: Whether the two halves of the rows lie the other way round.
-    """
-
-    key: str
-    part: int = 0
-    parts: int = 1
-    swapped: bool = False
-
-    def stretches(self, rows: int) -> Iterator[tuple[int, int, int]]:
-        """First row in a tensor of so many rows, first row in the weight, and number, of each unbroken stretch."""
-        height = rows // self.parts
-        offset = self.part * height
-        if not self.swapped:
-            yield offset, 0, height
-        else:
-            yield offset, height // 2, height // 2
-            yield offset + height // 2, 0, height // 2
+from erasediff_lora.families.layouts import Layout, Shapes
+from erasediff_lora.families.slot import Slot
 
 
 @dataclass(frozen=True)
@@ -57,19 +29,21 @@ class Architecture:
         resolution: Side of its pictures in pixels.
         license: Of the published weights; None: there is none to speak of, each base has its own.
         kohya: `ss_base_model_version` of kohya's files; None where the family has no kohya names.
+        sizes: The published models: component of the pipeline -> its modules. Empty: each base has its own.
     """
 
     id: str
     resolution: int
     license: License | None = None
     kohya: str | None = None
+    sizes: tuple[Mapping[str, Layout], ...] = ()
 
 
 def _nothing(shapes: Shapes) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """A family of base models; registered in `registry.FAMILIES` under the name that recipes use.
 
@@ -81,9 +55,11 @@ class Family:
         encoders: Names of the text encoders in the pipeline.
         modules: Beginnings of the module paths in the network, such as 'down_blocks.'.
         architectures: All that there are.
-        recognise: The id of the architecture that layers of these shapes fit; None: not this family's, or it cannot
-            be told.
+        recognise: The id of the architecture that layers of these shapes fit, asked where they are of no published
+            size; None: not this family's, or it cannot be told.
         kohya: How kohya's files name its modules; None: they do not.
+        prefixes: Component -> what programs write before its module paths, underscores for dots.
+        paths: Component -> its module paths, '#' for every number, where no size is published.
         single_file: Adapter name -> slot, for all weights of a single-file checkpoint with these keys that it knows;
             None: there are no single files of it.
         in_diffusers: Whether diffusers has the pipeline, and so loads adapters into it.
@@ -100,6 +76,8 @@ class Family:
     architectures: tuple[Architecture, ...]
     recognise: Callable[[Shapes], str | None] = _nothing
     kohya: KohyaNames | None = None
+    prefixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     single_file: Callable[[Collection[str]], dict[str, Slot]] | None = None
     in_diffusers: bool = True
     text_to_image: bool = True

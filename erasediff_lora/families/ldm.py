@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from erasediff_lora.families.base import Slot
+from erasediff_lora.families.slot import Slot
 
 UNET = "model.diffusion_model."
 FIXED = {

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from erasediff_lora.families.base import Architecture, Family, Shapes
-from erasediff_lora.families.kohya import KohyaNames
-from erasediff_lora.families.ldm import SDXL, LdmNames, is_ldm
-from erasediff_lora.families.stable_diffusion import KOHYA_WORDS, OPENRAIL, UNET_MODULES, cross_attention_widths
+from collections.abc import Mapping
 
-ARCHITECTURE = Architecture("stable-diffusion-xl-v1-base", 1024, OPENRAIL, kohya="sdxl_base_v1-0")
+from erasediff_lora.families.base import Architecture, Family
+from erasediff_lora.families.kohya import KohyaNames
+from erasediff_lora.families.layouts import Layout, Shapes
+from erasediff_lora.families.layouts.text_encoders import CLIP_L, OPEN_CLIP_G
+from erasediff_lora.families.layouts.unet import UNet
+from erasediff_lora.families.ldm import SDXL, LdmNames, is_ldm
+from erasediff_lora.families.stable_diffusion import (
+    INPAINTING_INPUTS,
+    KOHYA_WORDS,
+    OPENRAIL,
+    UNET_MODULES,
+    cross_attention_widths,
+)
+
+_SIZES: tuple[Mapping[str, Layout], ...] = tuple(
+    {
+        "unet": UNet((320, 640, 1280), (0, 2, 10), 2048, linear=True, inputs=inputs, pooled=2816),
+        "text_encoder": CLIP_L,
+        "text_encoder_2": OPEN_CLIP_G,
+    }
+    for inputs in (4, INPAINTING_INPUTS)
+)
+ARCHITECTURE = Architecture("stable-diffusion-xl-v1-base", 1024, OPENRAIL, "sdxl_base_v1-0", _SIZES)
 
 
 def _recognise(shapes: Shapes) -> str | None:
@@ -48,6 +67,10 @@ FAMILY = Family(
         to_ours=_to_diffusers,
         implementation="https://github.com/Stability-AI/generative-models",
     ),
+    prefixes={
+        "text_encoder": ("text_encoders_clip_l_transformer_",),
+        "text_encoder_2": ("text_encoders_clip_g_transformer_",),
+    },
     single_file=LdmNames(
         clip={"conditioner.embedders.0.transformer.text_model.": "text_encoder"},
         open_clip={"conditioner.embedders.1.model.transformer.": "text_encoder_2"},

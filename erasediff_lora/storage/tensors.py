@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,11 @@ FLOATS = {
     "F8_E5M2": "float8_e5m2",
 }
 """Safetensors' names of dtypes that weights may have -> torch's."""
+INTEGERS = {
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"},
+    **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
+}
+"""The same of dtypes that a single number may have too."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,27 @@ class StoredTensor:
         return self.dtype in FLOATS
 
     @property
+    def is_number(self) -> bool:
+        """Whether it is one number."""
+        return self.count == 1 and (self.is_float or self.dtype in INTEGERS)
+
+    @property
     def dtype_name(self) -> str:
         """Torch's name of the dtype, such as 'float16', or safetensors' if it is no float."""
         return FLOATS.get(self.dtype, self.dtype)
+
+    def rows(self, parts: int) -> list[StoredTensor]:
+        """Equal shares of its rows, as tensors of their own."""
+        height, *rest = self.shape
+        step = (self.end - self.start) // parts
+        return (
+            [
+                replace(self, shape=(height // parts, *rest), start=begin, end=begin + step)
+                for begin in range(self.start, self.end, step)[:parts]
+            ]
+            if step
+            else [replace(self, shape=(height // parts, *rest))] * parts
+        )
 
     def data(self) -> bytearray:
         """Its bytes."""
@@ -83,7 +106,7 @@ class StoredTensor:
         return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).reshape(self.shape)
 
     def array(self) -> NDArray[Any]:
-        """Its values, which must be floats; dtypes that numpy does not have come in float32."""
+        """Its values, which must be floats or integers; dtypes that numpy does not have come in float32."""
         data = self.data()
         if self.dtype == "BF16":  # the upper half of a float32
             values: NDArray[Any] = (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -92,7 +115,7 @@ class StoredTensor:
         elif self.dtype == "F8_E4M3":
             values = _e4m3()[np.frombuffer(data, np.uint8)]
         else:
-            values = np.frombuffer(data, FLOATS[self.dtype])
+            values = np.frombuffer(data, FLOATS.get(self.dtype) or INTEGERS[self.dtype])
         return values.reshape(self.shape)
 
 

@@ -50,10 +50,10 @@ def damaged(good: Path) -> dict[str, tuple[Callable[[Path], object], tuple[str, 
         "text": (lambda f: f.write_text("<html>404</html>" * 9), ("is no intact safetensors file",)),
         "pickle": (lambda f: torch.save(tensors, f), ("is a pickle, which can run code", "weights_only=True")),
         "nan": (lambda f: save_file(with_nan, f), ("has NaN or Inf in A of unet.",)),
-        "unpaired": (lambda f: save_file(some, f), ("tensors of an unknown layout", "lora_B")),
+        "unpaired": (lambda f: save_file(some, f), ("lacks the tensor unet.", ".lora_down.weight")),
         "misfit": (lambda f: save_file(misfit, f), ("has factors that do not fit at unet.",)),
-        "layout": (lambda f: save_file(legacy, f), ("2 tensors of an unknown layout: b, unet.mid_block",)),
-        "no tensors": (lambda f: save_file({}, f), ("unknown layout",)),
+        "layout": (lambda f: save_file(legacy, f), ("1 tensor of an unknown layout, the first b [1].",)),
+        "no tensors": (lambda f: save_file({}, f), ("holds no LoRA layer",)),
     }
 
 
@@ -114,6 +114,11 @@ def test_adapter_for_another_base_or_family(tiny_base: Path, tmp_path: Path, cli
     )
     refused(
         cli("merge", tiny_base, tmp_path / "b.safetensors", "--output", out),
+        "has 2 tensors of modules that no known family has",
+        "the first unet.down_blocks.9.attentions.0.proj_in.lora_A.weight [1, 2048]",
+    )
+    refused(
+        cli("merge", tiny_base, tmp_path / "b.safetensors", "--output", out, "--family", "stable_diffusion"),
         "adapts 1 weights that",
         "such as unet.down_blocks.9.attentions.0.proj_in",
     )
@@ -176,7 +181,8 @@ def test_peft_folder_without_its_configuration(tiny_base: Path, tmp_path: Path, 
     for text, words in (
         (None, "is missing; it holds alpha"),
         ("{", "is no LoRA configuration of peft"),
-        (json.dumps(good | {"peft_type": "LOHA"}), "peft_type is LOHA, not LORA"),
+        (json.dumps(good | {"peft_type": "LOHA"}), "has peft_type = 'LOHA', but a LoRA at "),
+        (json.dumps(good | {"peft_type": "OFT"}), "peft_type is OFT, not LORA, LOHA, LOKR"),
     ):
         config.unlink(missing_ok=True)
         if text is not None:

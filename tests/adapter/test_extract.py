@@ -37,6 +37,8 @@ def test_a_merged_adapter_comes_back(tiny_base: Path, tmp_path: Path, cli: Cli) 
         tmp_path / "x",
         "--format",
         "kohya",
+        "--family",
+        "stable-diffusion-v1",
     )
     assert result.status == 0, result.err
     found = formats.read(tmp_path / "x/erase-cat-dog.safetensors")

@@ -14,8 +14,8 @@ from fixtures import Cli
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 
-from erasediff_lora.adapter import LoraAdapter, LoraLayer, formats
-from erasediff_lora.adapter.formats.base import matching
+from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats
+from erasediff_lora.adapter.formats.peft_config import Patterns
 from erasediff_lora.registry import FORMATS
 from erasediff_lora.storage.tensors import FLOATS, open_tensors
 
@@ -83,7 +83,7 @@ def test_numpy_reads_what_torch_reads(dtype: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [1, 3, 200])
 def test_norms_of_narrow_and_wide_factors(rank: int, tmp_path: Path) -> None:
     layer = LoraLayer(torch.randn(rank, 9), torch.randn(7, rank), 2.0)
-    made = LoraAdapter({"unet.mid_block.attentions.0.proj_in": layer})
+    made = LoraAdapter({"unet.mid_block.attentions.0.proj_in": layer}, Provenance(architecture="stable-diffusion-v1"))
     formats.write(made, tmp_path, "kohya")
     assert formats.describe(tmp_path)[1].norm() == pytest.approx(norm(made), rel=1e-5)
 
@@ -98,9 +98,23 @@ def test_nan_is_refused_as_by_the_other_verbs(tmp_path: Path, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("path", ["a.to_q", "b.a.to_q", "aa.to_q", "to_q", "a.to_q.x", "to_k", "blocks.1.to_q"])
-@pytest.mark.parametrize("patterns", [["to_q"], ["a.to_q", "to_q"], [r"blocks\.\d.to_q"], ["^a.to_q"], ["a"], []])
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ["to_q"],
+        ["a.to_q", "to_q"],
+        [r"blocks\.\d.to_q"],
+        ["^a.to_q"],
+        ["a"],
+        [],
+        ["(a|b).to_q"],
+        ["[ab].to_[qk]"],
+        ["a.to_q$"],
+        ["a.to.q"],
+    ],
+)
 def test_patterns_match_as_in_peft(path: str, patterns: Any) -> None:
-    assert matching(patterns, path) == get_pattern_key(patterns, path)
+    assert (Patterns(patterns, "a file").first(path) or path) == get_pattern_key(patterns, path)
 
 
 def test_folders_of_a_peft_adapter_are_gathered_by_the_format(tmp_path: Path) -> None:

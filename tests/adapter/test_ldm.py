@@ -15,7 +15,7 @@ from single_file import unet_blocks, unet_key
 from erasediff_lora import families
 from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats
 from erasediff_lora.families import ldm
-from erasediff_lora.families.base import Slot
+from erasediff_lora.families.slot import Slot
 
 # Numbers of tensors in the published UNets.
 CASES = {"sd-1.5": (SD_1_5, 686), "sd-2.1": (SD_2_1, 686), "sdxl": (SDXL, 1680)}

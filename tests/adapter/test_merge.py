@@ -149,7 +149,7 @@ def test_open_clip_text_encoder_in_a_single_file(tiny_base: Path, tmp_path: Path
         f"text_encoder.encoder.layers.0.{name}": LoraLayer(torch.randn(2, 32), torch.randn(rows, 2), 1.0)
         for name, rows in names.items()
     }
-    formats.write(LoraAdapter(layers), tmp_path / "a", "kohya")
+    formats.write(LoraAdapter(layers, Provenance(architecture="stable-diffusion-v1")), tmp_path / "a", "kohya")
     result = cli("merge", file, tmp_path / "a", "--output", tmp_path / "out.safetensors")
     assert result.status == 0, result.err
     merged = load_file(tmp_path / "out.safetensors")

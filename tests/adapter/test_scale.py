@@ -148,7 +148,7 @@ def test_what_other_verbs_write(verb: str, tiny_base: Path, tmp_path: Path, cli:
         assert torch.equal(with_header[name], bare[name])
         assert float((bare[name].reshape(exact.shape) - exact).norm()) <= error * float(exact.norm()), name
     # For diffusers' sake a kohya file has one alpha.
-    assert cli("convert", file, tmp_path / "k.safetensors", "--format", "kohya").status == 0
+    assert cli("convert", file, tmp_path / "k.safetensors", "--format", "kohya", "--family", "sd_v1").status == 0
     alphas = {float(tensor) for key, tensor in load_file(tmp_path / "k.safetensors").items() if key.endswith("alpha")}
     assert len(alphas) == 1
 

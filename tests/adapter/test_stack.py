@@ -101,7 +101,7 @@ def test_compression_is_the_best_of_its_rank_and_says_what_it_keeps(
 
 def test_stack_carries_the_provenance_of_its_parts(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     for name, concept in (("a", "cat"), ("b", "clock")):
-        origin = Provenance(base_model="o/base", base_fingerprint="f" * 64, concepts=(concept,), version="0.1.0")
+        origin = Provenance("o/base", "f" * 64, "stable-diffusion-v1", concepts=(concept,), version="0.1.0")
         formats.write(random_adapter(tiny_base, provenance=origin, seed=len(name)), tmp_path / name, "diffusers")
     result = cli("stack", tmp_path / "a", f"{tmp_path / 'b'}:0.8", "--output", tmp_path / "c", "--format", "kohya")
     assert result.status == 0, result.err

@@ -24,19 +24,38 @@ def test_a_description_agrees_with_the_class_that_it_names(name: str) -> None:
         assert denoiser.pipeline_class.__name__ == family.pipeline
 
 
+V1, V2, XL, V3 = "stable-diffusion-v1", "stable-diffusion-v2", "stable-diffusion-xl-v1-base", "stable-diffusion-3"
+V2S = (f"{V2}-512", f"{V2}-768-v")
+SELF = ATTENTION.replace("attn2.to_k", "attn1.to_q")
+DEEP = "unet.down_blocks.2.attentions.1.transformer_blocks.9.attn1.to_q"
+
+
 @pytest.mark.parametrize(
-    ("layers", "architecture"),
+    ("layers", "header", "architectures"),
     [
-        ({ATTENTION: (320, 768)}, "stable-diffusion-v1"),
-        ({ATTENTION: (320, 1024)}, "stable-diffusion-v2-512"),
-        ({ATTENTION: (320, 2048)}, "stable-diffusion-xl-v1-base"),
-        ({"text_encoder_2.encoder.layers.0.mlp.fc1": (5, 5)}, "stable-diffusion-xl-v1-base"),
-        ({"transformer.transformer_blocks.0.attn.to_q": (5, 5)}, "stable-diffusion-3"),
-        ({"unet.conv_in": (320, 4, 3, 3)}, families.FALLBACK),
+        ({ATTENTION: (320, 768)}, {}, (V1,)),
+        ({ATTENTION: (320, 1024)}, {}, V2S),
+        ({ATTENTION: (320, 1024)}, {"ss_base_model_version": "sd_v2_v"}, V2S[1:]),
+        ({ATTENTION: (320, 1024)}, {"ss_base_model_version": "sd_v2"}, V2S[:1]),
+        ({SELF: (320, 320)}, {}, (V1, *V2S)),
+        ({SELF: (320, 320)}, {"modelspec.architecture": f"{V1}/lora"}, (V1,)),
+        ({DEEP: (1280, 1280)}, {}, (XL,)),
+        ({DEEP: (1280, 1280)}, {"ss_base_model_version": "sd_v1"}, (XL,)),
+        ({"lora_te1_text_model_encoder_layers_0_mlp_fc1": (3072, 768)}, {}, (XL,)),
+        ({"lora_te_text_model_encoder_layers_0_mlp_fc1": (3072, 768)}, {}, (V1,)),
+        ({"text_encoder.encoder.layers.0.mlp.fc1": (3072, 768)}, {}, (V1, XL, V3)),
+        ({"text_encoder_2.encoder.layers.0.mlp.fc1": (5120, 1280)}, {}, (XL, V3)),
+        ({"transformer.transformer_blocks.0.attn.to_q": (1536, 1536)}, {}, (V3,)),
+        ({"base_model.model.context_embedder": (1536, 4096), "base_model.model.proj_out": (64, 1536)}, {}, (V3,)),
+        ({"unet.conv_in": (320, 4, 3, 3)}, {}, (V1, *V2S, XL)),
+        ({"unet.conv_in": (320, 9, 3, 3)}, {}, (V1, *V2S, XL)),
+        ({"unet.mid_block.attentions.0.to_q": (64, 64)}, {}, ("ddpm-class-conditional",)),
     ],
 )
-def test_layers_tell_their_architecture(layers: Any, architecture: Any) -> None:
-    assert families.recognise(layers) == architecture
+def test_layers_names_and_header_tell_the_architecture(layers: Any, header: Any, architectures: Any) -> None:
+    found = families.recognise(layers, header)
+    assert sorted(found.candidates) == sorted(architectures)
+    assert found.architecture == (architectures[0] if len(architectures) == 1 else None)
 
 
 def test_components_and_pipelines() -> None:

@@ -4,51 +4,58 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from erasediff_lora.adapter.formats.base import (
-    Format,
-    Published,
-    open_adapter,
-    refuse_unknown,
-    require_folder_or_safetensors,
-)
+from erasediff_lora import families
+from erasediff_lora.adapter.formats import other
+from erasediff_lora.adapter.formats.base import Format, Published, open_adapter, require_folder_or_safetensors
+from erasediff_lora.adapter.formats.reading import NOTHING, Asked
+from erasediff_lora.adapter.formats.tensor_names import SKIPPED
 from erasediff_lora.adapter.weights import LoraAdapter, MixedAdapter, StoredAdapter
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.registry import FORMATS
+from erasediff_lora.storage.paths import existing, expanded
+
+OTHER = "other"
+"""What files are called that are in no format's spelling throughout."""
 
 
-def read(path: Path | str) -> LoraAdapter:
+def read(path: Path | str, asked: Asked = NOTHING) -> LoraAdapter:
     """Read an adapter file of any format, or the one in a folder.
 
     Raises:
-        UserError: If there is none, or it is damaged, unsafe, of an unknown layout, not LoRA or DoRA, or holds NaN.
+        UserError: If there is none, or it is damaged, unsafe, of an unknown layout or family, not LoRA or DoRA, or
+            holds NaN.
     """
-    return read_as(path)[1]
+    return read_as(path, asked)[1]
 
 
-def read_as(path: Path | str) -> tuple[str, LoraAdapter]:
+def read_as(path: Path | str, asked: Asked = NOTHING) -> tuple[str, LoraAdapter]:
     """The format's name, and the adapter."""
-    name, stored = describe(path)
+    name, stored = describe(path, asked)
     return name, stored.load().plain("this", str(path))
 
 
-def read_any(path: Path | str) -> MixedAdapter:
+def read_any(path: Path | str, asked: Asked = NOTHING) -> MixedAdapter:
     """The same of any kind: LoHa, LoKr, whole differences and so on too."""
-    return describe(path)[1].load()
+    return describe(path, asked)[1].load()
 
 
-def describe(path: Path | str) -> tuple[str, StoredAdapter]:
+def describe(path: Path | str, asked: Asked = NOTHING) -> tuple[str, StoredAdapter]:
     """The format's name, and what the file says of the adapter; the weights stay in the file, and torch is not needed.
 
+    Args:
+        path: The file, or a folder with one, or with one for each part of a pipeline.
+        asked: What the user says of it.
+
     Raises:
-        UserError: If there is none, or it is damaged, unsafe, or of an unknown layout.
+        UserError: If there is none, or it is damaged, unsafe, or of an unknown layout or family.
     """
-    file = open_adapter(locate(Path(path).expanduser()))
-    keys = set(file.tensors)
-    name = next((name for name in FORMATS if keys and FORMATS[name].owns(keys)), None)
-    if name is None:
-        refuse_unknown(keys or {"(none)"}, file.path)
-        raise AssertionError
-    adapter: StoredAdapter = FORMATS[name].read(file)
+    path = existing(path, "adapter")
+    if folders := _by_component(path):
+        return OTHER, other.read_all({name: open_adapter(file) for name, file in folders.items()}, asked)
+    file = open_adapter(locate(path))
+    keys = {key for key in file.tensors if not key.startswith(SKIPPED)}
+    name = next((name for name in FORMATS if keys and FORMATS[name].owns(keys)), OTHER)
+    adapter: StoredAdapter = (other if name == OTHER else FORMATS[name]).read(file, asked)
     return name, adapter
 
 
@@ -60,14 +67,29 @@ def locate(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    for standard in [FORMATS[name].FILE for name in FORMATS]:
-        if standard is not None and (path / standard).is_file():
-            return path / standard
+    if (standard := _standard(path)) is not None:
+        return standard
+    if folders := _by_component(path):
+        return next(iter(folders.values()))
     files = sorted(path.glob("*.safetensors"))
     if len(files) != 1:
         what = f"holds {len(files)} safetensors files" if files else "holds no adapter file"
         raise UserError(Problem("adapter", str(path), what + ".", "Give the adapter's file."))
     return files[0]
+
+
+def _standard(folder: Path) -> Path | None:
+    """The file that has the name of a format."""
+    names = [name for name in (FORMATS[name].FILE for name in FORMATS) if name is not None]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _by_component(path: Path) -> dict[str, Path]:
+    """Component -> its file, of a folder with a folder for each part of a pipeline, as trainers save one by one."""
+    if not path.is_dir() or _standard(path) is not None or any(path.glob("*.safetensors")):
+        return {}
+    found = {name: _standard(path / name) for name in families.components()}
+    return {name: file for name, file in found.items() if file is not None}
 
 
 def suited(adapter: LoraAdapter) -> list[str]:
@@ -83,7 +105,7 @@ def require_output(output: Path | str, format: str) -> Path:
     """
     if format not in FORMATS:
         raise UserError(Problem("--format", format, "is unknown.", nearest(format, FORMATS)))
-    output = Path(output).expanduser()
+    output = expanded(output, "output")
     require_folder_or_safetensors(output)
     return output
 
@@ -104,6 +126,8 @@ def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: b
         UserError: If the format is unknown or does not suit the adapter, or the file exists or cannot be written.
     """
     output = require_output(output, format)
+    if adapter.architecture is None and not FORMATS[format].suits(adapter):
+        adapter.require_architecture()
     if format not in suited(adapter):
         raise UserError(
             Problem(
@@ -124,6 +148,8 @@ def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: b
 
 __all__ = [
     "FORMATS",
+    "NOTHING",
+    "Asked",
     "Format",
     "Published",
     "describe",

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from erasediff_lora.adapter.provenance import PREFIX
-from erasediff_lora.adapter.weights import L, LoraAdapter, LoraLayer, StoredAdapter, T, unusable
+from erasediff_lora.adapter.formats.reading import Asked
+from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, StoredAdapter, unusable
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.registry import FORMATS
 from erasediff_lora.storage.tensors import TensorFile, open_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
-OWN_HEADER = ("format", "lora_adapter_metadata", "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
-LARGEST_ALPHA = 1e9
 OTHER_FILES = frozenset(
     f".{end}"
     for end in (
@@ -29,8 +25,6 @@ OTHER_FILES = frozenset(
     )
 )
 """Ends of the names of files; what else follows a dot may well be a folder, such as 'v1.5'."""
-_PATTERN = re.compile(r"[\w.^$\\*\-]{1,300}")
-"""Of module names in a LoraConfig: without groups, whose nesting can take exponential time."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,8 @@ class Format(Protocol):
         """Whether a file with these tensors is of this format."""
         ...
 
-    def read(self, stored: TensorFile) -> StoredAdapter:
-        """The adapter in the file, and in what belongs to it.
+    def read(self, stored: TensorFile, asked: Asked) -> StoredAdapter:
+        """The adapter in the file, and in what belongs to it, as the user asked for it.
 
         Raises:
             UserError: If keys are left over or the configuration is missing.
@@ -96,8 +90,7 @@ def open_adapter(file: Path) -> TensorFile:
     """
     stored = open_tensors(file, "adapter")
     for name, tensor in stored.tensors.items():
-        fits = tensor.count == 1 if name.endswith(".alpha") else tensor.ndim > 0
-        if not fits or not tensor.is_float:
+        if not (tensor.is_number if name.endswith("alpha") else tensor.ndim > 0 and tensor.is_float):
             shape = list(tensor.shape)
             raise unusable(file, f"has a tensor {name} of shape {shape} in {tensor.dtype_name}, which is no weight.")
     return stored
@@ -127,57 +120,8 @@ def require_folder_or_safetensors(output: Path) -> None:
         )
 
 
-def peft_layers(
-    tensors: Mapping[str, T], config: Mapping[str, Any], source: Path, layer: Callable[[T, T, float, bool, T | None], L]
-) -> dict[str, L]:
-    """Layers by module path, from tensors with peft keys and a LoraConfig's fields.
-
-    Args:
-        tensors: In a file, or in memory.
-        config: A LoraConfig's fields; without alpha it is the rank.
-        source: Where they come from, for the message.
-        layer: Makes a layer of A, B, alpha, whether it is rsLoRA, and the magnitude: StoredLayer or LoraLayer.
-
-    Raises:
-        UserError: If a key is none of LoRA's, or a factor has no partner.
-    """
-    paths = sorted({key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)})
-    refuse_unknown(tensors.keys() - {path + end for path in paths for end in (DOWN, UP, MAGNITUDE)}, source)
-    alphas = _require_numbers(config, source)
-    layers = {}
-    for path in paths:
-        down, up = tensors[path + DOWN], partner(tensors, path + UP, source)
-        alpha = float(alphas.get(matching(alphas, path), config.get("lora_alpha", down.shape[0])))
-        layers[path] = layer(down, up, alpha, bool(config.get("use_rslora", False)), tensors.get(path + MAGNITUDE))
-    return layers
-
-
-def matching(patterns: Collection[str], path: str) -> str:
-    """The first pattern that the path ends in, after a dot or whole, as peft looks for it; else the path itself."""
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), path)
-
-
-def _require_numbers(config: Mapping[str, Any], source: Path) -> Mapping[str, Any]:
-    """The alphas by pattern, if they and alpha are numbers, and no pattern could keep a regex engine busy for hours.
-
-    Raises:
-        UserError: If they are not.
-    """
-    alphas = config.get("alpha_pattern") or {}
-    by_pattern = alphas.items() if isinstance(alphas, dict) else [("alpha_pattern", None)]
-    for name, value in [("lora_alpha", config.get("lora_alpha", 1)), *by_pattern]:
-        is_number = isinstance(value, int | float) and abs(value) < LARGEST_ALPHA
-        if not (is_number and _PATTERN.fullmatch(name) and name.count("*") <= 3):
-            raise unusable(
-                source,
-                f"gives {name!r:.80} the alpha {value!r:.80}, which is no number below {LARGEST_ALPHA:g}, "
-                "or no pattern of module names.",
-            )
-    return dict(by_pattern)
-
-
 def peft_tensors(layers: Mapping[str, LoraLayer], prefix: str) -> dict[str, Tensor]:
-    """The inverse of `peft_layers`."""
+    """Tensors by peft's names, with a prefix, from layers by module path."""
     tensors = {}
     for path, layer in layers.items():
         tensors[prefix + path + DOWN], tensors[prefix + path + UP] = layer.down, layer.up
@@ -200,41 +144,6 @@ def peft_config(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
     ranks = {path: layer.rank for path, layer in layers.items() if layer.rank != rank}
     alphas = {path: _whole(layer.alpha) for path, layer in layers.items() if layer.alpha != alpha}
     return config | ({"rank_pattern": ranks} if ranks else {}) | ({"alpha_pattern": alphas} if alphas else {})
-
-
-def partner(tensors: Mapping[str, T], key: str, source: Path) -> T:
-    """The other factor of a pair.
-
-    Raises:
-        UserError: If it is missing.
-    """
-    if key not in tensors:
-        raise unusable(source, f"lacks the tensor {key}.")
-    return tensors[key]
-
-
-def refuse_unknown(keys: Collection[str], source: Path) -> None:
-    """Stop at tensors that would be lost.
-
-    Raises:
-        UserError: If there are any, naming the first.
-    """
-    if keys:
-        shown = ", ".join(sorted(keys)[:5]) + (", …" if len(keys) > 5 else "")
-        *others, last = FORMATS
-        raise UserError(
-            Problem(
-                "adapter",
-                str(source),
-                f"has {len(keys)} tensors of an unknown layout: {shown}.",
-                f"Known are LoRA and DoRA in the formats {', '.join(others)} and {last}.",
-            )
-        )
-
-
-def other_header(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What a header holds beside what every writer makes anew."""
-    return {key: value for key, value in metadata.items() if not key.startswith(PREFIX) and key not in OWN_HEADER}
 
 
 def _whole(number: float) -> float:

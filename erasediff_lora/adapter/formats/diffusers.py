@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erasediff_lora import families
+from erasediff_lora.adapter.formats import reading
 from erasediff_lora.adapter.formats.base import (
     DOWN,
     MAGNITUDE,
     UP,
     Published,
     as_file,
-    other_header,
     peft_config,
-    peft_layers,
     peft_tensors,
-    refuse_unknown,
 )
-from erasediff_lora.adapter.provenance import Provenance
-from erasediff_lora.adapter.scaling import alphas_header, in_factors, with_alphas
-from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, StoredLayer, checked, unusable
+from erasediff_lora.adapter.formats.reading import NOTHING, Asked, Part
+from erasediff_lora.adapter.scaling import alphas_header, in_factors
+from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, unusable
 from erasediff_lora.storage.files import save_safetensors
 from erasediff_lora.storage.tensors import TensorFile
 
@@ -55,26 +53,29 @@ def owns(keys: Collection[str]) -> bool:
     return all(key.partition(".")[0] in known and key.endswith((DOWN, UP, MAGNITUDE)) for key in keys)
 
 
-def read(stored: TensorFile) -> StoredAdapter:
+def read(stored: TensorFile, asked: Asked = NOTHING) -> StoredAdapter:
     """Read the file. Without `lora_adapter_metadata`, alpha is the rank, as for diffusers."""
-    file, known = stored.path, families.components()
+    return reading.read([Part(stored, config=header_config(stored))], asked)
+
+
+def header_config(stored: TensorFile) -> dict[str, dict[str, Any]]:
+    """LoraConfigs by component, from the header; '' where its fields have no component before them.
+
+    Raises:
+        UserError: If it is unreadable.
+    """
     try:
         config = json.loads(stored.metadata.get(CONFIG, "{}"))
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
     except (ValueError, RecursionError) as error:
-        raise unusable(file, f"has an unreadable {CONFIG} header: {error}.") from None
-    layers: dict[str, StoredLayer] = {}
-    for component in known:
-        prefix = component + "."
-        mine = {key.removeprefix(prefix): t for key, t in stored.tensors.items() if key.startswith(prefix)}
-        mine = {key.removeprefix(_OLD_TEXT_PREFIX): tensor for key, tensor in mine.items()}
-        fields = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
-        layers |= {prefix + path: layer for path, layer in peft_layers(mine, fields, file, StoredLayer).items()}
-    refuse_unknown({key for key in stored.tensors if key.partition(".")[0] not in known}, file)
-    layers = with_alphas(layers, stored.metadata)
-    provenance = Provenance.from_header(stored.metadata)
-    return StoredAdapter(checked(layers, file), provenance, other_header(stored.metadata))
+        raise unusable(stored.path, f"has an unreadable {CONFIG} header: {error}.") from None
+    known, found = families.components(), dict[str, dict[str, Any]]()
+    for key, value in config.items():
+        component, _, field = key.partition(".")
+        place, name = (component, field) if component in known else ("", key)
+        found.setdefault(place, {})[name] = value
+    return found
 
 
 def suits(adapter: LoraAdapter) -> bool:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erasediff_lora import __version__, families
-from erasediff_lora.adapter.formats.base import Published, as_file, other_header, partner, refuse_unknown
-from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.formats import reading
+from erasediff_lora.adapter.formats.base import Published, as_file
+from erasediff_lora.adapter.formats.reading import NOTHING, Asked, Part
 from erasediff_lora.adapter.scaling import beside_factors
-from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, StoredLayer, checked
+from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter
 from erasediff_lora.families import Architecture, KohyaNames
 from erasediff_lora.storage.files import save_safetensors
 from erasediff_lora.storage.tensors import TensorFile
@@ -44,27 +45,9 @@ def owns(keys: Collection[str]) -> bool:
     return all(key.startswith(roots) for key in keys)
 
 
-def read(stored: TensorFile) -> StoredAdapter:
+def read(stored: TensorFile, asked: Asked = NOTHING) -> StoredAdapter:
     """Read the file. A missing alpha means the rank, as for kohya."""
-    file, tensors = stored.path, stored.tensors
-    names = sorted({key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)})
-    refuse_unknown(tensors.keys() - {name + end for name in names for end in (DOWN, UP, ALPHA, MAGNITUDE)}, file)
-    layers, unknown = {}, []
-    for name in names:
-        down, alpha = tensors[name + DOWN], tensors.get(name + ALPHA)
-        module = _module(name)
-        if module is None:
-            unknown.append(name + DOWN)
-            continue
-        layers[module] = StoredLayer(
-            down=down,
-            up=partner(tensors, name + UP, file),
-            alpha=float(down.shape[0] if alpha is None else alpha.array().item()),
-            magnitude=tensors.get(name + MAGNITUDE),
-        )
-    refuse_unknown(unknown, file)
-    provenance = Provenance.from_header(stored.metadata)
-    return StoredAdapter(checked(layers, file), provenance, other_header(stored.metadata))
+    return reading.read([Part(stored)], asked)
 
 
 def suits(adapter: LoraAdapter) -> bool:
@@ -118,11 +101,6 @@ def usage(published: Published) -> str:
 
 def _all_names() -> list[KohyaNames]:
     return [family.kohya for family in families.asked() if family.kohya is not None]
-
-
-def _module(name: str) -> str | None:
-    """The module of a name such as 'lora_unet_mid_block_attentions_0_proj_in'; None if no family knows it."""
-    return next((module for names in _all_names() if (module := names.module(name)) is not None), None)
 
 
 def _named(adapter: LoraAdapter) -> tuple[KohyaNames, Architecture]:

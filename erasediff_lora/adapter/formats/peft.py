@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from erasediff_lora import families
+from erasediff_lora.adapter.formats import reading
 from erasediff_lora.adapter.formats.base import (
     Published,
     open_adapter,
-    other_header,
     peft_config,
-    peft_layers,
     peft_tensors,
-    refuse_unknown,
 )
-from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.adapter.formats.diffusers import header_config
+from erasediff_lora.adapter.formats.peft_config import TYPES
+from erasediff_lora.adapter.formats.reading import COMPONENT, NOTHING, Asked, Part
 from erasediff_lora.adapter.scaling import beside_factors
-from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, StoredLayer, checked
+from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, unusable
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.files import save_safetensors, write_text
 from erasediff_lora.storage.tensors import TensorFile
@@ -28,7 +28,6 @@ FILE = "adapter_model.safetensors"
 FOLDER = "peft"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
-COMPONENT = "erasediff_component"
 _USAGE = '**peft**: `PeftModel.from_pretrained({component}, "{repo}", subfolder="{folder}")`.'
 
 
@@ -37,27 +36,22 @@ def owns(keys: Collection[str]) -> bool:
     return all(key.startswith(PREFIX) for key in keys)
 
 
-def read(stored: TensorFile) -> StoredAdapter:
+def read(stored: TensorFile, asked: Asked = NOTHING) -> StoredAdapter:
     """Read the file and the configuration beside it, which holds alpha; and those of text encoders in folders."""
-    adapter = _read_one(stored)
-    layers = dict(adapter.layers)
-    for file in sorted(stored.path.parent.glob(f"*/{FILE}")):
-        if file.parent.name in families.components():
-            other = open_adapter(file)
-            refuse_unknown({key for key in other.tensors if not key.startswith(PREFIX)}, file)
-            layers |= _read_one(other).layers
-    return StoredAdapter(dict(sorted(layers.items())), adapter.provenance, adapter.header)
+    others = [
+        part_of(open_adapter(file), file.parent.name)
+        for file in sorted(stored.path.parent.glob(f"*/{FILE}"))
+        if file.parent.name in families.components()
+    ]
+    return reading.read([part_of(stored, stored.metadata.get(COMPONENT)), *others], asked)
 
 
-def _read_one(stored: TensorFile) -> StoredAdapter:
-    config = _config(stored.path.with_name(CONFIG))
-    mine = {key.removeprefix(PREFIX): tensor for key, tensor in stored.tensors.items()}
-    mine = {key.removeprefix("text_model."): tensor for key, tensor in mine.items()}
-    layers = peft_layers(mine, config, stored.path, StoredLayer)
-    header = other_header(stored.metadata)
-    component = header.pop(COMPONENT, None) or families.network_of(layers) or "text_encoder"
-    named = {f"{component}.{path}": layer for path, layer in layers.items()}
-    return StoredAdapter(checked(named, stored.path), Provenance.from_header(stored.metadata), header)
+def part_of(stored: TensorFile, component: str | None) -> Part:
+    """A file with its configuration, for a component if that is known."""
+    if component is not None and component not in families.components():
+        raise unusable(stored.path, f"is for {component!r:.80}, which is no part of a pipeline.")
+    path = stored.path.with_name(CONFIG)
+    return Part(stored, component, {component or "": _config(stored)}, PREFIX, path if path.exists() else None)
 
 
 def suits(adapter: LoraAdapter) -> bool:
@@ -106,11 +100,15 @@ def usage(published: Published) -> str:
     return _USAGE.format(component=component, repo=published.repo, folder=folder)
 
 
-def _config(file: Path) -> dict[str, Any]:
+def _config(stored: TensorFile) -> dict[str, Any]:
+    """The configuration; none beside a file of another name, as some programs make of a folder."""
+    file = stored.path.with_name(CONFIG)
+    if not file.exists() and stored.path.name != FILE:
+        return header_config(stored).get("", {})
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        if config["peft_type"] != "LORA":
-            raise ValueError(f"peft_type is {config['peft_type']}, not LORA")
+        if config["peft_type"] not in TYPES:
+            raise ValueError(f"peft_type is {config['peft_type']}, not {', '.join(TYPES)}")
     except FileNotFoundError:
         raise UserError(
             Problem("adapter", str(file), "is missing; it holds alpha.", "Give a folder with both of peft's files.")

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from erasediff_lora.adapter import formats, modules
-from erasediff_lora.adapter.formats.base import peft_layers
+from erasediff_lora.adapter.formats.base import DOWN, MAGNITUDE, UP
 from erasediff_lora.adapter.modules import lora_layers
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
@@ -111,9 +111,15 @@ class LowRank:
 
     def collect(self, provenance: Provenance) -> LoraAdapter:
         """The adapter as it can be written to files."""
-        fields = {"lora_alpha": self.config.lora_alpha, "use_rslora": self.config.use_rslora}
-        layers = peft_layers(self.state(), fields, Path(self.component), LoraLayer)
-        return LoraAdapter({f"{self.component}.{path}": layer for path, layer in layers.items()}, provenance)
+        state, alpha, rslora = self.state(), float(self.config.lora_alpha), bool(self.config.use_rslora)
+        paths = sorted(key.removesuffix(DOWN) for key in state if key.endswith(DOWN))
+        layers = {
+            f"{self.component}.{path}": LoraLayer(
+                state[path + DOWN], state[path + UP], alpha, rslora, state.get(path + MAGNITUDE)
+            )
+            for path in paths
+        }
+        return LoraAdapter(layers, provenance)
 
     @property
     def summary(self) -> str:

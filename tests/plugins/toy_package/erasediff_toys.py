@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from erasediff_lora.adapter.formats.base import Published, as_file
+from erasediff_lora.adapter.formats.reading import Asked
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, StoredLayer, checked
 from erasediff_lora.data.layouts import Labelled
@@ -75,7 +76,7 @@ class Plain:
         return all(key.startswith("plain/") for key in keys)
 
     @staticmethod
-    def read(stored: TensorFile) -> StoredAdapter:
+    def read(stored: TensorFile, asked: Asked) -> StoredAdapter:
         names = sorted({key.split("/")[1] for key in stored.tensors})
         layers = {
             name: StoredLayer(

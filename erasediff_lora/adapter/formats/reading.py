@@ -1,0 +1,216 @@
+"""Reading an adapter's file in whatever spelling: tensors to modules, modules to a family, and layers of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from erasediff_lora import families
+from erasediff_lora.adapter.formats import refusals
+from erasediff_lora.adapter.formats.peft_config import LORA, LoraConfig, lora_config
+from erasediff_lora.adapter.formats.tensor_names import BIAS, Sorted, sort, weight_shape
+from erasediff_lora.adapter.parts import ALPHA, layers_of
+from erasediff_lora.adapter.provenance import PREFIX, Provenance
+from erasediff_lora.adapter.scaling import with_alphas
+from erasediff_lora.adapter.weights import AnyStored, StoredAdapter, StoredLayer, checked, unusable
+from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.storage.tensors import TensorFile
+
+log = logging.getLogger(__name__)
+COMPONENT = "erasediff_component"
+"""Header of our own peft files: what of the pipeline they are for."""
+OWN_HEADER = (
+    "format",
+    "lora_adapter_metadata",
+    "modelspec.hash_sha256",
+    "sshs_model_hash",
+    "sshs_legacy_hash",
+    COMPONENT,
+)
+_ENCODER = ("lora_te", "text_encoder", "base_model.model.text_model.", "lora_prior_te_")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user says of a file.
+
+    Attributes:
+        family: Ids of the architectures that it may be of; empty: any.
+        only: Components to read; empty: all.
+    """
+
+    family: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, family: str | None = None, only: Sequence[str] = ()) -> Asked:
+        """Check what the command line says.
+
+        Raises:
+            UserError: If there is no such family or component.
+        """
+        known = families.identifiers(family) if family is not None else ()
+        if family is not None and not known:
+            names = {*families.architectures(), *families.FAMILIES}
+            raise UserError(Problem("--family", family, "is unknown.", nearest(family, names)))
+        for component in only:
+            if component not in families.components():
+                raise UserError(
+                    Problem("--only", component, "is no part of a pipeline.", nearest(component, families.components()))
+                )
+        return cls(known, tuple(only))
+
+
+NOTHING = Asked()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of an adapter.
+
+    Attributes:
+        stored: The file.
+        component: What of the pipeline it is for; None: its names say it.
+        config: LoraConfigs by component, '' for all; fields as peft writes them.
+        prefix: What stands before all names, and says nothing.
+        config_path: Where the configuration stands; None: in the file itself.
+    """
+
+    stored: TensorFile
+    component: str | None = None
+    config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prefix: str = ""
+    config_path: Path | None = None
+
+    def whole(self, name: str) -> str:
+        """The name of a module with its component, if that is known."""
+        bare = name.removeprefix(self.prefix)
+        return bare if self.component is None else f"{self.component}.{bare}"
+
+
+def read(parts: Sequence[Part], asked: Asked = NOTHING) -> StoredAdapter:
+    """The adapter that files make up.
+
+    Args:
+        parts: The files, the one with the header first.
+        asked: What the user says of them.
+
+    Raises:
+        UserError: If a tensor is of no known kind, or of no module of the family, or the family is not the one that
+            was asked for.
+    """
+    main = parts[0].stored
+    tensors = {part.whole(key): tensor for part in parts for key, tensor in part.stored.tensors.items()}
+    found = _wanted(sort(tensors), asked)
+    if found.unknown:
+        raise refusals.unknown_tensors(found.unknown, tensors, main)
+    if found.skipped:
+        shown = sorted({key.split(".")[1] for key in found.skipped})
+        log.warning("warning: %s holds embeddings too, which are left out: %s", main.path, ", ".join(shown))
+    shapes = {name: weight_shape(mine) for name, mine in found.modules.items()}
+    if not shapes:
+        raise unusable(main.path, "holds no LoRA layer.", "Give an adapter file, not a checkpoint.")
+    try:
+        recognised = families.recognise(shapes, main.metadata, asked.family)
+    except families.Unfit as unfit:
+        raise refusals.unfit_modules(unfit, found.keys, tensors, main) from None
+    if recognised.contradicted is not None:
+        log.warning(
+            "warning: %s says in its header that it is for %s, but its layers are those of %s",
+            main.path,
+            recognised.contradicted,
+            " or ".join(recognised.candidates),
+        )
+    layers = _layers(found, recognised.modules, parts, main.path)
+    plain = {name: layer for name, layer in layers.items() if isinstance(layer, StoredLayer)}
+    layers |= with_alphas(plain, main.metadata)
+    if asked.only:
+        layers = _of_components(layers, asked.only, main.path)
+    provenance = Provenance.from_header(main.metadata)
+    if recognised.architecture is not None:
+        provenance = replace(provenance, architecture=recognised.architecture)
+    elif provenance.architecture not in recognised.candidates:
+        provenance = replace(provenance, architecture=None)
+    return StoredAdapter(checked(layers, main.path), provenance, other_header(main.metadata))
+
+
+def other_header(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a header holds beside what every writer makes anew."""
+    return {key: value for key, value in metadata.items() if not key.startswith(PREFIX) and key not in OWN_HEADER}
+
+
+def _wanted(found: Sorted, asked: Asked) -> Sorted:
+    """Without what the user does not want, where its name alone says so: it may be of a kind that is unknown here."""
+    if not asked.only or not set(asked.only) <= set(families.networks()):
+        return found
+
+    def is_text(name: str) -> bool:
+        return name.startswith(_ENCODER)
+
+    left = [name for name in found.modules if is_text(name)]
+    left += [name for name in found.unknown if is_text(name)]
+    if left:
+        log.warning("warning: %d modules of text encoders are left out, the first %s", len(left), left[0])
+    return Sorted(
+        {name: parts for name, parts in found.modules.items() if not is_text(name)},
+        found.keys,
+        [name for name in found.unknown if not is_text(name)],
+        found.skipped,
+    )
+
+
+def _of_components(layers: Mapping[str, AnyStored], only: Collection[str], source: Path) -> dict[str, AnyStored]:
+    kept = {name: layer for name, layer in layers.items() if name.partition(".")[0] in only}
+    there = sorted({name.partition(".")[0] for name in layers})
+    if not kept:
+        raise UserError(
+            Problem("--only", ", ".join(only), f"has no layer in {source}.", f"It has layers of {', '.join(there)}.")
+        )
+    if left := [component for component in there if component not in only]:
+        log.warning("warning: the layers of %s are left out", ", ".join(left))
+    return kept
+
+
+def _layers(
+    found: Sorted, modules: Mapping[str, tuple[str, ...]], parts: Sequence[Part], source: Path
+) -> dict[str, AnyStored]:
+    configs = {
+        component: lora_config(fields, part.config_path or part.stored.path)
+        for part in parts
+        for component, fields in part.config.items()
+    }
+    layers: dict[str, AnyStored] = {}
+    for name, tensors in found.modules.items():
+        component = modules[name][0].partition(".")[0]
+        config = configs.get(component) or configs.get("") or LoraConfig(source=source)
+        if BIAS in tensors:
+            raise unusable(
+                source, f"has a bias at {name} (lora_bias), which no LoRA here holds.", "Merge it with peft."
+            )
+        path = name.removeprefix(f"{component}.")
+        rslora = config.rslora and ALPHA not in tensors  # a tensor's alpha has taken it up
+        alpha, rank = config.alpha_of(path), config.rank_of(path)
+        mine = layers_of(modules[name][0], tensors, source, name, alpha=alpha, rank=rank, rslora=rslora)
+        if config.kind != LORA and (plain := [one for one in mine.values() if isinstance(one, StoredLayer)]):
+            raise unusable(config.source, f"has peft_type = {config.kind!r}, but a {plain[0].title} at {name}.")
+        mine = mine if len(modules[name]) == 1 else _split(mine, modules[name], name, source)
+        if twice := next((module for module in mine if module in layers), None):
+            raise unusable(source, f"has the layer {twice} twice, once as {name}.")
+        layers |= mine
+    return layers
+
+
+def _split(layers: Mapping[str, AnyStored], modules: Sequence[str], name: str, source: Path) -> dict[str, AnyStored]:
+    """One layer for each of the modules whose rows lie one below the other in this one's weight: all of A, a part of B.
+
+    Raises:
+        UserError: If its rows cannot be shared out, or it is no plain LoRA.
+    """
+    layer = layers.get(modules[0])
+    whole = isinstance(layer, StoredLayer) and layer.magnitude is None and layer.up.shape[0] % len(modules) == 0
+    if not whole or not isinstance(layer, StoredLayer) or len(layers) > 1:
+        raise unusable(source, f"has a layer {name} of {len(modules)} modules, which cannot be taken apart.")
+    return {module: replace(layer, up=part) for module, part in zip(modules, layer.up.rows(len(modules)), strict=True)}

@@ -1,0 +1,81 @@
+"""What files for models of other families look like, so that whoever gives one is told what it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+_BY_NAME = {
+    "Stable Cascade": r"lora_prior_(unet|te)_",
+    "FLUX.2": r"double_stream_modulation|single_stream_modulation|to_qkv_mlp_proj",
+    "Chroma": r"distilled_guidance_layer",
+    "HunyuanVideo": r"individual_token_refiner|token_refiner_blocks",
+    "HiDream": r"(double|single)_stream_blocks",
+    "AuraFlow": r"joint_transformer_blocks|double_layers_\d|single_layers_\d",
+    "FLUX.1": r"(double|single)_blocks_\d|single_transformer_blocks_\d",
+    "Qwen-Image": r"transformer_blocks_\d+_(img|txt)_(mlp|mod)",
+    "Z-Image": r"all_(x|final)_|layers_\d+_attention_to_(q|k|v|out)",
+    "Lumina": r"(noise|context)_refiner|cap_embedder|layers_\d+_(attention_(qkv|out)|feed_forward_w\d|adaln_mod)",
+    "Wan": r"blocks_\d+_(self_attn_(q|k|v|o)|cross_attn_(q|k|v|o|k_img|v_img)|ffn_[02])(_|$)|condition_embedder_time",
+    "Cosmos or Anima": r"blocks_\d+_(self_attn|cross_attn)_(q|k|v|output)_proj|llm_adapter",
+    "Kandinsky": r"(visual|text)_transformer_blocks_\d",
+    "Sana": r"conv_inverted|conv_depth|caption_projection",
+    "Hunyuan-DiT": r"text_states_|blocks_\d+_(default_modulation|skip_linear)|blocks_\d+_attn[12]_(Wqkv|q_proj)",
+    "PixArt or LTX": r"^(?!.*(attentions|put_blocks|middle_block)_).*transformer_blocks_\d+_attn[12]_to_|adaln_single",
+    "a ControlNet": r"lora_controlnet|control_model|controlnet_|input_hint_block|zero_convs",
+    "an IP-Adapter": r"ip_adapter|image_proj_|to_[kv]_ip",
+    "AnimateDiff (a motion module)": r"motion_modules?_|temporal_transformer",
+    "a language model": r"(^|_)model_layers_\d+_(self_attn|mlp)_(q|k|v|o|gate|up|down)_proj|h_\d+_attn_c_attn",
+}
+"""Family -> what a name of its files has, dots written as underscores; the most telling first."""
+_BY_WIDTH = {3072: "FLUX.1 or Qwen-Image", 3840: "Z-Image", 5120: "Wan", 2304: "Lumina"}
+"""Widths of transformers whose attention has the names of Stable Diffusion 3's."""
+_HEADERS = {
+    "flux-1": "FLUX.1",
+    "flux1": "FLUX.1",
+    "flux2": "FLUX.2",
+    "flux": "FLUX.1",
+    "chroma": "Chroma",
+    "lumina": "Lumina",
+    "hunyuan": "Hunyuan",
+    "anima": "Cosmos or Anima",
+    "qwen": "Qwen-Image",
+    "zimage": "Z-Image",
+    "z-image": "Z-Image",
+    "wan": "Wan",
+    "hidream": "HiDream",
+    "auraflow": "AuraFlow",
+    "stable-cascade": "Stable Cascade",
+    "pixart": "PixArt or LTX",
+    "ltx": "PixArt or LTX",
+    "sana": "Sana",
+    "playground": "Playground",
+    "kolors": "Kolors",
+    "pony-v7": "AuraFlow",
+}
+
+
+def by_names(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The family that names, in any spelling, look like; None: none known.
+
+    Args:
+        names: Of modules.
+        shapes: Of their weights, as far as they are known.
+    """
+    flat = [name.replace(".", "_") for name in names]
+    for family, pattern in _BY_NAME.items():
+        if any(re.search(pattern, name) for name in flat):
+            return family
+    attention = ("to_q", "to_k", "to_v", "add_q_proj", "context_embedder")
+    widths = {shape[0] for name, shape in shapes.items() if name.replace(".", "_").endswith(attention) and shape}
+    return next((family for width, family in _BY_WIDTH.items() if width in widths), None)
+
+
+def by_header(metadata: Mapping[str, str]) -> str | None:
+    """The family that a header names, as kohya's and the modelspec standard's do; None: none that is known here."""
+    for field in ("modelspec.architecture", "ss_base_model_version"):
+        said = str(metadata.get(field, "")).lower()
+        for begin, family in _HEADERS.items():
+            if said.startswith(begin):
+                return family
+    return None

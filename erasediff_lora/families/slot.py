@@ -1,0 +1,33 @@
+"""Where a weight lies in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a weight lies in a file: a tensor, or one of `parts` equal slices of its rows.
+
+    Attributes:
+        key: The tensor.
+        part: Number of the slice.
+        parts: How many there are.
+        swapped: Whether the two halves of the rows lie the other way round.
+    """
+
+    key: str
+    part: int = 0
+    parts: int = 1
+    swapped: bool = False
+
+    def stretches(self, rows: int) -> Iterator[tuple[int, int, int]]:
+        """First row in a tensor of so many rows, first row in the weight, and number, of each unbroken stretch."""
+        height = rows // self.parts
+        offset = self.part * height
+        if not self.swapped:
+            yield offset, 0, height
+        else:
+            yield offset, height // 2, height // 2
+            yield offset + height // 2, 0, height // 2

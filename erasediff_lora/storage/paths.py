@@ -1,0 +1,51 @@
+"""What a path means that a recipe or the command line gives: one rule for all of them.
+
+`~` is the home folder; what is not absolute is relative to the folder that the command runs in, in a recipe too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from erasediff_lora.errors import Problem, UserError
+
+
+def expanded(path: Path | str, field: str) -> Path:
+    """The path, `~` replaced.
+
+    Args:
+        path: As the user gave it.
+        field: What the user calls it, for the message.
+
+    Raises:
+        UserError: If it can be no path: the home folder of nobody, or it has a NUL character.
+    """
+    try:
+        found = Path(path).expanduser()
+        found.is_symlink()  # the system's opinion of NUL characters
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(Problem(field, str(path), f"is no path: {error}.", "Give another one.")) from None
+    return found
+
+
+def existing(path: Path | str, field: str) -> Path:
+    """The same of something to read, where a link that leads nowhere is told from a name that is not there.
+
+    Raises:
+        UserError: If it is such a link, or the way to it is barred.
+    """
+    found = expanded(path, field)
+    try:
+        is_dangling = found.is_symlink() and not found.exists()
+    except OSError as error:
+        raise UserError(Problem(field, str(path), f"cannot be read: {error.strerror}.", "Give another path.")) from None
+    if is_dangling:
+        raise UserError(
+            Problem(
+                field,
+                str(path),
+                f"is a link to {found.readlink()}, which is not there.",
+                "Give the file itself, or download it again: a hub cache that was cleaned leaves such links.",
+            )
+        )
+    return found
