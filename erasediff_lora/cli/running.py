@@ -74,11 +74,13 @@ def demo_overrides(concept: str) -> dict[str, Any]:
 def _prepare(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora import denoisers
     from erasediff_lora.data import sets
+    from erasediff_lora.data.near import choose_near
     from erasediff_lora.data.set_report import write_data_report
     from erasediff_lora.storage.run_folder import SET_SHEETS
 
     recipe = _recipe(parsed, rest)
     denoiser = denoisers.load(recipe.model)
+    recipe = choose_near(recipe, denoiser, recipe.output)
     sheets = {kind: recipe.output / name for kind, name in SET_SHEETS.items()}
     forget = sets.prepare(recipe, denoiser, "forget", sheet=sheets["forget"])
     retain = sets.prepare(recipe, denoiser, "retain", sheet=sheets["retain"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,9 @@ from erasediff_lora.data.images import Picture
 from erasediff_lora.data.prompts import expand, fairly, forget_prompts, is_named, substitute
 from erasediff_lora.data.rows import Kind
 from erasediff_lora.data.set_report import Noted, SetReport
-from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe import Recipe, RetainSet
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,19 @@ def _retain_samples(recipe: Recipe, report: SetReport) -> list[Sample]:
     else:
         prompts = fairly(expand(data.templates, data.concepts, data.placeholders), data.count, recipe.sampling.seed)
         samples = [Sample(prompt.text, [], prompt.concept) for prompt in prompts]
+        _note_missing(data, samples, report)
     for sample in samples:
         if any(is_named(sample.caption, name) for name in forgotten):
             report.note(Noted.NAMES_FORGOTTEN, sample.caption)
     return samples
+
+
+def _note_missing(data: RetainSet, samples: Sequence[Sample], report: SetReport) -> None:
+    """What is to be retained and has no picture, since there are more concepts than pictures."""
+    shown = {sample.concept for sample in samples}
+    missing = [name for name in data.concepts if name not in shown] if shown - {None} else []
+    for name in missing:
+        report.note(Noted.NO_DRAWING, name)
+    if missing:
+        text = "retain.count: %d pictures for %d concepts, so %d have none; set it to %d or more"
+        log.warning(text, data.count, len(data.concepts), len(missing), len(data.concepts))

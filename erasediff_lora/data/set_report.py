@@ -52,6 +52,7 @@ class Noted(StrEnum):
     DUPLICATE = "pictures that are there twice"
     NAMES_FORGOTTEN = "captions that name what is to be forgotten"
     NOT_SHOWN = "concepts that no picture is labelled with"
+    NO_DRAWING = "concepts without a picture: there are fewer pictures"
     IN_BOTH = "pictures that are in the forget set as well"
 
 

@@ -108,6 +108,14 @@ class Denoiser(Protocol):
         """Embeddings of a word's tokens, (W, E)."""
         ...
 
+    def embed_words(self, words: Sequence[str]) -> Tensor:
+        """What the text encoder makes of each word by itself, the mean over its tokens and the end: (N, E).
+
+        Raises:
+            UserError: If there is no text encoder.
+        """
+        ...
+
     def decode_tokens(self, tokens: Sequence[int]) -> str:
         """Rows of `token_embeddings` as the tokenizer writes them, bytes that are no text included."""
         ...

@@ -233,6 +233,10 @@ class ClassConditional:
     def embed_word(self, word: str) -> Tensor:
         return self.network.class_embedding.weight[[self.pipeline.classes.index(word)]]
 
+    def embed_words(self, words: Sequence[str]) -> Tensor:
+        what = "has no text encoder to compare words by."
+        raise UserError(Problem("model.family", "class_conditional", what, "Name anchors and neighbours."))
+
     def decode_tokens(self, tokens: Sequence[int]) -> str:
         return " ".join(self.pipeline.classes[token] for token in tokens)
 

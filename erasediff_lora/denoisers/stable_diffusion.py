@@ -36,6 +36,7 @@ diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
 CLIP_TOKENS = 77
+WORDS_AT_ONCE = 128
 LARGE_LATENTS = 96
 """Side from which on the autoencoder takes one picture at a time: 768 pixels."""
 
@@ -258,6 +259,25 @@ class StableDiffusion:
 
     def embed_word(self, word: str) -> Tensor:
         return self._table[self.pipeline.tokenizer(word, add_special_tokens=False).input_ids]
+
+    @torch.no_grad()
+    def embed_words(self, words: Sequence[str]) -> Tensor:
+        """By the first encoder. It looks back only, so that a word is padded no further than the longest beside it."""
+        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
+        tokens = tokenizer(list(words), truncation=True, verbose=False).input_ids
+        order = sorted(range(len(words)), key=lambda row: len(tokens[row]))
+        found: list[Tensor] = []
+        for start in range(0, len(order), WORDS_AT_ONCE):
+            rows = [tokens[row] for row in order[start : start + WORDS_AT_ONCE]]
+            lengths = torch.tensor([len(ids) for ids in rows], device=self.device)
+            padded = [ids + [tokenizer.pad_token_id] * (len(rows[-1]) - len(ids)) for ids in rows]
+            states = encoder(torch.tensor(padded, device=self.device)).last_hidden_state.float()
+            places = torch.arange(len(rows[-1]), device=self.device)
+            read = (places > 0) & (places < lengths[:, None])  # the first only marks the beginning
+            found.append((states * read[:, :, None]).sum(dim=1) / (lengths[:, None] - 1))
+        row_of = torch.empty(len(order), dtype=torch.long)
+        row_of[order] = torch.arange(len(order))
+        return torch.cat(found)[row_of.to(self.device)]
 
     def decode_tokens(self, tokens: Sequence[int]) -> str:
         tokenizer = self.pipeline.tokenizer

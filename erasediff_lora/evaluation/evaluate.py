@@ -16,6 +16,7 @@ import torch
 
 from erasediff_lora import __version__
 from erasediff_lora.adapter.checkpoint import fingerprint_of
+from erasediff_lora.data.near import choose_near
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.archive import entry_for, put_foremost
 from erasediff_lora.evaluation.attacks import Attack, Outcome, attack
@@ -72,7 +73,9 @@ def evaluate(
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
     with clock.time("loading"):
-        evidence = Evidence(recipe, load_candidates(recipe, file))
+        candidates = load_candidates(recipe, file)
+        recipe = choose_near(recipe, candidates.base.denoiser)
+        evidence = Evidence(recipe, candidates)
     warn_of_resolution(recipe, evidence.candidates.base.denoiser)
     with clock.time("pictures"):
         pictures = _drawn(evidence)

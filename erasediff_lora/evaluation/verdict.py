@@ -174,9 +174,20 @@ def _kept(seen: Recognition | None) -> dict[str, Any]:
     holds, why = _retention(rate, seen.retained_base, lost)
     text = (
         f"What other prompts ask for is seen in {_spread(rate.share, rate.pictures)} of {rate.pictures} pictures"
-        f" (base: {seen.retained_base:.1%}). {why}"
+        f" (base: {seen.retained_base:.1%}). {why}{_pinpoint(seen.pinpoint)}"
     )
     return {"claim": "kept", "holds": holds, "text": text, "concepts": _shown(lost)}
+
+
+def _pinpoint(rates: Mapping[str, Rate]) -> str:
+    """For information: what is lost is mostly near."""
+
+    def words(rate: Rate) -> str:
+        return f"{_spread(rate.share, rate.pictures)} of {rate.pictures} pictures (base: {_percent(rate.base)})"
+
+    named = {"near": "Near to what is forgotten", "far": "the rest"}
+    texts = [f"{name}: {words(rates[kind])}" for kind, name in named.items() if kind in rates]
+    return f" {'; '.join(texts)}." if texts else ""
 
 
 def _retention(rate: Rate, base: float, lost: Sequence[Told]) -> tuple[bool | None, str]:

@@ -7,20 +7,18 @@ What only one part knows is in the `check` of its `Settings`; any table may have
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from erasediff_lora import demo
-from erasediff_lora.errors import Problem, nearest
+from erasediff_lora.errors import Problem
+from erasediff_lora.recipe.concept_checks import CONCEPTS
 from erasediff_lora.recipe.data_checks import check_set
 from erasediff_lora.recipe.evaluation import Evaluation
-from erasediff_lora.recipe.names import folded, spellings
 from erasediff_lora.recipe.schema import Section
 from erasediff_lora.recipe.tables import (
     AdapterSettings,
     Adversary,
-    Concept,
     ForgetSet,
     Model,
     ObjectiveSettings,
@@ -91,80 +89,6 @@ def _data(sections: Sections) -> Iterator[Problem]:
     for name, data in (("forget", sections.forget), ("retain", sections.retain)):
         if data:
             yield from check_set(name, data)
-
-
-def _concepts(sections: Sections) -> Iterator[Problem]:
-    forget, retain, model = sections.forget, sections.retain, sections.model
-    if forget is None:
-        return
-    for index, concept in enumerate(forget.concepts):
-        field = f"forget.concepts.{index}"
-        yield from _anchor(field, concept, sections.objective)
-        if model and model.base == "demo":
-            yield from _known_to_demo(field, concept)
-    yield from _anchors_forgotten(forget, retain)
-    yield from _named_twice("forget.concepts", [concept.name for concept in forget.concepts])
-    yield from _named_twice("retain.concepts", retain.concepts if retain else [])
-    forgotten = {name for concept in forget.concepts for name in spellings(concept.name)}
-    for index, name in enumerate(retain.concepts if retain else []):
-        if folded(name) in forgotten:
-            yield Problem(f"retain.concepts.{index}", name, "is to be forgotten as well.", "Take it out of one set.")
-    stated = retain.images.concept if retain and retain.images else None
-    if stated is not None and folded(stated) in forgotten:
-        yield Problem("retain.images.concept", stated, "is to be forgotten.", "Say what is to be retained, or omit it.")
-
-
-def _named_twice(field: str, names: Sequence[str]) -> Iterator[Problem]:
-    first: dict[str, int] = {}
-    for index, name in enumerate(names):
-        if (before := first.setdefault(folded(name), index)) != index:
-            yield Problem(f"{field}.{index}", name, f"is there already: {field}.{before}.", "Take one out.")
-
-
-def _anchors_forgotten(forget: ForgetSet, retain: RetainSet | None) -> Iterator[Problem]:
-    """What takes a concept's place must stay."""
-    number = {folded(concept.name): index for index, concept in enumerate(forget.concepts)}
-    remedy = "Name a concept that stays" + (f", such as {retain.concepts[0]!r}." if retain and retain.concepts else ".")
-    for index, concept in enumerate(forget.concepts):
-        other = None if concept.anchor is None else number.get(folded(concept.anchor))
-        if other is None or other == index:
-            continue
-        what, anchors_back = f"is to be forgotten as well (forget.concepts.{other}).", forget.concepts[other].anchor
-        if anchors_back is not None and folded(anchors_back) == folded(concept.name):
-            what = f"has {concept.name!r} as its own anchor (forget.concepts.{other}), and both are to be forgotten."
-        yield Problem(f"forget.concepts.{index}.anchor", concept.anchor, what, remedy)
-
-
-def _pictures_for_all(sections: Sections) -> Iterator[Problem]:
-    """The base draws at least one picture of every concept."""
-    forget = sections.forget
-    if forget and forget.images is None and forget.count < len(forget.concepts):
-        without = forget.concepts[forget.count].name
-        what = f"is less than the number of concepts, {len(forget.concepts)}: some, like {without!r}, have no picture."
-        yield Problem("forget.count", forget.count, what, f"Set it to {len(forget.concepts)} or more.")
-
-
-def _anchor(field: str, concept: Concept, objective: ObjectiveSettings | None) -> Iterator[Problem]:
-    if concept.anchor is not None and folded(concept.anchor) == folded(concept.name):
-        yield Problem(f"{field}.anchor", concept.anchor, "is the concept itself.", "Name another concept.")
-    if objective and objective.anchors == "named" and concept.anchor is None:
-        option, remedy = objective.wants_anchors
-        yield Problem(f"{field}.anchor", None, f"{concept.name!r} has no anchor, and {option} wants one.", remedy)
-
-
-def _known_to_demo(field: str, concept: Concept) -> Iterator[Problem]:
-    known = demo.CONCEPTS + demo.STYLES
-    for key, name in (("name", concept.name), ("anchor", concept.anchor)):
-        if name is not None and name not in known:
-            yield Problem(f"{field}.{key}", name, "the demo model does not know it.", nearest(name, known))
-
-
-def _anchors_to_draw(sections: Sections) -> Iterator[Problem]:
-    objective, retain = sections.objective, sections.retain
-    if sections.forget and objective and retain and objective.anchors == "any" and not retain.concepts:
-        option, _ = objective.wants_anchors
-        remedy = "List concepts, or choose another target."
-        yield Problem("retain.concepts", [], f"{option} draws its anchors from it.", remedy)
 
 
 def _micro_batches(sections: Sections) -> Iterator[Problem]:
@@ -247,9 +171,7 @@ def _patterns(sections: Sections) -> Iterator[Problem]:
 TOPICS: list[Callable[[Sections], Iterator[Problem]]] = [
     _pickles,
     _data,
-    _concepts,
-    _anchors_to_draw,
-    _pictures_for_all,
+    *CONCEPTS,
     _micro_batches,
     _sharding,
     _family,

@@ -45,7 +45,8 @@ def _templates(
             continue
         if "concept" not in names and name == "forget":
             yield Problem(field, template, "does not name the concept.", "Put {concept} into it.")
-        if "concept" in names and not data.concepts:
+        found_later = isinstance(data, RetainSet) and data.neighbours
+        if "concept" in names and not data.concepts and not found_later:
             yield Problem(f"{name}.concepts", [], "nothing fills {concept}.", f"List concepts under {name}.concepts.")
 
 

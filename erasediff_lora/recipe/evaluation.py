@@ -88,6 +88,12 @@ class Evaluation(Section):
     def _values(self) -> Iterator[Any]:
         return (getattr(self, name) for name in type(self).model_fields)
 
+    @property
+    def other_names(self) -> dict[str, list[str]]:
+        """Concept -> paraphrases, as the attack of that name has them."""
+        found: dict[str, list[str]] = getattr(getattr(self, "paraphrases", None), "names", {})
+        return found
+
     def check(self, sections: Sections) -> list[Problem]:
         judge = None if self.judge is None else check_spec("evaluation.judge", self.judge, JUDGES, "is no judge.")
         brought = [table for table in self._values() if isinstance(table, Section)]

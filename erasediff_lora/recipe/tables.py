@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from erasediff_lora.recipe.names import folded
 from erasediff_lora.recipe.schema import Section, Variant, one_of
 from erasediff_lora.registry import FAMILIES, OBJECTIVES, TRAINABLES, Registry
 
@@ -84,6 +85,9 @@ def _as_concept(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+AUTO = "auto"
+"""In the place of an anchor: the text encoder chooses it."""
+
 Placeholders = dict[str, list[str]]
 Templates = Annotated[list[str], Field(min_length=1, description="prompts; {concept} is filled in")]
 
@@ -92,7 +96,11 @@ class Concept(Section):
     """A concept to forget, and what to draw instead."""
 
     name: str = Field(min_length=1, description="the concept, as prompts name it")
-    anchor: str | None = Field(None, description="anchor concept that takes its place (objective.target: anchor)")
+    anchor: str | None = Field(
+        None,
+        description="anchor concept that takes its place (objective.target: anchor); auto, or none where there must be"
+        " one: the retained concept that is nearest to it in the text encoder",
+    )
     templates: Templates | None = Field(None, description="prompts of this concept; omit for those of the set")
     placeholders: Placeholders | None = Field(None, description="their further {names}, beside those of the set")
 
@@ -121,6 +129,17 @@ class ForgetSet(Section):
         return {"templates": []} | values if concepts and own else values
 
 
+def _as_neighbours(value: Any) -> Any:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if is_count or (isinstance(value, dict) and all(_is_names(words) for words in value.values())):
+        return value
+    raise ValueError("must be a number from 0 on, or {concept: [word, …]}.")
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name.strip() for name in value)
+
+
 class RetainSet(Section):
     """D_r: what the model must go on drawing."""
 
@@ -131,6 +150,14 @@ class RetainSet(Section):
     placeholders: Placeholders = Field(default_factory=dict, description="values of further {names} in templates")
     images: Images | None = Field(None, description="pictures from disk; omit to let the base draw them")
     count: int = Field(160, ge=1, description="pictures that the base draws")
+    neighbours: Annotated[int | dict[str, list[str]], BeforeValidator(_as_neighbours)] = Field(
+        0,
+        description="how many of the words nearest to each forgotten concept in the text encoder are retained as well,"
+        " and measured apart; or the words themselves: {concept: [word, …]}",
+    )
+    vocabulary: str | None = Field(
+        None, description="where they are looked for: artists, imagenet, nouns, or a file of words; omit for all three"
+    )
     empty_prompt_share: float = Field(
         0.1, ge=0, lt=1, description="share trained under the empty prompt, as the base was for guidance"
     )
@@ -153,6 +180,21 @@ class RetainSet(Section):
     )
     focus_every: int = Field(10, ge=1, description="outer steps between measurements of the disturbance")
     focus_samples: int = Field(32, ge=1, description="retain pictures that a measurement looks at")
+
+    @model_validator(mode="after")
+    def _retain_neighbours(self) -> Self:
+        self.concepts = [*self.concepts, *(word for word in self.near if word not in self.concepts)]
+        return self
+
+    @property
+    def near(self) -> dict[str, list[str]]:
+        """Neighbour -> the forgotten concepts that it is near to; empty as long as the words are not known."""
+        spelled = {folded(name): name for name in reversed(self.concepts)}
+        found: dict[str, list[str]] = {}
+        for concept, words in self.neighbours.items() if isinstance(self.neighbours, dict) else ():
+            for word in words:
+                found.setdefault(spelled.setdefault(folded(word), word), []).append(concept)
+        return found
 
 
 class Sampling(Section):

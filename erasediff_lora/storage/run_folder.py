@@ -20,6 +20,7 @@ EVALUATIONS = "evaluations"
 REPORT_FILE = "report.html"
 GRID_FILE = "before_after.png"
 PICTURES = "pictures"
+NEAR_FILE = "near.json"
 DATA_REPORT_FILE = "data_report.json"
 SET_SHEETS = {"forget": "forget_set.png", "retain": "retain_set.png"}
 LOG_FILE = "training_log.jsonl"

@@ -13,6 +13,7 @@ from torch import Tensor
 from erasediff_lora import denoisers, objectives
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler, Sampler
+from erasediff_lora.data.near import choose_near
 from erasediff_lora.data.set_report import write_data_report
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
@@ -86,8 +87,11 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
     """
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
-    saved = find_checkpoint(recipe) if resume else None
     denoiser = load_base(recipe, accelerator)
+    recipe = find_near(recipe, denoiser, accelerator)
+    saved = find_checkpoint(recipe) if resume else None
+    if not recipe.training.shard:  # to look takes the network, which is loaded elsewhere then
+        warn_of_resolution(recipe, denoiser)
     forget, retain = load_data(recipe, denoiser, accelerator)
     run = build(recipe, denoiser, forget, retain, Processes.of(accelerator))
     prepare(run, accelerator)
@@ -120,9 +124,17 @@ def load_base(recipe: Recipe, accelerator: Accelerator) -> Denoiser:
     denoiser = denoisers.load(recipe.model)
     if recipe.model.device == "auto":
         denoiser.device = accelerator.device
-    if not recipe.training.shard:  # to look takes the network, which is loaded elsewhere then
-        warn_of_resolution(recipe, denoiser)
     return denoiser
+
+
+def find_near(recipe: Recipe, denoiser: Denoiser, accelerator: Accelerator) -> Recipe:
+    """The recipe with the anchors and neighbours that it leaves open; the first process finds them.
+
+    Raises:
+        UserError: If no word is left for an anchor, or the cache cannot be written.
+    """
+    with accelerator.main_process_first():
+        return choose_near(recipe, denoiser, recipe.output if accelerator.is_main_process else None)
 
 
 def load_data(recipe: Recipe, denoiser: Denoiser, accelerator: Accelerator) -> tuple[EncodedSet, EncodedSet]:

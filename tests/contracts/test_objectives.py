@@ -259,7 +259,7 @@ def test_options_of_other_methods_and_unknown_ones_are_refused(recipe_file: Reci
         "greater than 0",
     )
     refused(
-        cli("train", recipe_file(objective={"name": "saliency"})),
+        cli("train", recipe_file(objective={"name": "saliency"}, retain={"concepts": [], "templates": ["a dog"]})),
         "forget.concepts.0.anchor = None: 'cat' has no anchor, and objective.name: saliency wants one",
     )
 

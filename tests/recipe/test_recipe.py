@@ -72,7 +72,8 @@ def test_all_problems_are_reported_at_once(recipe_file: RecipeFile, cli: Cli, tm
     [
         ({"forget": {"concepts": [{"name": "cat", "anchor": "Cat"}]}},
          "forget.concepts.0.anchor = 'Cat': is the concept itself."),
-        ({"objective": {"target": "anchor"}}, "forget.concepts.0.anchor = None: 'cat' has no anchor"),
+        ({"objective": {"target": "anchor"}, "retain": {"concepts": [], "templates": ["a dog"]}},
+         "forget.concepts.0.anchor = None: 'cat' has no anchor"),
         ({"retain": {"concepts": ["cat"]}}, "retain.concepts.0 = 'cat': is to be forgotten as well."),
         ({"retain": {"concepts": ["dog", "Cats"]}}, "retain.concepts.1 = 'Cats': is to be forgotten as well."),
         ({"forget": {"concepts": ["French horn", "french_horn"]}}, "forget.concepts.1 = 'french_horn': is there"),

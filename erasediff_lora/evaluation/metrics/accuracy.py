@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from erasediff_lora.evaluation.metrics import pinpoint
 from erasediff_lora.evaluation.metrics.base import Metric, Rate, Recognition
+from erasediff_lora.evaluation.metrics.rates import changes, pairs_in, rate_in, retention
 from erasediff_lora.evaluation.parts import Found, Table
-from erasediff_lora.evaluation.shares import ROUNDING, Pairs, interval_text, percent, share
+from erasediff_lora.evaluation.shares import interval_text, percent, share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +56,7 @@ class Accuracy(Metric):
             evidence.retain(base),
             evidence.retain(erased),
             evidence.concepts,
+            evidence.recipe.retain.near,
         )
 
     def tables(self, found: Found) -> list[Table]:
@@ -64,7 +67,7 @@ class Accuracy(Metric):
             base = found["counted"].get(f"{kind}_base", count)
             pictures = str(count) if base == count else f"{count} (base {base})"
             rows.append([label, *map(percent, shares), interval_text(found[number], count), pictures])
-        return [Table(INTRO, ("", "base", "with adapter", "95% interval", "pictures"), rows)]
+        return [Table(INTRO, ("", "base", "with adapter", "95% interval", "pictures"), rows), *pinpoint.tables(found)]
 
     def charts(self, found: Found) -> list[Chart]:
         return [by_concept(found), confusion(found)]
@@ -76,6 +79,7 @@ class Accuracy(Metric):
             "retain accuracy of the base": _cell(found["retain_accuracy_base"]),
             "in-domain retention": _cell(found["in_domain_retain_accuracy"]),
             "cross-domain retention": _cell(found["cross_domain_retain_accuracy"]),
+            **pinpoint.rows(found),
         }
 
     def summary(self, found: Found, concepts: Sequence[str]) -> list[tuple[str, str]]:
@@ -95,42 +99,15 @@ class Accuracy(Metric):
             found["counted"]["retain"],
             _rates(found, "unlearning_accuracy"),
             _rates(found, "retain_accuracy"),
-            _pairs(found, found["retain_accuracy"], found["retain_accuracy_base"], found["counted"]["retain"]),
+            pairs_in(found, found["retain_accuracy"], found["retain_accuracy_base"], found["counted"]["retain"]),
+            pinpoint.rates(found),
         )
 
 
 def _rates(found: Found, number: str) -> dict[str, Rate]:
     """The rows of concepts and attributes that have the number; their counts are 0 in older files."""
     rows = {**found.get("per_attribute", {}), **found.get("per_concept", {})}
-    return {
-        name: _rate(row, row[number], row.get("pictures", 0), row.get(f"{number}_base"), row.get("pictures_base", 0))
-        for name, row in rows.items()
-        if row.get(number) is not None
-    }
-
-
-def _rate(row: Found, with_adapter: float, pictures: int, base: float | None, base_pictures: int) -> Rate:
-    return Rate(with_adapter, pictures, base, base_pictures, _pairs(row, with_adapter, base, pictures))
-
-
-def _pairs(row: Found, with_adapter: float | None, base: float | None, count: int) -> Pairs | None:
-    """What stands of them in a row; None in older files.
-
-    Raises:
-        ValueError: If the shares say something else.
-    """
-    if "lost" not in row or with_adapter is None or base is None:
-        return None
-    pairs = Pairs(row["lost"], row["gained"], count)
-    if abs(pairs.loss - (base - with_adapter)) > ROUNDING:
-        raise ValueError(f"{pairs.lost} lost and {pairs.gained} gained do not make {base:.1%} to {with_adapter:.1%}")
-    return pairs
-
-
-def _changes(before: Sequence[bool | None], after: Sequence[bool | None]) -> Numbers:
-    """How often the same prompt and seed is right without the adapter only, and with it only."""
-    pairs = list(zip(before, after, strict=True))
-    return {"lost": pairs.count((True, False)), "gained": pairs.count((False, True))}
+    return {name: rate_in(row, number) for name, row in rows.items() if row.get(number) is not None}
 
 
 def _cell(share: float | None) -> str | None:
@@ -144,6 +121,7 @@ def accuracy(
     retain_before: Sequence[Drawn],
     retain_after: Sequence[Drawn],
     concepts: Collection[str],
+    near: Mapping[str, Sequence[str]] | None = None,
 ) -> Numbers:
     """Unlearning and retain accuracy, overall and by concept, and what the forgotten concepts became.
 
@@ -158,12 +136,13 @@ def accuracy(
         retain_before: Pictures for retain prompts by the base.
         retain_after: Of the same prompts and seeds by the base with the adapter.
         concepts: What a concept may have become; anything else counts as 'other'.
+        near: Neighbour -> the forgotten concepts that it is near to; they are told apart under 'neighbours'.
 
     Returns:
         Shares of pictures in [0, 1], the base's under a name that ends in '_base'; None where nothing was to count.
     """
     forgotten = _forgotten(judge, forget_before, forget_after, concepts)
-    retained = _retained(judge, retain_before, retain_after, concepts)
+    retained = _retained(judge, retain_before, retain_after, concepts, near or {})
     tables = {name: forgotten.pop(name) | retained.pop(name) for name in ("counted", "per_concept")}
     return forgotten | retained | tables
 
@@ -196,7 +175,11 @@ def _forgotten(
 
 
 def _retained(
-    judge: PictureJudge, before: Sequence[Drawn], after: Sequence[Drawn], concepts: Collection[str]
+    judge: PictureJudge,
+    before: Sequence[Drawn],
+    after: Sequence[Drawn],
+    concepts: Collection[str],
+    near: Mapping[str, Sequence[str]],
 ) -> Numbers:
     """The numbers of the retain prompts."""
     seen = recognise(judge, after)
@@ -206,22 +189,18 @@ def _retained(
     for index, name in enumerate(RETAINED):
         result[name] = share([row[index] for row in kept_after])
         result[f"{name}_base"] = share([row[index] for row in kept_before])
+    all_before, all_after = [row[0] for row in kept_before], [row[0] for row in kept_after]
     per_concept: dict[str, Numbers] = {}
     for name, rows in _rows_by_concept(after).items():
-        if all(kept_after[i][0] is None for i in rows):
+        if all(all_after[i] is None for i in rows):
             continue
-        per_concept[name] = {
-            "retain_accuracy": share([kept_after[i][0] for i in rows]),
-            "retain_accuracy_base": share([kept_before[i][0] for i in rows]),
-            "pictures": sum(kept_after[i][0] is not None for i in rows),
-            "pictures_base": sum(kept_before[i][0] is not None for i in rows),
-            **_changes([kept_before[i][0] for i in rows], [kept_after[i][0] for i in rows]),
-        }
+        per_concept[name] = retention([all_before[i] for i in rows], [all_after[i] for i in rows])
         if name in judge.labels:
             per_concept[name]["became"] = _became([seen[i] for i in rows], concepts)
-    result |= _changes([row[0] for row in kept_before], [row[0] for row in kept_after])
-    counted = {"retain": sum(row[0] is not None for row in kept_after)}
+    result |= changes(all_before, all_after)
+    counted = {"retain": sum(hit is not None for hit in all_after)}
     attributes = _by_attribute(before, seen_before, after, seen, judge.labels)
+    result |= pinpoint.pinpoint(near, [item.prompt.concept for item in after], all_before, all_after, judge.labels)
     return result | {"counted": counted, "per_concept": per_concept, "per_attribute": attributes}
 
 
@@ -242,16 +221,7 @@ def _by_attribute(
         return told
 
     with_adapter, base = hits(after, seen), hits(before, seen_before)
-    return {
-        value: {
-            "retain_accuracy": share(found),
-            "retain_accuracy_base": share(base.get(value, [])),
-            "pictures": len(found),
-            "pictures_base": len(base.get(value, [])),
-            **_changes(base.get(value, []), found),
-        }
-        for value, found in sorted(with_adapter.items())
-    }
+    return {value: retention(base.get(value, []), found) for value, found in sorted(with_adapter.items())}
 
 
 def _rows_by_concept(drawn: Sequence[Drawn]) -> dict[str, list[int]]:

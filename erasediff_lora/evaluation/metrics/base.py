@@ -47,6 +47,7 @@ class Recognition:
         concepts: Of each forgotten concept the share in which it is not seen.
         parts: Of each retained concept and each other attribute the share in which it is seen.
         retain_pairs: How the two differ on the same prompts and seeds; None if that is not known.
+        pinpoint: The retain pictures told apart, into those 'near' to what is forgotten and those 'far' from it.
     """
 
     forgotten: float
@@ -58,6 +59,7 @@ class Recognition:
     concepts: Mapping[str, Rate] = field(default_factory=dict)
     parts: Mapping[str, Rate] = field(default_factory=dict)
     retain_pairs: Pairs | None = None
+    pinpoint: Mapping[str, Rate] = field(default_factory=dict)
 
 
 class Metric(Part, Protocol):
