@@ -23,6 +23,14 @@ _WEIGHTED = "adapter file or run folder, with :STRENGTH behind it if that is not
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, help="adapter file, or folder with one")
+    parser.add_argument(
+        "--for",
+        dest="programs",
+        action="append",
+        default=[],
+        metavar="PROGRAM",
+        help="say what a program will not read, or read otherwise: comfyui, diffusers and so on, or all",
+    )
     _add_asked(parser)
 
 
@@ -41,8 +49,10 @@ def _asked(parsed: argparse.Namespace) -> Asked:
 
 def _inspect(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
-    from erasediff_lora.adapter import formats
+    from erasediff_lora.adapter import formats, programs
+    from erasediff_lora.cli.losses import lines_for
 
+    targets = programs.asked(parsed.programs)
     name, adapter = formats.describe(parsed.adapter, _asked(parsed))
     layers = adapter.layers.values()
     rows = {
@@ -59,6 +69,8 @@ def _inspect(parsed: argparse.Namespace, rest: list[str]) -> None:
     }
     for label, value in rows.items():
         print(f"{label:27} {value}")
+    for line in lines_for(targets, name, adapter):
+        print(line)
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +90,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 def _convert(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.adapter import formats
+    from erasediff_lora.cli.losses import lines_of_file
 
     if parsed.kind is None:
         for flag in ("rank", "energy", "base"):
@@ -88,8 +101,11 @@ def _convert(parsed: argparse.Namespace, rest: list[str]) -> None:
         _check_size(parsed)
         formats.require_output(parsed.output, parsed.format)
         adapter = _as_lora(parsed)
-    for file in formats.write(adapter, parsed.output, parsed.format, overwrite=parsed.overwrite):
+    written = formats.write(adapter, parsed.output, parsed.format, overwrite=parsed.overwrite)
+    for file in written:
         print(file)
+    for line in lines_of_file(written[0]):
+        print(line)
 
 
 def _as_lora(parsed: argparse.Namespace) -> LoraAdapter:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from erasediff_lora import demo
 from erasediff_lora.cli.evaluation import evaluate_adapter
+from erasediff_lora.cli.losses import lines_of_folder
 from erasediff_lora.cli.recipe_flags import FIELDS, load_recipe
 from erasediff_lora.cli.verb import Verb
 from erasediff_lora.errors import Problem, UserError, nearest
@@ -102,6 +103,8 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
     folder = train(recipe, resume=parsed.resume, overwrite=parsed.overwrite)
     if PartialState().is_main_process:
         print(f"erasing took {time.perf_counter() - began:.0f} s")
+        for line in lines_of_folder(folder):
+            print(line)
         evaluate_adapter(recipe, folder)
 
 

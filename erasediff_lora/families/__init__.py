@@ -33,6 +33,11 @@ def of_pipeline(pipeline: str) -> str | None:
     return next((name for name in FAMILIES if FAMILIES[name].pipeline == pipeline), None)
 
 
+def name_of(family: Family) -> str:
+    """The family's name in the registry."""
+    return next(name for name in FAMILIES if FAMILIES[name] is family)
+
+
 def of_architecture(identifier: str | None) -> tuple[Family, Architecture] | None:
     """The family and the architecture with this modelspec id; None if it is unknown."""
     found = ((family, one) for family in asked() for one in family.architectures if one.id == identifier)
@@ -73,6 +78,7 @@ __all__ = [
     "asked",
     "components",
     "identifiers",
+    "name_of",
     "network_in",
     "networks",
     "of_architecture",

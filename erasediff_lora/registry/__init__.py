@@ -18,6 +18,7 @@ _TRAINABLES = "erasediff_lora.training.trainables"
 _FAMILIES = "erasediff_lora.families"
 _FORMATS = "erasediff_lora.adapter.formats"
 _KINDS = "erasediff_lora.adapter.kinds"
+_PROGRAMS = "erasediff_lora.adapter.programs"
 _METRICS = "erasediff_lora.evaluation.metrics"
 _ATTACKS = "erasediff_lora.evaluation.attacks"
 _JUDGES = "erasediff_lora.evaluation.judges"
@@ -89,6 +90,15 @@ KINDS = Registry(
 )
 """Updates other than LoRA in adapter files: an `adapter.kinds.Kind` each."""
 
+PROGRAMS = Registry(
+    "programs",
+    {
+        name: f"{_PROGRAMS}.{name}:PROGRAM"
+        for name in ("diffusers", "comfyui", "a1111", "forge", "invokeai", "kohya", "peft")
+    },
+)
+"""What loads adapter files: an `adapter.programs.Program` each."""
+
 METRICS = Registry(
     "metrics",
     {
@@ -151,6 +161,7 @@ __all__ = [
     "KINDS",
     "METRICS",
     "OBJECTIVES",
+    "PROGRAMS",
     "TRAINABLES",
     "Registry",
 ]

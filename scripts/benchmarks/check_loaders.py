@@ -1,107 +1,129 @@
-"""Do other programs take our kohya files whole? Stable Diffusion 1.5 and XL at full size, with random weights.
+"""Do other programs apply what we write, all layers and as it is meant? By their own code, on full-size random bases.
 
-    python scripts/benchmarks/check_loaders.py comfyui --source FOLDER    # a copy of ComfyUI, in its own environment
-    python scripts/benchmarks/check_loaders.py invokeai                   # where InvokeAI is installed
+    python scripts/benchmarks/check_loaders.py --diffusers                      # the installed one
+    python scripts/benchmarks/check_loaders.py --kohya CHECKOUT --comfyui CHECKOUT [--invokeai CHECKOUT]
 
-An adapter of every attention, feed-forward and convolution layer is applied by the program's own code, and each weight
-of the UNet is compared with what `merge` writes. Exits with 1 if a layer is left out.
+An adapter on all attention, feed-forward and convolution layers, of Stable Diffusion 1.5 on those of the text encoder
+too, with an alpha that is not its rank, is written in every format and read by every program. Each changed weight is
+compared with W + scale · B · A in float64, and what is left out with `adapter/programs`. Exits with 1 if a layer is
+missing or read otherwise that should not be.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from bench_merge import MODELS, adapter, build, single_file_name, unet_of
+from bench_merge import MODELS, adapter, build, single_file_name
+from other_programs import PROGRAMS, TEXT
 from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from erasediff_lora.adapter import Weighted, merge, write
-from erasediff_lora.families import ldm
+from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, describe, write
+from erasediff_lora.adapter.programs import losses_in
 
 MODULES = "attention_feed_forward_convolutions"
-RANK = 4
+RANK, ALPHA = 4, 2.5
+GREATEST = 1e-7
+ARCHITECTURES = {"sd15": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-base"}
 
 
-def comfyui(base: Path, file: Path, model: str) -> tuple[int, dict[str, Tensor]]:
-    """Number of layers that it takes, and the UNet's tensors by their names in a single file."""
-    sys.argv = ["comfyui", "--cpu", "--fp16-unet"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.sd
-    import comfy.utils
-
-    loaded = comfy.sd.load_checkpoint_guess_config(str(base), output_vae=False, output_clip=False)[0]
-    tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
-    patched, _ = comfy.sd.load_lora_for_models(loaded, None, tensors, 1.0, 0.0)
-    patched.patch_model()
-    state = patched.model.diffusion_model.state_dict()
-    return len(patched.patches), {ldm.UNET + name: tensor for name, tensor in state.items()}
-
-
-def invokeai(base: Path, file: Path, model: str) -> tuple[int, dict[str, Tensor]]:
-    """Number of layers that it takes, and the UNet's tensors by their names in a single file."""
-    import invokeai.backend.model_manager.load.model_loaders.lora as loader
-    from invokeai.backend.model_manager.load.model_cache.torch_module_autocast import torch_module_autocast
-    from invokeai.backend.patches.layer_patcher import LayerPatcher
-
-    unet = unet_of(model)
-    names = {name: single_file_name(model, name) for name in unet.state_dict()}
-    with safe_open(base, "pt") as stored:
-        unet.load_state_dict({name: stored.get_tensor(theirs) for name, theirs in names.items()}, assign=True)
-    torch_module_autocast.apply_custom_layers_to_model(unet)
-    tensors = load_file(file)
-    if model == "sdxl":
-        tensors = loader.convert_sdxl_keys_to_diffusers_format(tensors)
-    patch = loader.lora_model_from_sd_state_dict(tensors)
-    taken = {f"lora_unet_{path.replace('.', '_')}" for path, _ in unet.named_modules()} & patch.layers.keys()
-    with LayerPatcher.apply_smart_model_patches(
-        unet, [(patch, 1.0)], "lora_unet_", torch.float16, force_direct_patching=True
-    ):
-        return len(taken), {names[name]: tensor.clone() for name, tensor in unet.state_dict().items()}
+def whole_adapter(model: str) -> LoraAdapter:
+    """On the UNet, and on the text encoder of Stable Diffusion 1.5."""
+    layers = {
+        name: LoraLayer(layer.down, layer.up, ALPHA) for name, layer in adapter(model, MODULES, RANK).layers.items()
+    }
+    if model == "sd15":
+        width, count, _ = MODELS[model][2][0]
+        with torch.device("meta"):
+            sizes = CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=count)
+            text = CLIPTextModel(sizes)
+        generator = torch.Generator().manual_seed(2)
+        for path, module in text.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                rows, columns = module.weight.shape
+                down = torch.randn(RANK, columns, generator=generator) * 0.01
+                up = torch.randn(rows, RANK, generator=generator) * 0.01
+                layers[f"text_encoder.{path}"] = LoraLayer(down, up, ALPHA)
+    return LoraAdapter(dict(sorted(layers.items())), Provenance(architecture=ARCHITECTURES[model]))
 
 
-PROGRAMS = {"comfyui": comfyui, "invokeai": invokeai}
+def files_of(ours: LoraAdapter, folder: Path) -> dict[str, Path]:
+    """The adapter as it is written: kohya, diffusers, and the latter without its header, as older programs see it."""
+    written = {name: write(ours, folder / f"{name}.safetensors", name)[0] for name in ("kohya", "diffusers")}
+    bare = folder / "diffusers_without_header.safetensors"
+    save_file(load_file(written["diffusers"]), bare, {"format": "pt"})
+    return written | {"diffusers without header": bare}
 
 
-def check(program: str, model: str, folder: Path) -> bool:
-    """Write, load, compare, print; whether every layer was taken."""
-    base, file, merged = (folder / f"{model}{end}.safetensors" for end in ("", "_lora", "_merged"))
-    build(base, model, torch.float16)
-    ours = adapter(model, MODULES, RANK)
-    write(ours, file, "kohya")
-    merge(base, [Weighted.read(file)], merged)
-    taken, tensors = PROGRAMS[program](base, file, model)
-    changed = differing = 0
+def key_of(model: str, name: str) -> str:
+    """Where the weight of a layer lies in the single file."""
+    component, _, path = name.partition(".")
+    return f"{TEXT}{path}.weight" if component == "text_encoder" else single_file_name(model, f"{path}.weight")
+
+
+def check(program: str, checkout: Path | None, model: str, base: Path, file: Path, ours: LoraAdapter) -> bool:
+    """Load, compare, print; whether all layers that the program reads are as they are meant."""
+    format, stored = describe(file)
+    lost = sum(loss.layers[0] for loss in losses_in(program, format, stored) if loss.are == "not read")
+    names = {key_of(model, name): name for name in ours.layers}
+    try:
+        found = PROGRAMS[program](checkout, base, file, model)
+    except (ValueError, KeyError, IndexError) as error:
+        print(f"{program}, {model}, {file.stem}: refused: {error!s:.80}", flush=True)
+        return lost == len(names)
     worst = 0.0
-    with safe_open(base, "pt") as before, safe_open(merged, "pt") as after:
-        for name in (name for name in after.keys() if name.startswith(ldm.UNET)):  # noqa: SIM118
-            expected = after.get_tensor(name)
-            changed += not torch.equal(expected, before.get_tensor(name))
-            difference = float((tensors[name].float() - expected.float()).abs().max())
-            differing, worst = differing + (difference > 0), max(worst, difference)
-    print(f"{program}, {model}: {taken} of {len(ours.layers)} layers taken; merge changes {changed} tensors,", end=" ")
-    print(f"{differing} differ from it, the worst by {worst:.1g}", flush=True)
-    return taken == len(ours.layers)
+    with safe_open(base, "pt") as stored_base:
+        for key in found.keys() & names.keys():
+            layer = ours.layers[names[key]]
+            delta = (layer.up.double().flatten(1) @ layer.down.double().flatten(1)).reshape(layer.shape)
+            exact = stored_base.get_tensor(key).double() + layer.scale * delta
+            worst = max(worst, float((found[key].double().reshape(exact.shape) - exact).abs().max()))
+    taken = len(found.keys() & names.keys())
+    agrees = taken == len(names) - lost
+    print(
+        f"{program}, {model}, {file.stem}: {taken} of {len(names)} layers taken"
+        f" ({'as' if agrees else 'NOT as'} adapter/programs says), greatest difference {worst:.2g}",
+        flush=True,
+    )
+    return agrees and worst <= GREATEST
 
 
 def main() -> None:
-    """One program, a model or two."""
+    """Every program that is asked for, one process each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("program", choices=PROGRAMS)
-    parser.add_argument("--source", type=Path, help="folder of the program, if it is not installed")
+    for program in PROGRAMS:
+        parser.add_argument(f"--{program}", nargs="?", const="", metavar="CHECKOUT", help="its folder, or installed")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    arguments = parser.parse_args()
-    if arguments.source is not None:
-        sys.path.insert(0, str(arguments.source))
-    with tempfile.TemporaryDirectory() as folder:
-        whole = [check(arguments.program, model, Path(folder)) for model in arguments.models]
-    sys.exit(not all(whole))
+    parser.add_argument("--folder", type=Path, help="where the bases go for the time being (4 and 14 GB)")
+    parser.add_argument("--one", nargs=4, metavar="X", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        program, model, base, file = options.one
+        checkout = getattr(options, program)
+        sys.argv = sys.argv[:1]
+        whole = check(
+            program, Path(checkout) if checkout else None, model, Path(base), Path(file), whole_adapter(model)
+        )
+        sys.exit(not whole)
+    good = True
+    for model in options.models:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            base = Path(folder) / f"{model}.safetensors"
+            build(base, model, torch.float32)
+            files = files_of(whole_adapter(model), Path(folder))
+            for program in PROGRAMS:
+                if (checkout := getattr(options, program)) is None:
+                    continue
+                for file in files.values():
+                    given = [f"--{program}", checkout, "--one", program, model, base, file]
+                    good &= subprocess.run([sys.executable, __file__, *map(str, given)], check=False).returncode == 0
+    sys.exit(not good)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """diffusers' `pytorch_lora_weights.safetensors`: peft keys behind the component's name, alpha in the header.
 
-ComfyUI, InvokeAI and diffusers before 0.34 read no header, so what is written here has scale 1 with and without it.
+ComfyUI and diffusers before 0.34 read no header, so what is written here has scale 1 with and without it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,57 @@
+"""Programs that load adapter files, and what they make of them. A new one is a module here and a registry line.
+
+The facts come from the programs' own code, whose version and place stand beside each. `docs/programs.md` is made of
+them by `scripts/benchmarks/programs_table.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from erasediff_lora.adapter.programs.base import Limit, Loss, Program, Which, losses
+from erasediff_lora.adapter.weights import Adapter
+from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.registry import PROGRAMS
+
+ALL = "all"
+
+
+def asked(names: Iterable[str]) -> list[str]:
+    """Names in the registry; 'all' means all.
+
+    Raises:
+        UserError: If one is unknown.
+    """
+    names = list(names)
+    problems = [
+        Problem("--for", name, "is no program that is known.", nearest(name, [*PROGRAMS, ALL]))
+        for name in names
+        if name != ALL and name not in PROGRAMS
+    ]
+    if problems:
+        raise UserError(*problems)
+    return list(PROGRAMS) if ALL in names else list(dict.fromkeys(names))
+
+
+def losses_in(name: str, format: str, adapter: Adapter[Any]) -> list[Loss]:
+    """What a program of the registry makes otherwise of a file in this format."""
+    return losses(name, PROGRAMS[name], format, adapter)
+
+
+def least(name: str, files: Mapping[Path, tuple[str, Adapter[Any]]]) -> tuple[Path, list[Loss]]:
+    """Of several files of one adapter, that of which a program loses least, and what it loses.
+
+    Args:
+        name: The program.
+        files: File -> its format, and what is in it.
+    """
+    found = {file: losses_in(name, *content) for file, content in files.items()}
+    best = min(
+        found, key=lambda file: sum(loss.layers[0] * (2 if loss.are == "not read" else 1) for loss in found[file])
+    )
+    return best, found[best]
+
+
+__all__ = ["ALL", "PROGRAMS", "Limit", "Loss", "Program", "Which", "asked", "least", "losses", "losses_in"]
