@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from erasediff_lora.evaluation.loading import loading
+from erasediff_lora.evaluation.loading import loading, local
 
 BATCH = 32
 
@@ -31,8 +31,8 @@ class Clip(nn.Module):
 
         super().__init__()
         with loading(field, given):
-            self.model: Any = CLIPModel.from_pretrained(weights).eval()
-            self.processor: Any = CLIPProcessor.from_pretrained(weights)
+            self.model: Any = CLIPModel.from_pretrained(local(weights)).eval()
+            self.processor: Any = CLIPProcessor.from_pretrained(local(weights))
         self.config = self.model.config
 
     @torch.no_grad()

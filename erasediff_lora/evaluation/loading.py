@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from erasediff_lora.errors import Problem, UserError
 
@@ -23,15 +24,28 @@ def loading(field: str, value: str, extra: str | None = None) -> Iterator[None]:
         raise
     except ImportError as error:
         raise UserError(
-            Problem(field, value, f"needs a package: {error}.", f"Run: pip install '{extra or error.name}'.")
-        ) from error
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
             Problem(
                 field,
                 value,
-                f"cannot be loaded: {type(error).__name__}: {reason}",
-                "Point it at a local folder or file with the weights, or at a hub id within reach.",
+                f"needs a package: {str(error).rstrip('. ')}.",
+                f"Run: pip install '{extra or error.name}'.",
             )
         ) from error
+    except Exception as error:
+        remedy = "Point it at a local folder or file with the weights, or at a hub id within reach."
+        what = f"cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('. ')}."
+        if _is_missing_path(value.partition(":")[2] or value):
+            what = "there is no such file or folder."
+        raise UserError(Problem(field, value, what, remedy)) from error
+
+
+def local(weights: str) -> str:
+    """The weights as loaders take them: a path of this machine without '~', or a hub id as it is."""
+    path = Path(weights).expanduser()
+    return str(path) if path.exists() else weights
+
+
+def _is_missing_path(weights: str) -> bool:
+    """Whether it can only be a path, and nothing is there: a hub id has one slash, inside."""
+    is_path = weights.startswith(("/", "./", "../", "~")) or weights.count("/") > 1 or "\\" in weights
+    return is_path and not Path(weights).expanduser().exists()

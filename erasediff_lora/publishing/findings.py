@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.results import recognition
 from erasediff_lora.evaluation.verdict import read_judged
+from erasediff_lora.publishing.markdown import without_folders
 from erasediff_lora.storage.files import sha256
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, read_evaluation
 
@@ -141,6 +142,11 @@ class Numbers(BaseModel):
     refused: dict[str, str] = {}
     pictures: list[Pair] = []
     blur: bool | None = None
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """What was left out, and why; paths are shortened to names."""
+        return {name: without_folders(reason) for name, reason in self.refused.items()}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from erasediff_lora.publishing.findings import Findings, read_findings
 from erasediff_lora.publishing.licenses import license_of, parse
 from erasediff_lora.publishing.pictures import Pictures, copy_pictures, copy_sets
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.evaluation import without_folders
 from erasediff_lora.recipe.public import is_sensitive, public_recipe
 from erasediff_lora.registry import FORMATS
 from erasediff_lora.storage.files import atomic_folder, write_text
@@ -32,6 +33,8 @@ from erasediff_lora.storage.run_folder import EVALUATION_FILE, RECIPE_FILE
 log = logging.getLogger(__name__)
 HUB = "hub"
 CARD_FILE = "README.md"
+NAMING_FILES = ("base", "judge", "metrics", "recipe")
+"""Parts of an evaluation that name files; earlier versions wrote where these lie."""
 UNPROVEN = {
     "no": "failed",
     "not decided": "is not decided by its evaluation",
@@ -162,6 +165,8 @@ def assemble(
             write_text(folder / RECIPE_FILE, yaml.safe_dump(public_recipe(recipe), sort_keys=False, allow_unicode=True))
         if findings.numbers:
             kept = {name: value for name, value in findings.result.items() if name != "strips"}
+            kept |= {name: without_folders(kept[name]) for name in NAMING_FILES if name in kept}
+            kept |= {"refused": findings.numbers.reasons}
             write_text(folder / EVALUATION_FILE, json.dumps(kept | {"pictures": shown}, indent=2) + "\n")
         contents = Contents(
             adapter=adapter,
@@ -190,16 +195,19 @@ def upload(folder: Path, repo: str, *, public: bool) -> None:
     api = HfApi()
     with _explained(folder, repo):
         try:
-            is_public = not api.repo_info(repo).private
+            is_private = api.repo_info(repo).private
         except RepositoryNotFoundError:
-            is_public = False
-        if is_public and not public:
+            is_private = None
+        if is_private is False and not public:
             raise UserError(
                 Problem("--repo", repo, "exists and is public.", "Add --public if everybody may see the adapter.")
             )
         _validate(folder / CARD_FILE)
         api.create_repo(repo, private=not public, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload adapter")
+        if public and is_private:  # it was there, and so stayed as it was
+            api.update_repo_settings(repo, private=False)
+            log.info("%s was private, and is public now", repo)
 
 
 def _checked(repo: str, base_model: str | None, license: str | None) -> License | None:

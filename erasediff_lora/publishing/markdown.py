@@ -12,11 +12,18 @@ from erasediff_lora.errors import printable
 
 _MARKUP = re.compile(r"([\\`*_\[\]~|$@])|(?<=:)(?=//)|(?<=www)(?=\.)")
 """What Markdown acts on anywhere: marks, and the places where a bare address becomes a link."""
+_FOLDERS = re.compile(r"""(?<![\w/\\.])(?:~|[A-Za-z]:)?[/\\](?:[^\s'"/\\]+[/\\])+""")
+"""The folders of a path in a text; of an address on the web nothing."""
 _AT_THE_START = re.compile(r"^(\d*)([#+=-]|(?<=\d)[.)](?=\s|$))")
 
 
 class Markdown(str):
     """What is Markdown already, and stays as it is."""
+
+
+def without_folders(text: str) -> str:
+    """A message as others may see it: names of files, without where they lie on this machine."""
+    return _FOLDERS.sub("", text)
 
 
 def one_line(value: object) -> str:

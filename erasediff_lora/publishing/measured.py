@@ -12,6 +12,7 @@ from erasediff_lora.evaluation.results import asked, attacked
 from erasediff_lora.evaluation.shares import interval, interval_text, percent
 from erasediff_lora.publishing.findings import Accuracy, Distances, Findings, Numbers
 from erasediff_lora.publishing.markdown import Markdown, one_line, table
+from erasediff_lora.recipe.evaluation import without_folders
 from erasediff_lora.storage.run_folder import RECIPE_FILE
 
 NAMES = {"unlearning_accuracy": "unlearning accuracy", "retain_accuracy": "retain accuracy"}
@@ -111,7 +112,7 @@ def attack_table(findings: Findings) -> Markdown | None:
 
 def distance_name(found: Distances) -> str:
     """A Fréchet distance is an FID by the features of Inception only."""
-    return "FID" if is_fid(found) else f"Fréchet distance ({found.features} features)"
+    return "FID" if is_fid(found) else f"Fréchet distance ({without_folders(found.features)} features)"
 
 
 def is_fid(found: Distances) -> bool:

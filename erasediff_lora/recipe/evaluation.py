@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, create_model
@@ -124,7 +124,7 @@ class Evaluation(Section):
 
     def without_folders(self) -> dict[str, Any]:
         """The table as it may be shown to others: names of local files and folders, without where they lie."""
-        shown: dict[str, Any] = _without_folders(self.model_dump(mode="json"))
+        shown: dict[str, Any] = without_folders(self.model_dump(mode="json"))
         return shown
 
     def quick(self) -> dict[str, Any]:
@@ -175,21 +175,24 @@ def check_spec(field: str, spec: str, registry: Registry, unknown: str) -> Probl
         return Problem(field, spec, unknown, nearest(name, registry))
     if registry[name].needs and not weights:
         return Problem(field, spec, "names no weights.", f"Write {name}:{registry[name].needs}.")
+    if registry[name].alone and ":" in spec:
+        return Problem(field, spec, f"says more than {name}, which has weights of its own.", f"Write {name}.")
     return None
 
 
-def _without_folders(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
+    """A value as it may be shown to others: names of local files and folders, without where they lie."""
     if isinstance(value, dict):
-        return {key: _without_folders(inside) for key, inside in value.items()}
+        return {key: without_folders(inside) for key, inside in value.items()}
     if isinstance(value, list):
-        return [_without_folders(inside) for inside in value]
+        return [without_folders(inside) for inside in value]
     return ":".join(_name(part) for part in value.split(":")) if isinstance(value, str) else value
 
 
 def _name(text: str) -> str:
     """The last part of a path that exists here, or that can only be one; anything else as it is."""
     try:
-        path = Path(text).expanduser()
-        return path.name if path.exists() or path.is_absolute() else text
+        path = PureWindowsPath(text) if text.startswith("\\") else Path(text).expanduser()
+        return path.name if path.root or (isinstance(path, Path) and path.exists()) else text
     except (OSError, RuntimeError):  # too long for a path; nobody's home
         return text

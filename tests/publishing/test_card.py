@@ -240,6 +240,24 @@ def test_model_index_has_the_numbers_and_survives_the_hubs_own_reading(run: Path
     assert ("fid", "FID") in {(result.metric_type, result.metric_name) for result in results}
 
 
+def test_where_files_lie_on_this_machine_stays_here(run: Path, cli: Cli) -> None:
+    """Earlier versions wrote it down, and reasons quote what was given."""
+    distances: dict[str, Any] = {"features": "inception2:/home/me/nets/inception.pth"}
+    distances |= {"own_samples": {"base": {"frechet": 3.0}, "erased": {"frechet": 4.5}}}
+    refused = {
+        "clip_score": "evaluation.clip_score.weights = '/home/me/clip': cannot be loaded. See https://a.org/b/c.",
+        "nudity": "evaluation.x = 'D:\\home\\me\\net.onnx': is damaged",
+        "drift": "evaluation.y = '~/home/me/net': is damaged",
+    }
+    measure(run)
+    edit(run, metrics={"accuracy": accuracy(0.9), "distances": distances}, refused=refused, judge="clip:/home/me/clip")
+    text = card_of(run, cli).text
+    assert "Fréchet distance (inception2:inception.pth features)" in text and "Judge: `clip:clip`" in text
+    assert "weights = 'clip': cannot be loaded. See https:" in text and "a.org/b/c" in text
+    for file in ("README.md", "evaluation.json"):
+        assert "home" not in (run / "hub" / file).read_text(), file
+
+
 def test_names_are_text_and_no_markup(run: Path, cli: Cli) -> None:
     measure(
         run, accuracy(per_concept={EVIL: concept(1.0), "dog": concept(1.0)}), inversion(0.0), concepts=[EVIL, "dog"]

@@ -130,6 +130,9 @@ class Hub:
     def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> None:
         self.calls.append(("create", repo, private))
 
+    def update_repo_settings(self, repo: str, *, private: bool) -> None:
+        self.calls.append(("settings", repo, private))
+
     def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
         self.calls.append(("upload", repo_id, sorted(p.name for p in Path(folder_path).iterdir())))
 
@@ -161,6 +164,24 @@ def test_upload_is_private_unless_asked(
     assert hub.calls[1][:2] == ("upload", "me/erase-cat") and "README.md" in hub.calls[1][2]
     assert f"https://huggingface.co/me/erase-cat ({'public' if public else 'private'})" in result.out
     assert valid == [(run / "hub/README.md").read_text()]
+
+
+@pytest.mark.parametrize(("existing", "changed"), [(True, [("settings", "me/erase-cat", False)]), (False, [])])
+def test_what_is_called_public_is_public(
+    existing: bool,
+    changed: list[Any],
+    run: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    valid: list[str],
+) -> None:
+    hub = Hub(existing=existing)
+    monkeypatch.setattr(publishing, "HfApi", hub)
+    measure(run)
+    result = cli("publish", run, "--repo", "me/erase-cat", "--public")
+    assert result.status == 0 and "me/erase-cat (public)" in result.out, result.err
+    assert hub.calls[2:] == changed, "after the upload"
+    assert ("was private, and is public now" in result.err) == existing
 
 
 UNPROVEN: dict[str, tuple[dict[str, Any] | None, str, str, str]] = {

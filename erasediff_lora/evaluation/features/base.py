@@ -27,6 +27,9 @@ class Features(Protocol):
     needs: ClassVar[str] = ""
     """What must follow the name, such as 'PATH'; empty if nothing must."""
 
+    alone: ClassVar[bool] = False
+    """Whether nothing may follow the name."""
+
     extra: ClassVar[str | None] = None
     """What `pip install` brings the packages that they need."""
 

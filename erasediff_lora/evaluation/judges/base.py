@@ -71,6 +71,9 @@ class Judge(PictureJudge, Protocol):
     needs: ClassVar[str] = ""
     """What must follow its name, such as 'FOLDER'; empty if nothing must."""
 
+    alone: ClassVar[bool] = False
+    """Whether nothing may follow its name."""
+
     @classmethod
     @abstractmethod
     def load(cls, weights: str, names: Names) -> PictureJudge:

@@ -129,7 +129,7 @@ class ClassifierJudge(Judge):
 class DemoJudge(ClassifierJudge):
     """The classifier of the embedded model."""
 
-    needs = ""
+    needs, alone = "", True
 
     @classmethod
     def load(cls, weights: str, names: Names) -> DemoJudge:

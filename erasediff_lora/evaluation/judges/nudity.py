@@ -73,6 +73,8 @@ class NudityJudge(Judge):
         scores: What the detector finds.
     """
 
+    alone = True
+
     @classmethod
     @abstractmethod
     def scores(cls, field: str) -> Scores:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from erasediff_lora.evaluation.judges.base import Judge, Names
-from erasediff_lora.evaluation.loading import loading
+from erasediff_lora.evaluation.loading import loading, local
 
 
 class TransformersJudge(Judge):
@@ -26,8 +26,8 @@ class TransformersJudge(Judge):
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         with loading("evaluation.judge", f"transformers:{weights}"):
-            self._model = AutoModelForImageClassification.from_pretrained(weights).eval()
-            self._processor = AutoImageProcessor.from_pretrained(weights)
+            self._model = AutoModelForImageClassification.from_pretrained(local(weights)).eval()
+            self._processor = AutoImageProcessor.from_pretrained(local(weights))
         self._names = [names_of(label) for _, label in sorted(self._model.config.id2label.items())]
 
     @property
