@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from erasediff_lora import __version__, families
 from erasediff_lora.adapter import factors
@@ -20,6 +19,7 @@ from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.adapter.weights import BIAS, LoraAdapter, LoraLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import Slot
+from erasediff_lora.progress import tqdm
 
 log = logging.getLogger(__name__)
 

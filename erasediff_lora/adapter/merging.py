@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from erasediff_lora.adapter import updates
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
@@ -20,6 +19,7 @@ from erasediff_lora.adapter.updates import Update
 from erasediff_lora.adapter.weight_file import EMA, WeightFile
 from erasediff_lora.adapter.weighted import Weighted
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.progress import tqdm
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, atomic, atomic_folder
 
 log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from erasediff_lora import __version__
 from erasediff_lora.cli import adapters, evaluation, recipes, running
@@ -53,8 +54,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes options with dashes where they have underscores."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._spelled(word) for word in words], namespace)
+
+    def _spelled(self, word: str) -> str:
+        name, *value = word.split("=", 1)
+        underscored = "--" + name[2:].replace("-", "_")
+        is_meant = name.startswith("--") and underscored in self._option_string_actions
+        return "=".join([underscored, *value]) if is_meant else word
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="erasediff-lora", description="Remove a concept from a text-to-image model with a small LoRA file."
     )
     parser.add_argument("--version", action="version", version=__version__)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from erasediff_lora.recipe import Recipe
@@ -66,12 +67,13 @@ def _overrides(rest: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
     while words:
         word = words.pop(0)
         name, separator, text = word.removeprefix("--").partition("=")
+        name = underscored if (underscored := name.replace("-", "_")) in known else name
         if not word.startswith("--"):
             problems.append(Problem("argument", word, "is not expected here.", "Flags are --section.field VALUE."))
             continue
         is_open_table = any(name.startswith(table + ".") for table in ("forget.placeholders", "retain.placeholders"))
         if name not in {*known, *sections, *RENAMED} and not is_open_table:
-            problems.append(Problem("argument", f"--{name}", "is no field of the recipe.", nearest(name, known)))
+            problems.append(Problem("argument", f"--{name}", "is no field of the recipe.", _nearest(name, known)))
             if not separator and words and not words[0].startswith("--"):
                 words.pop(0)
             continue
@@ -85,3 +87,14 @@ def _overrides(rest: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
         except ValueError:
             problems.append(Problem("argument", f"--{name}", f"has an unreadable value {text!r}.", "Quote it as YAML."))
     return values, problems
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """A field that is spelled alike, or where to look: sections alone make no two fields alike."""
+    section, _, last = name.rpartition(".")
+    alike = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    same = [field for field in known if field.rpartition(".")[0] == section]
+    inside = difflib.get_close_matches(last, [field.rpartition(".")[2] for field in same], n=1, cutoff=0.6)
+    if inside or alike:
+        return f"Did you mean {f'{section}.{inside[0]}'.lstrip('.') if inside else alike[0]!r}?"
+    return f"`erasediff-lora recipes fields{f' {section}' if same and section else ''}` lists what there is."

@@ -25,9 +25,9 @@ DEMO_RECIPE = Path(demo.__file__).parent / "recipe.yaml"
 def _arguments(*, demo: bool = False, trains: bool = False) -> Callable[[argparse.ArgumentParser], None]:
     def add(parser: argparse.ArgumentParser) -> None:
         if demo:
-            parser.add_argument(
-                "--concept", default="cat", help="what to erase: a concept or a style of the demo model"
-            )
+            what = "what to erase: a concept or a style of the demo model"
+            parser.add_argument("name", nargs="?", metavar="CONCEPT", help=f"{what} [cat]")
+            parser.add_argument("--concept", help="the same")
         else:
             parser.add_argument("recipe", type=Path, help="recipe file, folder of a run, or name of a shipped recipe")
         if trains:
@@ -39,8 +39,15 @@ def _arguments(*, demo: bool = False, trains: bool = False) -> Callable[[argpars
 
 def _recipe(parsed: argparse.Namespace, rest: Sequence[str]) -> Recipe:
     if parsed.verb == "demo":
-        return load_recipe(DEMO_RECIPE, rest, demo_overrides(parsed.concept))
+        return load_recipe(DEMO_RECIPE, rest, demo_overrides(_one_concept(parsed)))
     return load_recipe(parsed.recipe, rest)
+
+
+def _one_concept(parsed: argparse.Namespace) -> str:
+    given = {name for name in (parsed.name, parsed.concept) if name is not None}
+    if len(given) > 1:
+        raise UserError(Problem("--concept", parsed.concept, f"is not {parsed.name!r}.", "Name one concept."))
+    return given.pop() if given else "cat"
 
 
 def demo_overrides(concept: str) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from erasediff_lora.data.buckets import bucket, by_shape
 from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.data.rows import Kind
 from erasediff_lora.data.samples import Sample
 from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.progress import tqdm
 from erasediff_lora.recipe import Images, Recipe
 
 log = logging.getLogger(__name__)

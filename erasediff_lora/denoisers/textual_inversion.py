@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from erasediff_lora.denoisers.base import Denoiser, NoisedBatch
 from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
+from erasediff_lora.progress import tqdm
 
 
 def slot_loss(

@@ -17,11 +17,10 @@ from erasediff_lora.evaluation.judging import judge_of
 from erasediff_lora.evaluation.pictures import Drawn, forget_prompts, retain_prompts
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.schema import Section
-from erasediff_lora.registry import ATTACKS, JUDGES
+from erasediff_lora.registry import ATTACKS
 
 log = logging.getLogger(__name__)
 S = TypeVar("S", bound=Section)
-DEFAULT_FEATURES = "efficientnet-lite0"
 BASE_FORGET_SAMPLES = 60
 """That the base draws the concept needs no more than a glance; the other counts are compared."""
 
@@ -125,17 +124,15 @@ class Evidence:
         """Name and function of the features that pictures are compared in.
 
         Args:
-            spec: As the recipe names them; None: the judge's own, or else the default's.
+            spec: As the recipe names them; None: the judge's own, or else the default.
 
         Raises:
             UserError: If they cannot be loaded.
         """
-        judge, _, weights = (self.recipe.evaluation.judge or "").partition(":")
-        judges_own = JUDGES[judge].features(weights) if judge else None
-        chosen = spec or judges_own or DEFAULT_FEATURES
+        chosen = feature_nets.chosen(spec, self.recipe.evaluation.judge)
         if chosen not in self._features:
             self._features[chosen] = feature_nets.load(chosen)
-        return chosen.partition(":")[0], self._features[chosen]
+        return feature_nets.shown(chosen, self.recipe.evaluation.judge), self._features[chosen]
 
     def _draw(self, candidate: Candidate, kind: str, prompts: list[Prompt], seed: int) -> list[Drawn]:
         key = (candidate.name, kind)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from erasediff_lora.data import prompts as templates
 from erasediff_lora.data.imaging import contact_sheet
 from erasediff_lora.data.prompts import Prompt, balanced, expand
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.evaluation.picture_store import PictureStore
+from erasediff_lora.progress import tqdm
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import atomic
 

@@ -119,6 +119,10 @@ def restated(section: str, model: type[BaseModel], error: Any) -> Problem:
         case "literal_error":
             choices = re.findall(r"'([^']*)'", context["expected"])
             return Problem(field, value, f"must be {context['expected']}.", nearest(str(value), choices))
+        case "list_type" if isinstance(value, str):
+            return Problem(field, value, "is no list.", f"Write [{value}].")
+        case "dict_type" | "model_type" if not isinstance(value, dict):
+            return Problem(field, value, "is no table.", "Write {NAME: VALUE}.")
         case "value_error":
             return Problem(field, value, str(context["error"]))
         case _:

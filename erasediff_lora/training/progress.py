@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import psutil
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from erasediff_lora.objectives import Direction
+from erasediff_lora.progress import tqdm
 from erasediff_lora.storage.run_folder import LOG_FILE, JsonLog
 from erasediff_lora.training.setup import Run
 
@@ -56,7 +56,7 @@ class Progress:
             self.log.write({"step": done} | values)
         self.accelerator.log({name: value for name, value in values.items() if value is not None}, step=done)
         shown = {label: values[name] for label, name in BAR.items() if values.get(name) is not None}
-        self.bar.set_postfix({label: f"{value:.3f}" for label, value in shown.items()})
+        self.bar.set_postfix({label: f"{value:.3f}" for label, value in shown.items()}, refresh=False)
 
     def close(self) -> None:
         """Close the log and the trackers."""

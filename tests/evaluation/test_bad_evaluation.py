@@ -93,10 +93,10 @@ def test_what_the_recipe_names_and_is_not_there_is_told_before_training(
     refused(
         cli("train", recipe_file(evaluation=asked)),
         "4 problems",
-        "evaluation.judge = 'transformers:/nowhere/judge': cannot be loaded",
+        "evaluation.judge = 'transformers:/nowhere/judge': there is no such file or folder",
         "evaluation.nudity.detector = 'nudenet': needs a package",
         "pip install 'erasediff-lora[nudenet]'",
-        "evaluation.clip_score.weights = '/nowhere/clip': cannot be loaded",
+        "evaluation.clip_score.weights = '/nowhere/clip': there is no such file or folder",
         "evaluation.distances.features = 'inception:/nowhere'",
     )
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists(), "nothing was drawn"

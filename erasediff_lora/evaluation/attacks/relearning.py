@@ -174,9 +174,9 @@ class FineTuning:
         """Train on to that step, and leave the adapter active."""
         import torch
         from torch.nn import functional as F
-        from tqdm import tqdm
 
         from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
+        from erasediff_lora.progress import tqdm
 
         denoiser = self.denoiser
         self.adapter.activate(with_erasure=bool(self.candidate.strength))

@@ -9,9 +9,28 @@ from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.features.base import Extract, Features
 from erasediff_lora.evaluation.loading import loading
 from erasediff_lora.recipe.evaluation import check_spec
-from erasediff_lora.registry import FEATURES
+from erasediff_lora.registry import FEATURES, JUDGES
 
 FIELD = "evaluation.distances.features"
+DEFAULT = "efficientnet-lite0"
+
+
+def chosen(asked: str | None, judge: str | None) -> str:
+    """The features as they are loaded: those that are asked for, else the judge's own, else the default's.
+
+    Args:
+        asked: As a recipe names them; 'judge' are those of its judge, or of the embedded model's where it has none.
+        judge: The recipe's.
+    """
+    name, _, weights = (judge or "").partition(":")
+    own = JUDGES[name].features(weights) if judge else None
+    return own if own is not None and asked in (None, "judge") else asked or DEFAULT
+
+
+def shown(spec: str, judge: str | None) -> str:
+    """What a report calls loaded features: those of another judge than the recipe's are not 'judge'."""
+    is_other = spec == "judge" and (judge or "").partition(":")[0] != "demo"
+    return "the embedded model's judge" if is_other else spec.partition(":")[0]
 
 
 def load(spec: str) -> Extract:
@@ -28,4 +47,4 @@ def load(spec: str) -> Extract:
     return extract
 
 
-__all__ = ["Extract", "Features", "load"]
+__all__ = ["Extract", "Features", "chosen", "load", "shown"]

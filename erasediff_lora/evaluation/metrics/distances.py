@@ -55,7 +55,7 @@ class Distances(Metric):
 
     def require_means(self, evaluation: Evaluation) -> None:
         options = evaluation.settings(DistancesSettings)
-        require_features(options)
+        require_features(evaluation)
         require_two(self.name, evaluation.retain_samples)
         if options.real_images is not None:
             pictures_in(options.real_images)
@@ -111,7 +111,7 @@ def features_of(evidence: Evidence) -> tuple[str, Extract]:
     return evidence.features(evidence.settings(DistancesSettings).features)
 
 
-def require_features(options: DistancesSettings) -> None:
+def require_features(evaluation: Evaluation) -> None:
     """See that the features that the recipe names can be loaded.
 
     Raises:
@@ -119,8 +119,8 @@ def require_features(options: DistancesSettings) -> None:
     """
     from erasediff_lora.evaluation import features
 
-    if options.features is not None:
-        features.load(options.features)
+    if (asked := evaluation.settings(DistancesSettings).features) is not None:
+        features.load(features.chosen(asked, evaluation.judge))
 
 
 def require_two(metric: str, retain_samples: int) -> None:

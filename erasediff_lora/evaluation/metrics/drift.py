@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.evaluation.metrics.base import Metric
-from erasediff_lora.evaluation.metrics.distances import DistancesSettings, features_of, require_features
+from erasediff_lora.evaluation.metrics.distances import features_of, require_features
 from erasediff_lora.evaluation.parts import Found, Table
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Drift(Metric):
     quick = True
 
     def require_means(self, evaluation: Evaluation) -> None:
-        require_features(evaluation.settings(DistancesSettings))
+        require_features(evaluation)
 
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The change of predictions, and of same-seed pictures.

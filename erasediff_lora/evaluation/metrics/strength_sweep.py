@@ -10,7 +10,6 @@ from erasediff_lora.errors import Problem
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
 from erasediff_lora.evaluation.metrics.base import Metric
 from erasediff_lora.evaluation.metrics.distances import (
-    DistancesSettings,
     features_of,
     frechet_distance,
     require_features,
@@ -49,7 +48,7 @@ class StrengthSweep(Metric):
     Settings = SweepSettings
 
     def require_means(self, evaluation: Evaluation) -> None:
-        require_features(evaluation.settings(DistancesSettings))
+        require_features(evaluation)
         require_two(self.name, min(evaluation.settings(SweepSettings).samples, evaluation.retain_samples))
 
     def measure(self, evidence: Evidence) -> dict[str, Any]:
