@@ -20,6 +20,8 @@ NAMED = 10
 """Examples that are kept of a kind."""
 SHOWN = 3
 """Of them, in the table."""
+MOST_ROWS, FEWEST = 40, 20
+"""Concepts with a row of their own; those with the fewest pictures, where there are more."""
 LONGEST = 72
 """Characters of an example in the table."""
 
@@ -102,8 +104,7 @@ class SetReport:
 
     def rows(self) -> Iterator[tuple[str, int, str]]:
         """Rows of the table: what, how many, the first ones."""
-        for concept, count in self.concepts.items():
-            yield f"of {concept}", count, ""
+        yield from _concept_rows(self.concepts)
         for reason, found in self.left_out.items():
             yield f"left out: {reason.value}", found.total(), summary(found, SHOWN)
         for what, found in self.noted.items():
@@ -150,12 +151,22 @@ def read_data_report(folder: Path) -> dict[str, list[tuple[str, int, str]]]:
 
 
 def _rows(content: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
-    for concept, count in content["concepts"].items():
-        yield f"of {concept}", int(count), ""
+    yield from _concept_rows({concept: int(count) for concept, count in content["concepts"].items()})
     for name, found in content["left_out"].items():
         yield f"left out: {LeftOut[name.upper()].value}", int(found["count"]), summary(found["examples"], SHOWN)
     for name, found in content["noted"].items():
         yield Noted[name.upper()].value, int(found["count"]), summary(found["examples"], SHOWN)
+
+
+def _concept_rows(concepts: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
+    """Pictures of each concept; of very many concepts those with the fewest."""
+    fewest = sorted(concepts, key=lambda concept: concepts[concept])
+    shown = set(fewest if len(fewest) <= MOST_ROWS else fewest[:FEWEST])
+    for concept, count in concepts.items():
+        if concept in shown:
+            yield f"of {concept}", count, ""
+    if rest := [count for concept, count in concepts.items() if concept not in shown]:
+        yield f"of {len(rest):,} others", sum(rest), f"{min(rest)} to {max(rest)} each"
 
 
 def _counted(found: Counter[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from erasediff_lora.publishing.findings import Claim, Findings, Metrics
 from erasediff_lora.publishing.markdown import Markdown, one_line, table, template
 from erasediff_lora.publishing.measured import accuracy_table, attack_table, became, distance_name, eval_results
 from erasediff_lora.recipe.evaluation import without_folders
+from erasediff_lora.recipe.names import few
 from erasediff_lora.registry import FORMATS
 from erasediff_lora.storage.run_folder import GRID_FILE, RECIPE_FILE
 
@@ -97,7 +98,7 @@ def model_card(contents: Contents) -> str:
         claims=contents.findings.claims,
         verdict=_verdict(contents.findings.claims.values()),
         rules=RULES,
-        names=", ".join(contents.concepts) or "a concept",
+        names=few(contents.concepts) or "a concept",
         numbers=numbers,
         judge=without_folders(numbers.judge if numbers and numbers.judge else "unknown"),
         accuracy=accuracy_table(metrics.accuracy) if metrics.accuracy else None,

@@ -1,9 +1,13 @@
-"""How names of concepts are compared, and written in the plural."""
+"""How names of concepts are compared, and written in the plural and in lists."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
+
+FEW = 12
+"""Names that a sentence lists."""
 
 
 def folded(name: str) -> str:
@@ -23,3 +27,9 @@ def plural(name: str) -> str:
 def spellings(name: str) -> set[str]:
     """The name and its plural, folded."""
     return {folded(name), folded(plural(name))}
+
+
+def few(names: Sequence[str], most: int = FEW) -> str:
+    """The names as a sentence lists them; of very many the first ones."""
+    more = len(names) - most
+    return ", ".join(names) if more < 2 else f"{', '.join(names[:most])} and {more:,} more"

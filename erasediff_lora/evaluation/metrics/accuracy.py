@@ -31,6 +31,10 @@ SHOWN = {
 }
 """Number -> how the report calls it, and which pictures it is of."""
 
+MOST_LINES = 20
+"""Concepts that the terminal tells about."""
+MOST_BARS = 40
+"""Concepts in a chart: of more, those of which the adapter has done worst."""
 INTRO = (
     "Forgotten, retained: unlearning and retain accuracy (UA, RA); in-domain and cross-domain: what other prompts name"
     " and how they want it drawn (IRA, CRA)."
@@ -83,11 +87,14 @@ class Accuracy(Metric):
         }
 
     def summary(self, found: Found, concepts: Sequence[str]) -> list[tuple[str, str]]:
-        shown = {concept: found["per_concept"][concept]["became"] for concept in concepts}
-        return [
-            ("became", f"{concept}: " + ", ".join(f"{label} {share:.1%}" for label, share in became.items()))
+        shown = {concept: found["per_concept"][concept]["became"] for concept in concepts[:MOST_LINES]}
+        lines = [
+            f"{concept}: {', '.join(f'{label} {share:.1%}' for label, share in became.items())}"
             for concept, became in shown.items()
         ]
+        if len(concepts) > MOST_LINES:
+            lines.append(f"and {len(concepts) - MOST_LINES:,} further concepts: see the report")
+        return [("became", line) for line in lines]
 
     def recognition(self, found: Found) -> Recognition:
         return Recognition(
@@ -270,12 +277,25 @@ def _attributes_seen(prompt: Prompt, seen: set[str], labels: set[str]) -> bool |
     return all(value in seen for value in asked) if asked else None
 
 
+def _worst(rows: Found) -> dict[str, Any]:
+    """Of very many concepts those that are still seen or that lost most, in their order."""
+
+    def badness(name: str) -> float:
+        row = rows[name]
+        if "unlearning_accuracy" in row:
+            return 1 - float(row["unlearning_accuracy"])
+        return float((row["retain_accuracy_base"] or 0.0) - (row["retain_accuracy"] or 0.0))
+
+    worst = set(sorted(rows, key=badness, reverse=True)[:MOST_BARS])
+    return {name: row for name, row in rows.items() if name in worst}
+
+
 def by_concept(found: Found) -> Chart:
     """How often each concept is recognised where it is asked for, without and with the adapter."""
     from erasediff_lora.evaluation.charts import bars, draw, words
 
     names, before, after = [], [], []
-    for name, row in found["per_concept"].items():
+    for name, row in _worst(found["per_concept"]).items():
         names.append(name)
         if "unlearning_accuracy" in row:
             base, erased = row["unlearning_accuracy_base"], row["unlearning_accuracy"]
@@ -300,12 +320,14 @@ def confusion(found: Found) -> Chart:
     """What the judge sees for each asked concept, with the adapter."""
     from erasediff_lora.evaluation.charts import draw
 
-    rows = {name: row["became"] for name, row in found["per_concept"].items() if "became" in row}
-    seen = [*rows, *sorted({label for row in rows.values() for label in row} - rows.keys() - {"other"}), "other"]
+    rows = {name: row["became"] for name, row in _worst(found["per_concept"]).items() if "became" in row}
+    labels = Counter(label for row in rows.values() for label in row if label not in rows and label != "other")
+    seen = [*rows, *sorted(label for label, _ in labels.most_common(MOST_BARS)), "other"]
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        shares = [[100 * row.get(label, 0.0) for label in seen] for row in rows.values()]
+        shares = [[100 * row.get(label, 0.0) for label in seen[:-1]] for row in rows.values()]
+        shares = [[*row, max(100 - sum(row), 0.0)] for row in shares]
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         axes.set_xticks(range(len(seen)), seen, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(rows)), list(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ from erasediff_lora.evaluation.results import asked, attacked, measured
 from erasediff_lora.evaluation.shares import interval_text, percent
 from erasediff_lora.evaluation.verdict import RULES, headline, read_judged
 from erasediff_lora.objectives import Objective
+from erasediff_lora.recipe.names import few
 from erasediff_lora.registry import OBJECTIVES
 from erasediff_lora.storage.files import atomic, write_text
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, LOG_FILE, REPORT_FILE, SELECTION_FILE, picture_in
 
 COLUMNS = 8
 CELL = 128
+MOST_STRIPS = 40
+"""Concepts whose pictures are shown, of a kind of prompts or of an attack: a report is one file."""
 Pair = tuple[Sequence[Drawn], Sequence[Drawn]]
 
 
@@ -47,7 +51,7 @@ def save_strips(
     """
     strips = []
     for kind, (before, after) in pictures.items():
-        for number, (concept, indices) in enumerate(by_concept(before).items(), 1):
+        for number, (concept, indices) in enumerate(islice(by_concept(before).items(), MOST_STRIPS), 1):
             rows = {
                 "base": [before[i].image for i in indices[:COLUMNS]],
                 "erased": [after[i].image for i in indices[:COLUMNS]],
@@ -65,7 +69,7 @@ def _attack_strips(folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> 
         for item in outcomes[model].pictures:
             own.setdefault(item.prompt.concept or "", {}).setdefault(model, []).append(item.image)
     strips = []
-    for number, (concept, rows) in enumerate(own.items(), 1):
+    for number, (concept, rows) in enumerate(islice(own.items(), MOST_STRIPS), 1):
         file, title = f"{name}-strip.webp", attack(name).title
         if len(own) > 1:
             file, title = f"{name}-strip-{number}.webp", f"{concept}, {title[0].lower()}{title[1:]}"
@@ -115,6 +119,7 @@ def write_report(folder: Path, *, run: Path | None = None) -> Path:
         "attacks": _attacks(result),
         "tables": _tables(result),
         "charts": _charts(run, result),
+        "most_strips": MOST_STRIPS,
         "strips": embedded_strips(folder, result),
         "selection": _json(run / SELECTION_FILE),
         "sets": read_data_report(run),
@@ -210,5 +215,5 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    templates.filters["percent"] = percent
+    templates.filters |= {"percent": percent, "few": few}
     return templates
