@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T", bound=Table)
-LARGEST_WEIGHT = 2**27
-"""Values of a weight: four times those of the largest known layers. A small file can claim any size."""
+LARGEST_WEIGHT = 2**26
+"""Values of a weight, more than the largest known layers have: a small file can claim any size."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def composite(
         ValueError: If the parts are too few, do not fit, or make up a weight larger than there is any.
     """
     shape = kind.shape(parts)
-    if math.prod(shape) > LARGEST_WEIGHT:
+    if math.prod(shape) > max(LARGEST_WEIGHT, sum(part.count for part in parts.values())):
         raise ValueError(f"its weight would be {list(shape)}")
     rank = kind.rank(parts) if rank is None else rank
     scale = 1.0 if rank is None or alpha is None else alpha / rank

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from erasediff_lora import families
 from erasediff_lora.adapter import formats
 from erasediff_lora.adapter.checkpoint import fingerprint_of, fingerprint_of_network
+from erasediff_lora.adapter.pointwise import like
 from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError
 
@@ -39,12 +41,12 @@ def load(
         mark: str | None = fingerprint_of_network(network)
     else:  # rounded in memory; the files are not
         mark = fingerprint_of(where)
-    _require_fit(pipeline, adapter, path, where)
+    fitted = _fitted(pipeline, adapter, path, where)
     adapter.provenance.require_base(mark, where.name or "the pipeline", strict=strict)
     file = formats.locate(Path(path).expanduser())
     with tempfile.TemporaryDirectory() as folder:
-        if form != "diffusers":
-            (file,) = formats.write(adapter, folder, "diffusers")
+        if form != "diffusers" or fitted is not adapter:
+            (file,) = formats.write(fitted, folder, "diffusers")
         pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
 
 
@@ -61,8 +63,13 @@ def _network(pipeline: Any) -> Any:
     raise UserError(Problem("pipeline", type(pipeline).__name__, f"has no network of a known name: {known}."))
 
 
-def _require_fit(pipeline: Any, adapter: LoraAdapter, path: Path | str, base: Path) -> None:
-    """Every adapted weight is there, in the same shape; diffusers would say so in a hundred lines, or not at all."""
+def _fitted(pipeline: Any, adapter: LoraAdapter, path: Path | str, base: Path) -> LoraAdapter:
+    """The adapter as the pipeline's modules take it; it itself if nothing has to be changed.
+
+    Raises:
+        UserError: If a weight is missing or of another shape; diffusers says so in a hundred lines, or not at all.
+    """
+    layers = {}
     for component in adapter.components:
         network = getattr(pipeline, component, None)
         modules = dict(network.named_modules()) if isinstance(network, torch.nn.Module) else {}
@@ -70,7 +77,8 @@ def _require_fit(pipeline: Any, adapter: LoraAdapter, path: Path | str, base: Pa
             module = modules.get(name)
             weight = getattr(getattr(module, "base_layer", module), "weight", None)
             there = None if weight is None else tuple(weight.shape)
-            if there != layer.shape:
+            fitted = None if there is None else like(layer, there)
+            if fitted is None:
                 trained_on = adapter.provenance.base_model or f"a base of architecture {adapter.architecture}"
                 raise UserError(
                     Problem(
@@ -81,3 +89,6 @@ def _require_fit(pipeline: Any, adapter: LoraAdapter, path: Path | str, base: Pa
                         f"It was made for {trained_on}.",
                     )
                 )
+            layers[f"{component}.{name}"] = fitted
+    is_same = all(layers[name] is layer for name, layer in adapter.layers.items())
+    return adapter if is_same else replace(adapter, layers=layers)

@@ -56,6 +56,8 @@ def layers_of(
         for part in full.BIASES & parts.keys():
             found[name + BIAS] = composite(KINDS["full"], {full.WEIGHT: parts[part]}, None)
         kind, mine = _kind_of(parts)
+        if magnitude is not None and (not mine or (kind is not None and not kind.has_magnitudes)):
+            raise ValueError(f"{MAGNITUDE} beside {', '.join(sorted(parts.keys() - {ALPHA, MAGNITUDE}))}")
         if kind is not None:
             found[name] = composite(kind, mine, alpha, rank, magnitude)
         elif mine:

@@ -88,7 +88,10 @@ def as_lora(
             Problem("adapter", source, f"changes norms and biases only, {len(unheld)} of them.", "Merge it instead.")
         )
     kept = held / total if total else 1.0
-    made = LoraAdapter(layers, adapter.provenance, adapter.header)
+    provenance = adapter.provenance
+    if adapter.architecture is None and checkpoint is not None and len(checkpoint.architectures) == 1:
+        provenance = replace(provenance, architecture=checkpoint.architectures[0])
+    made = LoraAdapter(layers, provenance, adapter.header)
     if exact < len(layers):
         made = replace(made, layers=with_one_alpha(dict(in_factors(made).layers)))
     return Reduced(made.with_history(f"made a LoRA, energy kept {kept:.6f}"), kept, exact, unheld)

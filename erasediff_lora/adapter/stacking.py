@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from erasediff_lora.adapter import factors
+from erasediff_lora.adapter.pointwise import like
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.scaling import with_one_alpha
 from erasediff_lora.adapter.weighted import Weighted
-from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
+from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def stack(adapters: Sequence[Weighted]) -> LoraAdapter:
     layers = {}
     for name in sorted({name for adapter, _ in plain for name in adapter.layers}):
         parts = [(adapter.layers[name], strength) for adapter, strength in plain if name in adapter.layers]
+        parts = [(like(layer, parts[0][0].shape) or layer, strength) for layer, strength in parts]
         layers[name] = LoraLayer(
             down=torch.cat([layer.down.float() for layer, _ in parts]),
             up=torch.cat([layer.up.double() * (layer.scale * strength) for layer, strength in parts], dim=1).float(),
@@ -88,7 +90,7 @@ def require_same_base(adapters: Sequence[Weighted]) -> None:
             )
         for name in one.adapter.layers.keys() & other.adapter.layers.keys():
             here, there = one.adapter.layers[name].shape, other.adapter.layers[name].shape
-            if here != there:
+            if squeezed(here) != squeezed(there):
                 raise UserError(
                     Problem(
                         "adapter",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from erasediff_lora.families import single_files_sd3
 from erasediff_lora.families.base import Architecture, Family, License
 from erasediff_lora.families.layouts import Layout, Shapes
 from erasediff_lora.families.layouts.mmdit import MMDiT
@@ -49,5 +50,6 @@ FAMILY = Family(
         "text_encoder_2": ("lora_te2_", "text_encoders_clip_g_transformer_"),
         "text_encoder_3": ("lora_te3_", "text_encoders_t5xxl_transformer_"),
     },
+    single_file=single_files_sd3.slots,
     flow_matching=True,
 )

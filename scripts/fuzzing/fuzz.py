@@ -32,6 +32,9 @@ FRAGMENTS = [
     *("down_blocks_0_attentions_0_", "transformer_blocks.0.", "transformer_blocks_0_", "attn1.to_q", "attn1_to_q"),
     *("mid_block.resnets.0.conv1", ".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight"),
     *(".alpha", ".lora_magnitude_vector", ".dora_scale", ".processor", "input_blocks_1_1_", "proj_in", ".", "_", ""),
+    *(".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2", ".lokr_w1", ".lokr_w1_a"),
+    *(".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".lora_mid.weight", ".diff", ".diff_b"),
+    *(".w_norm", ".b_norm"),
 ]
 METADATA = [
     *("lora_adapter_metadata", "erasediff.concepts", "erasediff.resolution", "ss_network_alpha", "modelspec.title"),
@@ -50,9 +53,9 @@ def adapter(data: bytes) -> None:
     """An adapter file: any bytes, or a header put together from what adapters are made of."""
     file = WORK / "adapter.safetensors"
     file.write_bytes(data[1:] if data[:1] < b"\x40" else _assembled(data[1:]))
-    read = formats.read(file)
+    read = formats.read_any(file)
     for layer in read.layers.values():
-        if layer.rank < 100 and max(layer.shape) < 100:
+        if (layer.rank or 0) < 100 and max(layer.shape) < 100:
             layer.delta()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from erasediff_lora import families
@@ -9,6 +10,7 @@ from erasediff_lora.adapter.formats import other
 from erasediff_lora.adapter.formats.base import Format, Published, open_adapter, require_folder_or_safetensors
 from erasediff_lora.adapter.formats.reading import NOTHING, Asked
 from erasediff_lora.adapter.formats.tensor_names import SKIPPED
+from erasediff_lora.adapter.pointwise import canonical
 from erasediff_lora.adapter.weights import LoraAdapter, MixedAdapter, StoredAdapter
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.registry import FORMATS
@@ -31,12 +33,18 @@ def read(path: Path | str, asked: Asked = NOTHING) -> LoraAdapter:
 def read_as(path: Path | str, asked: Asked = NOTHING) -> tuple[str, LoraAdapter]:
     """The format's name, and the adapter."""
     name, stored = describe(path, asked)
-    return name, stored.load().plain("this", str(path))
+    return name, _loaded(stored).plain("this", str(path))
 
 
 def read_any(path: Path | str, asked: Asked = NOTHING) -> MixedAdapter:
     """The same of any kind: LoHa, LoKr, whole differences and so on too."""
-    return describe(path, asked)[1].load()
+    return _loaded(describe(path, asked)[1])
+
+
+def _loaded(stored: StoredAdapter) -> MixedAdapter:
+    """In memory, with factors as its base's modules have them: convolutions of 1×1 may be stored as linear layers."""
+    adapter = stored.load()
+    return replace(adapter, layers=canonical(adapter.layers, adapter.architecture))
 
 
 def describe(path: Path | str, asked: Asked = NOTHING) -> tuple[str, StoredAdapter]:

@@ -121,9 +121,22 @@ def require_folder_or_safetensors(output: Path) -> None:
 
 
 def peft_tensors(layers: Mapping[str, LoraLayer], prefix: str) -> dict[str, Tensor]:
-    """Tensors by peft's names, with a prefix, from layers by module path."""
+    """Tensors by peft's names, with a prefix, from layers by module path.
+
+    Raises:
+        UserError: If a layer is a DoRA by input, which peft does not have.
+    """
     tensors = {}
     for path, layer in layers.items():
+        if layer.by_input:
+            raise UserError(
+                Problem(
+                    "adapter",
+                    prefix + path,
+                    "is a DoRA with a magnitude for each input; peft and diffusers know one for each output only.",
+                    "Write it as kohya, or make it a LoRA with convert --as lora --rank RANK --base BASE.",
+                )
+            )
         tensors[prefix + path + DOWN], tensors[prefix + path + UP] = layer.down, layer.up
         if layer.magnitude is not None:
             tensors[prefix + path + MAGNITUDE] = layer.magnitude

@@ -82,8 +82,8 @@ def write(adapter: LoraAdapter, file: Path) -> list[Path]:
         tensors[key + DOWN], tensors[key + UP] = layer.down, layer.up
         tensors[key + ALPHA] = torch.tensor(layer.scale * layer.rank if layer.rslora else layer.alpha)
         if layer.magnitude is not None:
-            ones = [1] * (layer.down.ndim - 1)
-            tensors[key + MAGNITUDE] = layer.magnitude.reshape(-1, *ones)
+            axis = (1, -1) if layer.by_input else (-1, 1)
+            tensors[key + MAGNITUDE] = layer.magnitude.reshape(*axis, *[1] * (layer.down.ndim - 2))
     notes = _training_notes(adapter, names, architecture, file)
     save_safetensors(tensors, file, _header(adapter, names, architecture, notes, _hashes(tensors, notes)))
     return [file]

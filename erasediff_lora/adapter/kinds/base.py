@@ -33,12 +33,14 @@ class Kind(ABC):
         marks: Parts of which any one tells that it is this kind.
         is_flat: Whether a kernel's height and width may be multiplied into the inputs, so that the shape of the
             weight is known only with the base.
+        has_magnitudes: Whether there is a DoRA of it.
     """
 
     title: str
     parts: frozenset[str]
     marks: frozenset[str]
     is_flat: bool = False
+    has_magnitudes: bool = True
 
     @abstractmethod
     def shape(self, parts: Mapping[str, Table]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ BIASES = frozenset(("diff_b", "b_norm"))
 class _Full(Kind):
     title = "full differences"
     parts = marks = frozenset(ALIASES)
+    has_magnitudes = False
 
     def shape(self, parts: Mapping[str, Table]) -> tuple[int, ...]:
         if len(parts) != 1 or WEIGHT not in parts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 Weights = Iterator[tuple[str, tuple[int, ...]]]
 HEAD = 64
-_OUTER = {
+OUTER = {
     "x_embedder.proj": "pos_embed.proj",
     "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
     "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
@@ -16,7 +16,7 @@ _OUTER = {
     "context_embedder": "context_embedder",
     "final_layer.linear": "proj_out",
 }
-_IMAGE = {
+IMAGE = {
     "adaLN_modulation.1": ("norm1.linear",),
     "attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "attn.proj": ("attn.to_out.0",),
@@ -29,7 +29,7 @@ _IMAGE = {
     "mlp.fc1": ("ff.net.0.proj",),
     "mlp.fc2": ("ff.net.2",),
 }
-_TEXT = {
+TEXT = {
     "adaLN_modulation.1": ("norm1_context.linear",),
     "attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     "attn.proj": ("attn.to_add_out",),
@@ -78,10 +78,10 @@ class MMDiT:
     def native(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """MMDiT's names, but for the two layers whose rows lie in another order there."""
         there = dict(self.weights())
-        for theirs, ours in _OUTER.items():
+        for theirs, ours in OUTER.items():
             yield theirs, (ours,)
         for index in range(self.depth):
-            for part, names in (("x_block", _IMAGE), ("context_block", _TEXT)):
+            for part, names in (("x_block", IMAGE), ("context_block", TEXT)):
                 for theirs, tails in names.items():
                     paths = tuple(f"transformer_blocks.{index}.{tail}" for tail in tails)
                     is_swapped = index == self.depth - 1 and paths[0].endswith("norm1_context.linear")
