@@ -252,6 +252,7 @@ KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
         ({"hada_w1_a": (32, 2), "hada_w1_b": (2, 32), "hada_w2_a": (32, 2)}, "hada_w2_b is missing"),
         ({"lokr_w1": (4, 4), "lokr_w2_a": (8, 2), "lokr_w2_b": (3, 8)}, "lokr_w2_a is [8, 2] and lokr_w2_b [3, 8]"),
         ({"lokr_w1": (4,), "lokr_w2": (8, 8)}, "lokr_w1 is [4]"),
+        ({"lokr_w1": (4, 4), "lokr_w2": (8, 8), "lokr_w2_b": (0, 8)}, "lokr_w2_b beside lokr_w2"),
         ({"lora_down.weight": (2, 32), "hada_w1_a": (32, 2)}, "lora_down.weight beside hada_w1_a"),
         ({"lokr_w1": (10000, 1), "lokr_w2": (1, 10000)}, "its weight would be [10000, 10000]"),
         ({"diff": (2, 2, 2)}, "its difference is [2, 2, 2]"),

@@ -18,6 +18,10 @@ class _LoKr(Kind):
     is_flat = True
 
     def shape(self, parts: Mapping[str, Table]) -> tuple[int, ...]:
+        for whole in ("lokr_w1", "lokr_w2"):
+            factors = sorted(parts.keys() & {f"{whole}_a", f"{whole}_b", whole.replace("w", "t")})
+            if whole in parts and factors:
+                raise ValueError(f"{', '.join(factors)} beside {whole}")
         (rows, columns), (more_rows, more_columns) = _small(parts), _large(parts)
         return rows * more_rows, columns * more_columns
 
