@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from erasediff_lora import families
 from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.families import Slot
+from erasediff_lora.families import Slot, others
 
 SAMPLE = 64
+_ADAPTER = re.compile(r"lora_(A|B|down|up|mid)\b|\.hada_w|\.lokr_w|\.diff(_b)?$|\.[wb]_norm$|_lora\.(down|up)")
+"""What stands in the names of adapters' tensors."""
 
 
 class Checkpoint:
@@ -50,15 +53,7 @@ class Checkpoint:
             file.component = families.network_in(file.tensors)
             networks = families.networks()
             if not any(name.partition(".")[0] in networks for name in file.slots):
-                shown = ", ".join(list(file.tensors)[:5])
-                raise UserError(
-                    Problem(
-                        "model",
-                        str(path),
-                        f"has an unknown layout; its first tensors are {shown}.",
-                        "Known are Stable Diffusion 1.x, 2.x and XL: single files, diffusers folders, bare UNets.",
-                    )
-                )
+                raise _unknown_layout(file)
             self.files = [file]
 
     @property
@@ -140,6 +135,24 @@ def _digest(weights: Mapping[str, tuple[tuple[int, ...], list[Tensor]]]) -> str:
         for values in ends:
             digest.update(values.to(torch.float16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _unknown_layout(file: WeightFile) -> UserError:
+    """The complaint about a file in which no network is known: how many tensors, the first, and what it looks like."""
+    what = f"has an unknown layout: none of its {len(file.tensors)} tensors is of a network that is known here"
+    if file.tensors:
+        first = next(iter(file.tensors))
+        what += f", the first {first} {list(file.tensors[first].shape)}"
+    like = others.by_names(file.tensors, {}) or others.by_header(file.metadata)
+    if any(_ADAPTER.search(key) for key in file.tensors):
+        remedy = "It looks like an adapter: give the model first, and adapters behind it."
+    elif like is not None:
+        remedy = f"It looks like {like}, which is none of the known families: Stable Diffusion 1, 2, XL and 3."
+    else:
+        remedy = (
+            "Known are single files, diffusers folders and files of the network of Stable Diffusion 1, 2, XL and 3."
+        )
+    return UserError(Problem("model", str(file.path), what + ".", remedy))
 
 
 def _json(file: Path) -> dict[str, Any]:

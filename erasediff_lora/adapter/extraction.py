@@ -62,12 +62,13 @@ def extract(
         UserError: If the models differ in shape, hold NaN, or do not differ at all.
     """
     before, after = Checkpoint(base), Checkpoint(tuned)
+    _require_same_network(before, after, base, tuned)
     layers: dict[str, LoraLayer] = {}
     unheld: list[str] = []
     total = held = 0.0
     weights = [(name, file, slot) for file in after.main_files for name, slot in file.slots.items()]
     for name, file, slot in tqdm(weights, desc="extract", unit="weight"):
-        pair = _pair(before, name, file, slot, (base, tuned))
+        pair = _pair(before, name, file, slot)
         if pair is None:
             continue
         old, new = pair
@@ -116,45 +117,57 @@ def _architecture(base: Checkpoint, family: tuple[str, ...]) -> str | None:
     return left[0] if len(left) == 1 else None
 
 
-def _pair(
-    before: Checkpoint, name: str, file: WeightFile, slot: Slot, models: tuple[Path | str, Path | str]
-) -> tuple[Tensor, Tensor] | None:
-    """A weight in the base and in the tuned model, in the latter's shape; None of a text encoder's that the base lacks.
-
-    Those are its last layers, which diffusers leaves out. None too of weights that are the same at the precision that
-    both have. Of first convolutions with different inputs, the ones that both have.
+def _require_same_network(before: Checkpoint, after: Checkpoint, base: Path | str, tuned: Path | str) -> None:
+    """Stop unless both models have the same weights; text encoders may have fewer layers, as diffusers leaves some out.
 
     Raises:
-        UserError: If the base has no such weight, or of another shape.
+        UserError: If they have not: how many differ, and the first.
     """
-    found = before.find(name)
-    if found is None and name.partition(".")[0] not in families.networks():
-        return None
-    shape = file.shape(slot)
-    there = None if found is None else found[0].shape(found[1])
-    inputs = min(shape[1], there[1]) if there is not None and name.endswith(FIRST) and shape != there else None
-    base, tuned = models
-    if found is None or there is None or _comparable(there, inputs) != _comparable(shape, inputs):
+    here, there = (
+        {name: file.shape(slot) for file in model.main_files for name, slot in file.slots.items()}
+        for model in (after, before)
+    )
+    networks = families.networks()
+    other = [name for name in here.keys() & there.keys() if not _comparable(name, here[name], there[name])]
+    lone = [name for name in here.keys() ^ there.keys() if name.partition(".")[0] in networks]
+    if differing := sorted(other) or sorted(lone):
+        first = differing[0]
+        one, two = (list(shapes[first]) if first in shapes else "missing" for shapes in (here, there))
+        more = f", and so are {len(differing) - 1} more" if len(differing) > 1 else ""
         raise UserError(
             Problem(
                 "tuned",
                 str(tuned),
-                f"is no fine-tune of {base}: {name} is {list(shape)} here and"
-                f" {list(there) if there else 'missing'} there.",
+                f"is no fine-tune of {base}: {first} is {one} here and {two} there{more}.",
                 "Give the model that it was tuned from.",
             )
         )
+
+
+def _comparable(name: str, one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether shapes are the same but for what may differ: 1×1 kernels, and further inputs of first convolutions."""
+    if name.endswith(FIRST) and len(one) == len(other) == 4:
+        return (one[0], one[2:]) == (other[0], other[2:])
+    return squeezed(one) == squeezed(other)
+
+
+def _pair(before: Checkpoint, name: str, file: WeightFile, slot: Slot) -> tuple[Tensor, Tensor] | None:
+    """A weight in the base and in the tuned model, in the latter's shape.
+
+    None of those that the base lacks, and of those that are the same at the precision that both have. Of first
+    convolutions with different inputs, the ones that both have.
+    """
+    found = before.find(name)
+    if found is None:
+        return None
     new, old = file.weight(slot), found[0].weight(found[1])
-    if inputs is not None:
-        log.info("note: %s has %d and %d inputs: the first %d are compared", name, there[1], shape[1], inputs)
+    if name.endswith(FIRST) and new.shape != old.shape:
+        inputs = min(new.shape[1], old.shape[1])
+        counts = (name, old.shape[1], new.shape[1], inputs)
+        log.info("note: %s has %d and %d inputs: the first %d are compared", *counts)
         new, old = new[:, :inputs], old[:, :inputs]
     old = old.reshape(new.shape)
     return None if file.is_same(slot, *found, (new, old)) else (old, new)
-
-
-def _comparable(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
-    """A shape without what may differ: 1×1 convolutions are linear, and first convolutions may have further inputs."""
-    return squeezed(shape if inputs is None else (shape[0], inputs, *shape[2:]))
 
 
 def _changed_biases(before: Checkpoint, after: Checkpoint) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from erasediff_lora.adapter import updates
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
 from erasediff_lora.adapter.fp8 import Rounding
-from erasediff_lora.adapter.placing import other_base, placed
+from erasediff_lora.adapter.placing import columns_of, require_places
 from erasediff_lora.adapter.updates import Update
 from erasediff_lora.adapter.weight_file import EMA, WeightFile
 from erasediff_lora.adapter.weighted import Weighted
@@ -70,8 +70,9 @@ def merge(
             weighted.adapter.provenance.require_base(mark, str(model), strict=strict)
     sign = -1.0 if unmerge else 1.0
     drops = {file.path: _averages(file) if drop_ema else [] for file in checkpoint.files}
-    plan = {file.path: _updates(file, checkpoint, adapters, sign, drop_ema) for file in checkpoint.files}
-    _require_all_placed(checkpoint, adapters)
+    for weighted in adapters:
+        require_places(weighted, checkpoint)
+    plan = {file.path: _updates(file, adapters, sign, drop_ema) for file in checkpoint.files}
     _tell_of_averages(checkpoint, plan, drop_ema)
 
     total = sum(file.path.stat().st_size for file in checkpoint.files)
@@ -105,34 +106,22 @@ def _require_no_dora(adapters: Sequence[Weighted]) -> None:
             )
 
 
-def _updates(
-    file: WeightFile, checkpoint: Checkpoint, adapters: Sequence[Weighted], sign: float, drop_ema: bool
-) -> dict[str, list[Update]]:
+def _updates(file: WeightFile, adapters: Sequence[Weighted], sign: float, drop_ema: bool) -> dict[str, list[Update]]:
     """What happens to each tensor of a file."""
     found: dict[str, list[Update]] = defaultdict(list)
     for weighted in adapters:
         for name, layer in weighted.adapter.layers.items():
             if (slot := file.slot(name)) is None:
                 continue
-            columns = placed(name, layer, file.shape(slot), weighted, checkpoint)
+            columns = columns_of(name, layer, file.shape(slot))
+            if columns is None:  # of a second set of weights beside those that were checked
+                raise UserError(
+                    Problem("model", str(file.path), f"has another {name} than the files beside it.", "Remove it.")
+                )
             for place in (slot, None if drop_ema else file.averaged(slot)):
                 if place is not None:
                     found[place.key].append(Update(layer, place, sign * weighted.strength, columns))
     return dict(found)
-
-
-def _require_all_placed(checkpoint: Checkpoint, adapters: Sequence[Weighted]) -> None:
-    for weighted in adapters:
-        missing = [name for name in weighted.adapter.layers if checkpoint.find(name) is None]
-        if missing:
-            raise UserError(
-                Problem(
-                    "adapter",
-                    weighted.source,
-                    f"adapts {len(missing)} weights that {checkpoint.path} does not have, such as {missing[0]}.",
-                    other_base(weighted.adapter),
-                )
-            )
 
 
 def _rewrite(

@@ -21,31 +21,48 @@ FIRST = ".conv_in"
 """What the name of a network's first convolution ends in."""
 
 
-def placed(name: str, layer: AnyLayer, shape: tuple[int, ...], weighted: Weighted, checkpoint: Checkpoint) -> int:
+def columns_of(name: str, layer: AnyLayer, shape: tuple[int, ...]) -> int | None:
     """The columns of a weight, as a matrix, that a layer changes: all, or the first ones of a base with more inputs.
 
-    Raises:
-        UserError: If the layer is for another weight.
+    None if the layer is for another weight.
     """
-    columns = math.prod(shape[1:])
     if fits(layer, shape):
-        return columns
-    mine = layer.shape
-    if name.endswith(FIRST) and len(shape) == 4 and _extends(layer, shape) and layer.magnitude is None:
-        count = math.prod(mine[1:]) // math.prod(shape[2:])
-        log.info(
-            "note: %s has %d inputs in %s and %d in %s: the others stay as they are",
-            *(name, count, weighted.source, shape[1], checkpoint.path),
-        )
-        return math.prod(mine[1:])
-    raise UserError(
-        Problem(
-            "adapter",
-            weighted.source,
-            f"does not fit {checkpoint.path}: {name} is {list(mine)} here and {list(shape)} there.",
-            other_base(weighted.adapter),
-        )
-    )
+        return math.prod(shape[1:])
+    is_first = name.endswith(FIRST) and len(shape) == 4 and layer.magnitude is None
+    return math.prod(layer.shape[1:]) if is_first and _extends(layer, shape) else None
+
+
+def require_places(weighted: Weighted, checkpoint: Checkpoint) -> None:
+    """Stop unless a base has all weights that an adapter changes, in their shapes.
+
+    Raises:
+        UserError: If it has not: how many, and the first.
+    """
+    missing, other = [], []
+    for name, layer in weighted.adapter.layers.items():
+        found = checkpoint.find(name)
+        if found is None:
+            missing.append(name)
+            continue
+        shape = found[0].shape(found[1])
+        columns = columns_of(name, layer, shape)
+        if columns is None:
+            other.append(f"{name} is {list(layer.shape)} here and {list(shape)} there")
+        elif columns < math.prod(shape[1:]):
+            known = columns // math.prod(shape[2:])
+            log.info(
+                "note: %s has %d inputs in %s and %d in %s: the others stay as they are",
+                *(name, known, weighted.source, shape[1], checkpoint.path),
+            )
+    count = len(weighted.adapter.layers)
+    if other:
+        more = f" ({len(other)} of {count} weights differ)" if len(other) > 1 else ""
+        what = f"does not fit {checkpoint.path}: {other[0]}{more}."
+    elif missing:
+        what = f"adapts {len(missing)} weights that {checkpoint.path} does not have, such as {missing[0]}."
+    else:
+        return
+    raise UserError(Problem("adapter", weighted.source, what, other_base(weighted.adapter)))
 
 
 def fits(layer: AnyLayer | Any, shape: tuple[int, ...]) -> bool:

@@ -91,11 +91,23 @@ def test_damaged_models(name: str, good: Path, tiny_base: Path, tmp_path: Path, 
         "layout": lambda: save_file({"a.weight": torch.ones(2)}, bad),
     }
     make[name]()
-    words = {"layout": "has an unknown layout; its first tensors are a.weight"}.get(name, "is ")
+    words = {
+        "layout": "has an unknown layout: none of its 1 tensors is of a network that is known here, the first a.weight [2]"
+    }.get(name, "is ")
     refused(cli("merge", bad, good, "--output", out), f"model = '{bad}': ", words)
     refused(cli("merge", tmp_path / "none", good, "--output", out), "there is no such file")
     (tmp_path / "empty").mkdir()
     refused(cli("merge", tmp_path / "empty", good, "--output", out), "has no unet/*.safetensors")
+    assert not out.exists()
+
+
+def test_models_that_are_none(good: Path, tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
+    flux = tmp_path / "flux.safetensors"
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.ones(9, 3), "img_in.weight": torch.ones(3, 3)}, flux)
+    out = tmp_path / "out.safetensors"
+    refused(cli("merge", good, good, "--output", out), f"model = '{good}'", "It looks like an adapter: give the model")
+    refused(cli("merge", flux, good, "--output", out), "none of its 2 tensors", "[9, 3]", "It looks like FLUX.1")
+    refused(cli("extract", flux, flux, "--rank", 1, "--output", out), "It looks like FLUX.1")
     assert not out.exists()
 
 

@@ -111,6 +111,10 @@ def test_refusals(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
         cli("extract", tiny_base, other, "--rank", 4, "--output", out), "unet.conv_in is [3, 3, 3, 3] here", "there."
     )
     weights = load_file(tiny_base / UNET)
+    first, second, *_ = sorted(key for key in weights if key.endswith(".weight"))
+    save_file({key: tensor for key, tensor in weights.items() if key not in (first, second)}, other / UNET)
+    gone = f"unet.{first.removesuffix('.weight')} is missing here"
+    refused(cli("extract", tiny_base, other, "--rank", 4, "--output", out), gone, ", and so are 1 more.")
     weights["conv_in.weight"][0, 0, 0, 0] = torch.nan
     save_file(weights, other / UNET)
     refused(cli("extract", tiny_base, other, "--rank", 4, "--output", out), "has NaN or Inf in unet.conv_in")
