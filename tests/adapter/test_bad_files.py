@@ -91,9 +91,8 @@ def test_damaged_models(name: str, good: Path, tiny_base: Path, tmp_path: Path, 
         "layout": lambda: save_file({"a.weight": torch.ones(2)}, bad),
     }
     make[name]()
-    words = {
-        "layout": "has an unknown layout: none of its 1 tensors is of a network that is known here, the first a.weight [2]"
-    }.get(name, "is ")
+    unknown = "none of its 1 tensors is of a network that is known here, the first a.weight [2]"
+    words = unknown if name == "layout" else "is "
     refused(cli("merge", bad, good, "--output", out), f"model = '{bad}': ", words)
     refused(cli("merge", tmp_path / "none", good, "--output", out), "there is no such file")
     (tmp_path / "empty").mkdir()
