@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+LONGEST = 120
+"""Characters of a value in a message."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -19,10 +22,15 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        shown = repr(self.value)
-        if len(shown) > 120:
-            shown = shown[:117] + "..."
-        return printable(f"{self.field} = {shown}: {self.what}" + (f" {self.remedy}" if self.remedy else ""))
+        return printable(
+            f"{self.field} = {brief(self.value)}: {self.what}" + (f" {self.remedy}" if self.remedy else "")
+        )
+
+
+def brief(value: object) -> str:
+    """A value as messages show it: of a long one the beginning."""
+    shown = repr(value)
+    return shown if len(shown) <= LONGEST else shown[: LONGEST - 3] + "..."
 
 
 def printable(text: str) -> str:

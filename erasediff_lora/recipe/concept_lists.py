@@ -138,6 +138,8 @@ def read_list(path: Path, field: str, columns: Sequence[str] = ("name",), most: 
 
     path = path.expanduser()
     try:
+        if path.exists() and not path.is_file():
+            raise refused("is no file.", "Check the path.")
         if path.stat().st_size > LARGEST:
             raise refused(f"has more than {LARGEST // 2**20} MiB.", "Give a list of names.")
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")

@@ -27,6 +27,9 @@ SENSITIVE = (
 )
 """Parts of the names of concepts whose pictures not everybody wants to see."""
 
+PATHS = (("model", "config"), ("forget", "images"), ("retain", "images"), ("retain", "vocabulary"))
+"""Tables and fields with paths."""
+
 
 def is_sensitive(concepts: Iterable[str]) -> bool:
     """Whether pictures of concepts of these names are blurred unless the recipe says otherwise."""
@@ -38,7 +41,7 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
     values: dict[str, Any] = recipe.model_dump(mode="json", exclude={"output", "cache"})
     values["model"]["base"] = recipe.model.public_name
     values["evaluation"] = recipe.evaluation.without_folders()
-    for table, key in (("model", "config"), ("forget", "images"), ("retain", "images")):
+    for table, key in PATHS:
         found = values[table][key]
         if isinstance(found, dict):
             for name in ("folder", "dataset"):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.errors import Problem, UserError, brief
 from erasediff_lora.recipe import FREE_FIELDS, RESULT_SECTIONS, Recipe
 from erasediff_lora.storage import checksummed
 from erasediff_lora.storage.checksummed import Damaged
@@ -56,7 +56,7 @@ def check_same_run(recipe: Recipe) -> None:
                     Problem(
                         f"{section}.{name}",
                         value,
-                        f"was {before[section].get(name)!r} when the run was started.",
+                        f"was {brief(before[section].get(name))} when the run was started.",
                         "Put it back, or start a new run in another --output.",
                     )
                 )

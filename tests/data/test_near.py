@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 from erasediff_lora import demo, denoisers
 from erasediff_lora.data.near import choose_near
 from erasediff_lora.recipe import Recipe, vocabulary
+from erasediff_lora.recipe.public import public_recipe
 
 WORDS = [
     *(
@@ -224,6 +225,12 @@ def test_bad_input_is_refused_before_anything_is_loaded(
 def test_where_no_retained_concept_can_be_an_anchor(recipe_file: RecipeFile, cli: Cli) -> None:
     file = recipe_file(objective={"target": "anchor"}, retain={"concepts": ["tabby cat"]})
     refused(cli("train", file), "retain.concepts = ['tabby cat']: leaves no anchor: each is a part of what is to be")
+
+
+def test_where_a_list_lies_is_nobodys_business(tiny_base: Path, tmp_path: Path) -> None:
+    words = tmp_path / "private" / "words.txt"
+    recipe = Recipe.parse(tiny_values(tiny_base, tmp_path, retain={"vocabulary": str(words)}))
+    assert public_recipe(recipe)["retain"]["vocabulary"] == "words.txt"
 
 
 def test_the_lists_of_the_package() -> None:

@@ -157,6 +157,13 @@ def test_what_is_wrong_is_named_by_line_and_column(
     assert {path.name for path in tmp_path.iterdir()} == {name, "recipe.yaml"}, "nothing is left behind"
 
 
+def test_what_is_no_file_is_not_read(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "endless.csv").symlink_to("/dev/zero")
+    (tmp_path / "folder.txt").mkdir()
+    for name in ("endless.csv", "folder.txt"):
+        refused(cli("plan", recipe_file(forget={"concepts": name})), f"{name}': is no file.")
+
+
 def test_of_very_many_problems_the_first_are_shown(named: Named, cli: Cli) -> None:
     result = cli("train", named("l.csv", "name\n" + "cat\n" * 1000))
     refused(result, "line 3 = 'cat'", "989 further problems of these entries are not shown.")
