@@ -172,9 +172,7 @@ class ClassConditional:
 
     @cached_property
     def noise_scheduler(self) -> DDPMScheduler:
-        with loading.readable(self.model):
-            config = DDPMScheduler.load_config(self.source, subfolder="scheduler")
-            return noise_schedule.training_scheduler(self.model, config, self._stated)
+        return noise_schedule.of_folder(self.model, self.source, self._stated)
 
     @cached_property
     def _stated(self) -> dict[str, Any]:

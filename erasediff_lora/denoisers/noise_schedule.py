@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import diffusers
+import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
+from erasediff_lora.denoisers import loading
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Model
 from erasediff_lora.recipe.tables import PredictionType
@@ -22,11 +24,14 @@ KEYS: dict[str, dict[str, Any]] = {
     "ztsnr": {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
 }
 """Keys that trainers leave in single-file checkpoints, where no configuration says it -> what they mean."""
+HEADER_KEY = "modelspec.prediction_type"
+HEADER = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "sample": "sample"}
+"""What a header of the ModelSpec standard says there -> what it means; keys go before it."""
 EDM_KEYS = ("edm_mean", "edm_vpred.sigma_max")
 
 
 def stated(model: Model, source: Path) -> dict[str, Any]:
-    """What the keys of a single file, and before them the recipe, say in the place of the scheduler's configuration.
+    """What a single file's keys and header, and before them the recipe, say in place of the scheduler's configuration.
 
     Args:
         model: Its prediction_type.
@@ -36,15 +41,47 @@ def stated(model: Model, source: Path) -> dict[str, Any]:
         UserError: For a schedule that is not made of betas.
     """
     found: dict[str, Any] = {}
-    if source.is_file() and source.suffix == ".safetensors":
-        with open_safetensors(source, "model.base") as file:
-            keys = set(file.keys())
-        for key in KEYS.keys() & keys:
+    if source.is_file():
+        keys, header = _written(model, source)
+        if (predicted := HEADER.get(header.get(HEADER_KEY, ""))) is not None:
+            found["prediction_type"] = predicted
+            log.info("%s has %s in its header: %s", source.name, HEADER_KEY, predicted)
+        for key in [key for key in KEYS if any(_ends_with(name, key) for name in keys)]:
             found |= KEYS[key]
             log.info("%s has the key %s: %s", source.name, key, KEYS[key])
-        if edm := [key for key in EDM_KEYS if key in keys]:
+        if edm := [key for key in EDM_KEYS if any(_ends_with(name, key) for name in keys)]:
             raise _no_betas(model, f"EDM (key {edm[0]})")
     return found | ({} if model.prediction_type is None else {"prediction_type": model.prediction_type})
+
+
+def _written(model: Model, source: Path) -> tuple[set[str], Mapping[str, str]]:
+    """The names of a single file's tensors, and its header."""
+    if source.suffix.lower() == ".safetensors":
+        with open_safetensors(source, "model.base") as file:
+            return set(file.keys()), file.metadata() or {}
+    with loading.readable(model):  # a pickle, which the recipe allows
+        stored = torch.load(source, map_location="meta", weights_only=True, mmap=True)
+    return set(stored.get("state_dict", stored)), {}
+
+
+def _ends_with(name: str, key: str) -> bool:
+    """Whether a tensor is called so, whatever it stands in."""
+    return name == key or name.endswith(f".{key}")
+
+
+def of_folder(model: Model, source: Path, changes: Mapping[str, Any]) -> DDPMScheduler:
+    """The scheduler that noises as the base in a folder was trained.
+
+    Args:
+        model: The base, for the message.
+        source: The folder.
+        changes: From `stated`.
+
+    Raises:
+        UserError: If it cannot be read, or is none that this package trains with.
+    """
+    with loading.readable(model):
+        return training_scheduler(model, DDPMScheduler.load_config(source, subfolder="scheduler"), changes)
 
 
 def training_scheduler(model: Model, config: Mapping[str, Any], changes: Mapping[str, Any]) -> DDPMScheduler:

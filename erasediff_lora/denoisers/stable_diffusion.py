@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDPMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -154,9 +153,7 @@ class StableDiffusion:
     def noise_scheduler(self) -> Any:
         if self.source.is_file():
             return noise_schedule.training_scheduler(self.model, self.pipeline.scheduler.config, self._stated)
-        with loading.readable(self.model):
-            config = DDPMScheduler.load_config(self.source, subfolder="scheduler")
-            return noise_schedule.training_scheduler(self.model, config, self._stated)
+        return noise_schedule.of_folder(self.model, self.source, self._stated)
 
     @cached_property
     def _stated(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def verdict(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         under 'concepts' the same of each concept, the worst first; under 'attacks' of 'robust' an `AttackRow` each.
     """
     seen = recognition(result)
-    claims = [_erased(result, seen), _kept(seen), _robust(result, seen)]
+    claims = [_erased(result, seen), _kept(result, seen), _robust(result, seen)]
     note = _resolution(result)
     return [claim | {"text": claim["text"] + note} for claim in claims]
 
@@ -164,14 +164,15 @@ def _by_reduction(name: str, rate: Rate, concepts: int) -> Told:
     return Told(name, None, f"{text} Too few pictures to tell: raise evaluation.forget_samples.", after / before)
 
 
-def _kept(seen: Recognition | None) -> dict[str, Any]:
+def _kept(result: Mapping[str, Any], seen: Recognition | None) -> dict[str, Any]:
     if seen is None:
         return _claim("kept", [], "No judge looked at the pictures of the other prompts.")
     if seen.retained is None or seen.retained_base is None:
         return _claim("kept", [], "The judge has no label for anything that the other prompts ask for.")
     lost = _worst_first([_lost(name, rate) for name, rate in seen.parts.items() if _is_lost(rate)])
     rate = Rate(seen.retained, seen.retain_pictures, seen.retained_base, seen.retain_pictures, seen.retain_pairs)
-    holds, why = _retention(rate, seen.retained_base, lost)
+    drawn = max(result.get("retain_samples") or 0, rate.pictures)
+    holds, why = _retention(rate, seen.retained_base, lost, drawn)
     text = (
         f"What other prompts ask for is seen in {_spread(rate.share, rate.pictures)} of {rate.pictures} pictures"
         f" (base: {seen.retained_base:.1%}). {why}{_pinpoint(seen.pinpoint)}"
@@ -190,8 +191,15 @@ def _pinpoint(rates: Mapping[str, Rate]) -> str:
     return f" {'; '.join(texts)}." if texts else ""
 
 
-def _retention(rate: Rate, base: float, lost: Sequence[Told]) -> tuple[bool | None, str]:
-    """Whether the rest is kept, and why."""
+def _retention(rate: Rate, base: float, lost: Sequence[Told], drawn: int) -> tuple[bool | None, str]:
+    """Whether the rest is kept, and why.
+
+    Args:
+        rate: Of the pictures that the judge could judge.
+        base: The base's share.
+        lost: What is not.
+        drawn: How many pictures there are, judged or not.
+    """
     if base < SHOWN - ROUNDING:
         return None, "The base itself does not draw what it is asked for, so nothing can be told."
     _, most = _loss(rate, base)
@@ -202,9 +210,10 @@ def _retention(rate: Rate, base: float, lost: Sequence[Told]) -> tuple[bool | No
         return False, required
     if most <= KEPT + ROUNDING:
         return True, required
-    if rate.pairs is None:
-        return None, required + _too_few(rate.share, base - KEPT, 1, "retain_samples")
-    return None, required + _take(rate.pairs.to_tell(KEPT), 1, "retain_samples")
+    needed = pictures_to_tell(rate.share, base - KEPT) if rate.pairs is None else rate.pairs.to_tell(KEPT)
+    if needed is not None and rate.pictures:
+        needed = -(-needed * drawn // rate.pictures)
+    return None, required + _take(needed, 1, "retain_samples")
 
 
 def _changed(rate: Rate) -> str:

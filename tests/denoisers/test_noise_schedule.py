@@ -22,11 +22,40 @@ from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.recipe import Model, Recipe
 
 
-def with_keys(base: Path, file: Path, *keys: str) -> Path:
+def with_keys(base: Path, file: Path, *keys: str, header: dict[str, str] | None = None) -> Path:
     """A single-file checkpoint with keys that trainers leave there."""
     weights = load_file(pack(base, file))
-    save_file(weights | {key: torch.empty(0) for key in keys}, file)
+    save_file(weights | {key: torch.empty(0) for key in keys}, file, header)
     return file
+
+
+@pytest.mark.parametrize(
+    ("keys", "said", "predicted"),
+    [
+        (("model.v_pred",), None, "v_prediction"),
+        ((), "v", "v_prediction"),
+        ((), "epsilon", "epsilon"),
+        ((), "Q", "epsilon"),
+        (("v_pred",), "epsilon", "v_prediction"),
+        (("some.v_pred_of_another_kind",), None, "epsilon"),
+    ],
+)
+def test_wherever_a_single_file_says_it(
+    tiny_base: Path, tmp_path: Path, keys: Any, said: str | None, predicted: str
+) -> None:
+    header = None if said is None else {"modelspec.prediction_type": said}
+    file = with_keys(tiny_base, tmp_path / "model.safetensors", *keys, header=header)
+    base = denoisers.load(Model(base=str(file), config=tiny_base))
+    assert base.noise_scheduler.config.prediction_type == predicted
+    assert base.pipeline.scheduler.config.prediction_type == predicted
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_pickled_checkpoint_says_it_too(tiny_base: Path, tmp_path: Path, nested: bool) -> None:
+    weights = load_file(pack(tiny_base, tmp_path / "model.safetensors")) | {"v_pred": torch.empty(0)}
+    torch.save({"state_dict": weights} if nested else weights, tmp_path / "model.ckpt")
+    base = denoisers.load(Model(base=str(tmp_path / "model.ckpt"), config=tiny_base, allow_pickle=True))
+    assert base.noise_scheduler.config.prediction_type == "v_prediction"
 
 
 @pytest.mark.parametrize("keys", [(), ("v_pred",), ("v_pred", "ztsnr")])

@@ -6,91 +6,22 @@ import json
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pytest
+from erasediff_toys import Brightest, Brightness, Shout
 from fixtures import Cli, RecipeFile
-from matplotlib.figure import Figure
 from PIL import Image
-from pydantic import Field
 from refusals import refused
 
-from erasediff_lora.errors import Problem
-from erasediff_lora.evaluation.attacks import Attack, Outcome
-from erasediff_lora.evaluation.charts import Chart, draw
-from erasediff_lora.evaluation.judges import Judge, Names
-from erasediff_lora.evaluation.metrics import Metric
-from erasediff_lora.evaluation.parts import Table
 from erasediff_lora.evaluation.report import write_report
 from erasediff_lora.recipe.evaluation import evaluation_table
-from erasediff_lora.recipe.schema import Section
 from erasediff_lora.registry import ATTACKS, JUDGES, METRICS, lookup
 
 
-class BrightnessSettings(Section):
-    scale: float = Field(1.0, description="of the numbers")
-
-    def check(self, sections: Any) -> list[Problem]:
-        return [] if self.scale > 0 else [Problem("evaluation.brightness.scale", self.scale, "is not positive.")]
-
-
-class Brightness(Metric):
-    Settings = BrightnessSettings
-
-    def measure(self, evidence: Any) -> dict[str, Any]:
-        scale = evidence.settings(BrightnessSettings).scale
-        models = evidence.candidates.base, evidence.candidates.erased
-        return {model.name: scale * evidence.retain(model)[0].image.convert("L").getpixel((0, 0)) for model in models}
-
-    def tables(self, found: Any) -> list[Table]:
-        return [Table("How bright:", ("model", "brightness"), [(name, f"{v:.0f}") for name, v in found.items()])]
-
-    def charts(self, found: Any) -> list[Chart]:
-        def paint(figure: Figure) -> None:
-            figure.add_subplot().bar(list(found), list(found.values()))
-
-        return [draw("Brightness of the models", "bars", paint, 2)]
-
-    def rows(self, found: Any) -> dict[str, str | None]:
-        return {"brightness": f"{found['erased']:.0f}"}
-
-
-class ShoutSettings(Section):
-    suffix: str = Field("!", description="put after the prompt")
-
-
-class Shout(Attack):
-    Settings = ShoutSettings
-    title = "Shouting: the prompt, louder"
-
-    def budget(self, evidence: Any) -> str:
-        return f"one picture with {evidence.settings(ShoutSettings).suffix!r}"
-
-    def run(self, evidence: Any, candidate: Any) -> Outcome:
-        drawn = candidate.generate(evidence.forget_prompts[:1], evidence.spare_seed, "shouting")
-        (seen,) = evidence.require_judge(self.name).recognise([item.image for item in drawn])
-        success = float(drawn[0].prompt.concept in seen)
-        return Outcome(success, {"once": success}, drawn, {"volume": 11})
-
-    def notes(self, found: Any) -> list[str]:
-        return [f"At volume {found['volume']}."]
-
-
-class Sceptic(Judge):
+class Sceptic(Brightest):
     """Sees all retained concepts everywhere, and no forgotten one."""
 
     needs = "ANYTHING"
-    names: Names
-
-    @classmethod
-    def load(cls, weights: str, names: Names) -> Sceptic:
-        judge = cls()
-        judge.names = names
-        return judge
-
-    @property
-    def labels(self) -> set[str]:
-        return {*self.names.retain, *self.names.forget}
 
     def recognise(self, images: list[Image.Image]) -> list[set[str]]:
         return [set(self.names.retain) for _ in images]
@@ -120,7 +51,10 @@ def toy_package(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
 
     def found(group: str) -> list[EntryPoint]:
         kind = group.rpartition(".")[2]
-        return [EntryPoint(PARTS[kind][0], f"{__name__}:{PARTS[kind][1].__name__}", group)] if kind in PARTS else []
+        if kind not in PARTS:
+            return []
+        name, part = PARTS[kind]
+        return [EntryPoint(name, f"{part.__module__}:{part.__name__}", group)]
 
     with monkeypatch.context() as patch:
         patch.setattr(lookup, "entry_points", found)

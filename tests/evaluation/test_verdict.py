@@ -166,6 +166,12 @@ def test_kept_goes_by_the_same_prompts_and_seeds(
     assert holds(found)["kept"] is expected and words in text(found, "kept")
 
 
+def test_pictures_that_the_judge_cannot_judge_are_drawn_as_well() -> None:
+    found = result({"cat": rate(200, 200)}, (100, 100), 1.0, retain_samples=150)
+    found["metrics"]["accuracy"] |= {"lost": 0, "gained": 0}
+    assert "draw at least 284 (evaluation.retain_samples: 284)" in text(found, "kept"), "189 of them are judged"
+
+
 def test_pairs_that_contradict_the_shares_tell_nothing() -> None:
     found = result({"cat": rate(200, 200)}, (100, 200), 1.0)
     for lost, gained in ((0, 0), (-1, 99), (150, 40), (250, 150)):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
@@ -18,7 +19,9 @@ from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, StoredLayer, checked
 from erasediff_lora.data.layouts import Labelled
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
+from erasediff_lora.errors import Problem
 from erasediff_lora.evaluation.attacks import Attack, Outcome
+from erasediff_lora.evaluation.charts import Chart, draw
 from erasediff_lora.evaluation.judges import Judge, Names
 from erasediff_lora.evaluation.metrics import Metric
 from erasediff_lora.evaluation.parts import Table
@@ -113,7 +116,10 @@ class Plain:
 
 
 class BrightnessSettings(Section):
-    scale: float = Field(1.0, gt=0, description="of the numbers")
+    scale: float = Field(1.0, description="of the numbers")
+
+    def check(self, sections: Any) -> list[Problem]:
+        return [] if self.scale > 0 else [Problem("evaluation.brightness.scale", self.scale, "is not positive.")]
 
 
 class Brightness(Metric):
@@ -126,6 +132,12 @@ class Brightness(Metric):
 
     def tables(self, found: Any) -> list[Table]:
         return [Table("How bright:", ("model", "brightness"), [(name, f"{v:.0f}") for name, v in found.items()])]
+
+    def charts(self, found: Any) -> list[Chart]:
+        def paint(figure: Figure) -> None:
+            figure.add_subplot().bar(list(found), list(found.values()))
+
+        return [draw("Brightness of the models", "bars", paint, 2)]
 
     def rows(self, found: Any) -> dict[str, str | None]:
         return {"brightness": f"{found['erased']:.0f}"}
@@ -146,7 +158,10 @@ class Shout(Attack):
         drawn = candidate.generate(evidence.forget_prompts[:1], evidence.spare_seed, "shouting")
         (seen,) = evidence.require_judge(self.name).recognise([item.image for item in drawn])
         success = float(drawn[0].prompt.concept in seen)
-        return Outcome(success, {"once": success}, drawn)
+        return Outcome(success, {"once": success}, drawn, {"volume": 11})
+
+    def notes(self, found: Any) -> list[str]:
+        return [f"At volume {found['volume']}."]
 
 
 class Brightest(Judge):
