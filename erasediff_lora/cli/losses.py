@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from erasediff_lora.errors import UserError
 
 if TYPE_CHECKING:
-    from erasediff_lora.adapter.programs import Loss
     from erasediff_lora.adapter.weights import StoredAdapter
 
 
@@ -36,7 +35,7 @@ def lines_of_file(file: Path) -> list[str]:
     strangers: dict[str, list[str]] = {}
     for name in PROGRAMS:
         for loss in losses_in(name, format, adapter):
-            if _is_foreign(loss):
+            if loss.is_whole:
                 strangers.setdefault(loss.remedy, []).append(f"{loss.program} {loss.version}")
             else:
                 lines.append(str(loss))
@@ -46,7 +45,7 @@ def lines_of_file(file: Path) -> list[str]:
 def lines_of_folder(folder: Path) -> list[str]:
     """Of the files of one adapter in a folder, each program's losses from the one that suits it best."""
     from erasediff_lora.adapter.formats import describe
-    from erasediff_lora.adapter.programs import PROGRAMS, least
+    from erasediff_lora.adapter.programs import lines_of_best
 
     files = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -54,17 +53,4 @@ def lines_of_folder(folder: Path) -> list[str]:
             files[file] = describe(file)
         except UserError:
             continue
-    if not files:
-        return []
-    lines = []
-    for name in PROGRAMS:
-        best, found = least(name, files)
-        lines += [f"{best.name} in {loss}" for loss in found if not _is_foreign(loss)]
-        if any(map(_is_foreign, found)):
-            lines.append(f"{name} reads none of these files. {found[0].remedy}")
-    return lines
-
-
-def _is_foreign(loss: Loss) -> bool:
-    """Whether the program does not read the file at all."""
-    return loss.are == "not read" and loss.layers[0] == loss.layers[1]
+    return lines_of_best(files)

@@ -14,7 +14,9 @@ from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from erasediff_lora import __version__, families
+from erasediff_lora.adapter import formats
 from erasediff_lora.adapter.formats import Published
+from erasediff_lora.adapter.programs import lines_of_best
 from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.evaluation.verdict import RULES
 from erasediff_lora.families import License
@@ -108,6 +110,7 @@ def model_card(contents: Contents) -> str:
         attacks=attack_table(contents.findings),
         has_grid=(folder / GRID_FILE).is_file(),
         usage=_usage(contents),
+        losses=_losses(contents),
         parameters=sum(layer.down.numel() + layer.up.numel() for layer in contents.adapter.layers.values()),
         kibibytes=round((folder / next(iter(contents.files.values()))).stat().st_size / 1024),
         has_recipe=(folder / RECIPE_FILE).is_file(),
@@ -172,6 +175,12 @@ def _usage(contents: Contents) -> list[Markdown]:
         for name, file in contents.files.items()
     ]
     return [Markdown(text) for text in texts if text]
+
+
+def _losses(contents: Contents) -> list[str]:
+    """What programs will not read of the files, or read otherwise."""
+    files = {file: (name, formats.describe(contents.folder / file)[1]) for name, file in contents.files.items()}
+    return lines_of_best(files)
 
 
 def _project_link() -> str | None:

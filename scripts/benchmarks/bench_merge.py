@@ -94,12 +94,13 @@ def architecture(model: str) -> dict[str, torch.Size]:
     return shapes
 
 
-def build(file: Path, model: str, dtype: torch.dtype) -> None:
-    """Write the checkpoint with small random weights."""
+def build(file: Path, model: str, dtype: torch.dtype, *, only_unet: bool = False) -> None:
+    """Write the checkpoint with small random weights, or its UNet alone."""
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.empty(shape).normal_(std=0.02, generator=generator).to(dtype)
         for name, shape in architecture(model).items()
+        if name.startswith(ldm.UNET) or not only_unet
     }
     save_file(tensors, file, {"format": "pt"})
 

@@ -12,10 +12,13 @@ missing or read otherwise that should not be.
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench_merge import MODELS, adapter, build, single_file_name
@@ -24,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, describe, write
+from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, describe, programs, write
 from erasediff_lora.adapter.programs import losses_in
 
 MODULES = "attention_feed_forward_convolutions"
@@ -67,31 +70,43 @@ def key_of(model: str, name: str) -> str:
     return f"{TEXT}{path}.weight" if component == "text_encoder" else single_file_name(model, f"{path}.weight")
 
 
-def check(program: str, checkout: Path | None, model: str, base: Path, file: Path, ours: LoraAdapter) -> bool:
-    """Load, compare, print; whether all layers that the program reads are as they are meant."""
+def check(program: str, checkout: Path | None, model: str, base: Path, file: Path, ours: LoraAdapter) -> dict[str, Any]:
+    """Load and compare.
+
+    Returns:
+        Program, its version in adapter/programs, model and file; layers, those that adapter/programs expects to be
+        read, those that were; and the greatest difference, None if the program refused the file.
+    """
     format, stored = describe(file)
     lost = sum(loss.layers[0] for loss in losses_in(program, format, stored) if loss.are == "not read")
     names = {key_of(model, name): name for name in ours.layers}
+    row = {
+        "program": program,
+        "version": programs.PROGRAMS[program].version,
+        "model": model,
+        "file": file.stem.replace("_", " "),
+        "layers": len(names),
+        "expected": len(names) - lost,
+    }
     try:
         found = PROGRAMS[program](checkout, base, file, model)
     except (ValueError, KeyError, IndexError) as error:
-        print(f"{program}, {model}, {file.stem}: refused: {error!s:.80}", flush=True)
-        return lost == len(names)
+        print(f"{program} refuses {file.name}: {error!s:.80}", file=sys.stderr)
+        return row | {"taken": 0, "greatest": None}
     worst = 0.0
-    with safe_open(base, "pt") as stored_base:
+    with safe_open(base, "pt") as before:
         for key in found.keys() & names.keys():
             layer = ours.layers[names[key]]
             delta = (layer.up.double().flatten(1) @ layer.down.double().flatten(1)).reshape(layer.shape)
-            exact = stored_base.get_tensor(key).double() + layer.scale * delta
+            exact = before.get_tensor(key).double() + layer.scale * delta
             worst = max(worst, float((found[key].double().reshape(exact.shape) - exact).abs().max()))
     taken = len(found.keys() & names.keys())
-    agrees = taken == len(names) - lost
-    print(
-        f"{program}, {model}, {file.stem}: {taken} of {len(names)} layers taken"
-        f" ({'as' if agrees else 'NOT as'} adapter/programs says), greatest difference {worst:.2g}",
-        flush=True,
-    )
-    return agrees and worst <= GREATEST
+    return row | {"taken": taken, "greatest": worst if taken else None}
+
+
+def is_good(row: dict[str, Any]) -> bool:
+    """Whether all layers that should be read are, as they are meant."""
+    return row["taken"] == row["expected"] and (row["greatest"] or 0.0) <= GREATEST
 
 
 def main() -> None:
@@ -100,30 +115,36 @@ def main() -> None:
     for program in PROGRAMS:
         parser.add_argument(f"--{program}", nargs="?", const="", metavar="CHECKOUT", help="its folder, or installed")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--folder", type=Path, help="where the bases go for the time being (4 and 14 GB)")
+    parser.add_argument("--files", nargs="+", help="only these of kohya, diffusers and 'diffusers without header'")
+    parser.add_argument("--folder", type=Path, help="where the bases go for the time being (4 and 11 GB)")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/loaders.json"))
     parser.add_argument("--one", nargs=4, metavar="X", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         program, model, base, file = options.one
-        checkout = getattr(options, program)
-        sys.argv = sys.argv[:1]
-        whole = check(
-            program, Path(checkout) if checkout else None, model, Path(base), Path(file), whole_adapter(model)
-        )
-        sys.exit(not whole)
-    good = True
+        place = Path(given) if (given := getattr(options, program)) else None
+        print(json.dumps(check(program, place, model, Path(base), Path(file), whole_adapter(model))))
+        return
+    rows = json.loads(options.output.read_text())["rows"] if options.output.is_file() else []
+    made = []
     for model in options.models:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             base = Path(folder) / f"{model}.safetensors"
-            build(base, model, torch.float32)
+            build(base, model, torch.float32, only_unet=model != "sd15")
             files = files_of(whole_adapter(model), Path(folder))
-            for program in PROGRAMS:
+            for program, name in itertools.product(PROGRAMS, options.files or files):
                 if (checkout := getattr(options, program)) is None:
                     continue
-                for file in files.values():
-                    given = [f"--{program}", checkout, "--one", program, model, base, file]
-                    good &= subprocess.run([sys.executable, __file__, *map(str, given)], check=False).returncode == 0
-    sys.exit(not good)
+                words = map(str, (f"--{program}", checkout, "--one", program, model, base, files[name]))
+                run = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
+                made.append(json.loads(run.stdout.splitlines()[-1]))
+                print({True: "good", False: "BAD"}[is_good(made[-1])], made[-1], flush=True)
+    same = {(row["program"], row["model"], row["file"]) for row in made}
+    kept = [row for row in rows if (row["program"], row["model"], row["file"]) not in same]
+    order = list(PROGRAMS)
+    rows = sorted([*kept, *made], key=lambda row: (row["model"], order.index(row["program"]), row["file"]))
+    options.output.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+    sys.exit(not all(map(is_good, made)))
 
 
 if __name__ == "__main__":

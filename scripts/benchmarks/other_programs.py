@@ -71,7 +71,7 @@ def comfyui(checkout: Path | None, base: Path, file: Path, model: str) -> Weight
     state = unet.model.state_dict()
     found = {ldm.UNET + name.removeprefix(prefix): state[name] for name in unet.patches}
     if has_text:
-        clip.patcher.patch_model()
+        clip.load_model()
         state = clip.patcher.model.state_dict()
         found |= {TEXT + name.partition("text_model.")[2]: state[name] for name in clip.patcher.patches}
     return found

@@ -91,7 +91,7 @@ def measured(found: list[dict[str, Any]]) -> str:
     heads = ["program", "version", "model", "file", "layers taken", "greatest difference from W + scale · B · A"]
     lines = [
         [row["program"], row["version"], row["model"], row["file"], f"{row['taken']} of {row['layers']}",
-         "refused" if row["greatest"] is None else f"{row['greatest']:.1e}"]
+         "–" if row["greatest"] is None else f"{row['greatest']:.1e}"]
         for row in found
     ]  # fmt: skip
     return (

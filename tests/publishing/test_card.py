@@ -375,3 +375,14 @@ def test_the_recipe_decides_about_the_blur_and_the_concept_about_the_tag(run: Pa
     assert not hub.read_source(run).is_blurred and "not-for-all-audiences" in data_of(run, cli).tags
     edit(run, concepts=["cat"])
     assert "not-for-all-audiences" not in data_of(run, cli).tags
+
+
+def test_the_card_says_what_programs_do_not_read(tmp_path: Path, tiny_base: Path, cli: Cli) -> None:
+    run = tmp_path / "dora"
+    origin = Provenance(architecture="stable-diffusion-v1", concepts=("cat",))
+    formats.write(random_adapter(tiny_base, dora=True, provenance=origin), run, "diffusers")
+    text = words(card_of(run, cli))
+    assert "Not everything is read everywhere" in text and "convert --as lora" in text
+    assert "in comfyui 0.3.64: all" in text
+    formats.write(random_adapter(tiny_base, provenance=origin), run, "diffusers", overwrite=True)
+    assert "Not everything is read" not in words(card_of(run, cli))

@@ -40,18 +40,24 @@ def losses_in(name: str, format: str, adapter: Adapter[Any]) -> list[Loss]:
     return losses(name, PROGRAMS[name], format, adapter)
 
 
-def least(name: str, files: Mapping[Path, tuple[str, Adapter[Any]]]) -> tuple[Path, list[Loss]]:
-    """Of several files of one adapter, that of which a program loses least, and what it loses.
+def lines_of_best(files: Mapping[Path, tuple[str, Adapter[Any]]]) -> list[str]:
+    """What each program loses of an adapter that there are several files of, from the one that suits it best.
 
     Args:
-        name: The program.
         files: File -> its format, and what is in it.
     """
-    found = {file: losses_in(name, *content) for file, content in files.items()}
-    best = min(
-        found, key=lambda file: sum(loss.layers[0] * (2 if loss.are == "not read" else 1) for loss in found[file])
-    )
-    return best, found[best]
+    lines = []
+    for name in PROGRAMS if files else ():
+        found = {file: losses_in(name, *content) for file, content in files.items()}
+        best = min(found, key=lambda file: sum(map(_cost, found[file])))
+        lines += [f"{best.name} in {loss}" for loss in found[best] if not loss.is_whole]
+        if any(loss.is_whole for loss in found[best]):
+            lines.append(f"{name} reads none of these files. {found[best][0].remedy}")
+    return lines
 
 
-__all__ = ["ALL", "PROGRAMS", "Limit", "Loss", "Program", "Which", "asked", "least", "losses", "losses_in"]
+def _cost(loss: Loss) -> int:
+    return loss.layers[0] * (2 if loss.are == "not read" else 1)
+
+
+__all__ = ["ALL", "PROGRAMS", "Limit", "Loss", "Program", "Which", "asked", "lines_of_best", "losses", "losses_in"]

@@ -101,6 +101,11 @@ class Loss:
     why: str
     remedy: str
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the file is read."""
+        return self.are == "not read" and self.layers[0] == self.layers[1]
+
     def __str__(self) -> str:
         count, total = self.layers
         which = (
