@@ -17,6 +17,7 @@ from erasediff_lora import families
 from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import Slot, others
+from erasediff_lora.storage.paths import existing
 
 SAMPLE = 64
 _ADAPTER = re.compile(r"lora_(A|B|down|up|mid)\b|\.hada_w|\.lokr_w|\.diff(_b)?$|\.[wb]_norm$|_lora\.(down|up)")
@@ -31,7 +32,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path).expanduser()
+        self.path = existing(path, "model")
         if self.path.is_dir():
             self.files = [
                 WeightFile(file, component)

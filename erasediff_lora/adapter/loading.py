@@ -15,6 +15,7 @@ from erasediff_lora.adapter.checkpoint import fingerprint_of, fingerprint_of_net
 from erasediff_lora.adapter.pointwise import like
 from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.storage.paths import existing
 
 
 def load(
@@ -43,7 +44,7 @@ def load(
         mark = fingerprint_of(where)
     fitted = _fitted(pipeline, adapter, path, where)
     adapter.provenance.require_base(mark, where.name or "the pipeline", strict=strict)
-    file = formats.locate(Path(path).expanduser())
+    file = formats.locate(existing(path, "adapter"))
     with tempfile.TemporaryDirectory() as folder:
         if form != "diffusers" or fitted is not adapter:
             (file,) = formats.write(fitted, folder, "diffusers")

@@ -21,6 +21,7 @@ from erasediff_lora.adapter.weighted import Weighted
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.progress import tqdm
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, atomic, atomic_folder
+from erasediff_lora.storage.paths import dangling, expanded
 
 log = logging.getLogger(__name__)
 UNERASED = {*PICKLE_SUFFIXES, ".safetensors", ".msgpack", ".onnx", ".onnx_data", ".h5", ".gguf"}
@@ -58,7 +59,7 @@ def merge(
         UserError: If something given cannot be used, or the result would not be finite. Nothing is written then.
     """
     checkpoint = Checkpoint(model)
-    output = Path(output).expanduser()
+    output = expanded(output, "output")
     _check_output(checkpoint, output, overwrite=overwrite)
     for weighted in adapters:
         weighted.warn_of_strength()
@@ -210,6 +211,8 @@ def _copy_others(checkpoint: Checkpoint, folder: Path, touched: set[str]) -> Non
         inside = source.relative_to(checkpoint.path)
         if source.is_dir() or source in merged:
             continue
+        if source.is_symlink() and not source.exists():
+            raise dangling(source, "model")
         if (inside.parts[0] in touched and source.suffix in UNERASED) or (
             len(inside.parts) == 1 and _holds_base(source)
         ):

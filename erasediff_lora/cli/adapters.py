@@ -7,10 +7,9 @@ import itertools
 import json
 import logging
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erasediff_lora.cli.verb import Verb, require_none
+from erasediff_lora.cli.verb import Verb, require_none, user_path
 from erasediff_lora.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ _WEIGHTED = "adapter file or run folder, with :STRENGTH behind it if that is not
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", type=Path, help="adapter file, or folder with one")
+    parser.add_argument("adapter", type=user_path, help="adapter file, or folder with one")
     parser.add_argument(
         "--for",
         dest="programs",
@@ -74,15 +73,15 @@ def _inspect(parsed: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", type=Path, help="adapter file of any format, or folder with one")
-    parser.add_argument("output", type=Path, help="new folder, or new file where the format is one file")
+    parser.add_argument("adapter", type=user_path, help="adapter file of any format, or folder with one")
+    parser.add_argument("output", type=user_path, help="new folder, or new file where the format is one file")
     parser.add_argument("--format", required=True, help="file format, such as diffusers, kohya or peft")
     parser.add_argument(
         "--as", dest="kind", choices=("lora",), help="make a plain LoRA of DoRA, LoHa, LoKr or whole differences by SVD"
     )
     parser.add_argument("--rank", type=int, help="with --as: the most that a layer may have")
     parser.add_argument("--energy", type=float, help="with --as: share of a layer's change to keep, such as 0.99")
-    parser.add_argument("--base", type=Path, help="with --as: the model that a DoRA is for")
+    parser.add_argument("--base", type=user_path, help="with --as: the model that a DoRA is for")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     _add_asked(parser)
 
@@ -150,10 +149,10 @@ def _check_size(parsed: argparse.Namespace) -> None:
 
 def _stack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help=_WEIGHTED)
-    parser.add_argument("--output", type=Path, help="new file or folder; omit for the interference report alone")
+    parser.add_argument("--output", type=user_path, help="new file or folder; omit for the interference report alone")
     parser.add_argument("--format", default="diffusers", help="file format, such as diffusers, kohya or peft")
     parser.add_argument("--rank", type=int, help="compress the stack to this rank by SVD; it is exact otherwise")
-    parser.add_argument("--report", type=Path, help="write the interference report, layer by layer, as JSON")
+    parser.add_argument("--report", type=user_path, help="write the interference report, layer by layer, as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     _add_asked(parser)
 
@@ -211,11 +210,11 @@ def _print_interference(report: dict[str, Any]) -> None:
 
 
 def _merge_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="diffusers folder, single-file checkpoint, or bare UNet file")
+    parser.add_argument("model", type=user_path, help="diffusers folder, single-file checkpoint, or bare UNet file")
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help=_WEIGHTED)
-    parser.add_argument("--output", type=Path, required=True, help="new file or folder, laid out as the model is")
+    parser.add_argument("--output", type=user_path, required=True, help="new file or folder, laid out as the model is")
     parser.add_argument("--unmerge", action="store_true", help="take the adapters out of a merged model instead")
-    parser.add_argument("--compare", type=Path, help="report how far the result is from this model")
+    parser.add_argument("--compare", type=user_path, help="report how far the result is from this model")
     parser.add_argument("--strict", action="store_true", help="refuse an adapter that was trained on another base")
     parser.add_argument(
         "--drop_ema", action="store_true", help="leave out a checkpoint's running averages instead of changing them too"
@@ -248,9 +247,11 @@ def _merge(parsed: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _extract_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("base", type=Path, help="the model before: diffusers folder, single file, or bare UNet file")
-    parser.add_argument("tuned", type=Path, help="the model after")
-    parser.add_argument("--output", type=Path, required=True, help="new file or folder")
+    parser.add_argument(
+        "base", type=user_path, help="the model before: diffusers folder, single file, or bare UNet file"
+    )
+    parser.add_argument("tuned", type=user_path, help="the model after")
+    parser.add_argument("--output", type=user_path, required=True, help="new file or folder")
     parser.add_argument("--rank", type=int, help="the most that a layer may have")
     parser.add_argument("--energy", type=float, help="share of a layer's change to keep, such as 0.99")
     parser.add_argument("--concepts", nargs="+", default=[], metavar="NAME", help="what was erased, for the header")
@@ -278,7 +279,7 @@ def _extract(parsed: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _publish_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="folder of a run, or any folder with an adapter")
+    parser.add_argument("run", type=user_path, help="folder of a run, or any folder with an adapter")
     parser.add_argument("--repo", required=True, help="user/name on the hub")
     parser.add_argument("--dry_run", action="store_true", help="make the folder RUN/hub and upload nothing")
     parser.add_argument("--public", action="store_true", help="let everybody see it; it is private otherwise")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erasediff_lora.cli.recipe_flags import FIELDS, load_recipe
-from erasediff_lora.cli.verb import Verb, require_none
+from erasediff_lora.cli.verb import Verb, require_none, user_path
 from erasediff_lora.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ ANSWERS = {True: "yes", False: "NO", None: "not decided"}
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "target", type=Path, help="folder of a run, recipe of one (file or shipped name), or an adapter"
+        "target", type=user_path, help="folder of a run, recipe of one (file or shipped name), or an adapter"
     )
-    parser.add_argument("--recipe", type=Path, help="recipe to evaluate by; an adapter outside of a run needs one")
+    parser.add_argument("--recipe", type=user_path, help="recipe to evaluate by; an adapter outside of a run needs one")
     parser.add_argument("--name", help="what this evaluation is called: RUN/evaluations/DATE-NAME")
     parser.add_argument("--force", action="store_true", help="judge an adapter by a recipe that erases something else")
     how = parser.add_mutually_exclusive_group()
@@ -106,8 +106,8 @@ def evaluate_adapter(recipe: Recipe, adapter: Path, *, name: str = "evaluation",
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder with an evaluation.json")
-    parser.add_argument("--output", type=Path, default=Path("comparison.html"), help="the page [comparison.html]")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folder with an evaluation.json")
+    parser.add_argument("--output", type=user_path, default=Path("comparison.html"), help="the page [comparison.html]")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from erasediff_lora.cli.verb import Verb, require_none
+from erasediff_lora.cli.verb import Verb, require_none, user_path
 from erasediff_lora.errors import Problem, UserError, nearest
 
 
@@ -13,7 +13,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="[ACTION]", title="instead of listing them")
     copy = actions.add_parser("copy", help="write a recipe to a file of yours", allow_abbrev=False)
     copy.add_argument("name", help="as `erasediff-lora recipes` lists it")
-    copy.add_argument("output", type=Path, help="new file")
+    copy.add_argument("output", type=user_path, help="new file")
     copy.add_argument("--overwrite", action="store_true", help="replace the output")
     fields = actions.add_parser("fields", help="list the fields of a recipe, all of them flags", allow_abbrev=False)
     fields.add_argument("section", nargs="?", help="only those of this table, such as training or evaluation.inversion")

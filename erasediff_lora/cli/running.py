@@ -13,7 +13,7 @@ from erasediff_lora import demo
 from erasediff_lora.cli.evaluation import evaluate_adapter
 from erasediff_lora.cli.losses import lines_of_folder
 from erasediff_lora.cli.recipe_flags import FIELDS, load_recipe
-from erasediff_lora.cli.verb import Verb
+from erasediff_lora.cli.verb import Verb, user_path
 from erasediff_lora.errors import Problem, UserError, nearest
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def _arguments(*, demo: bool = False, trains: bool = False) -> Callable[[argpars
             parser.add_argument("name", nargs="?", metavar="CONCEPT", help=f"{what} [cat]")
             parser.add_argument("--concept", help="the same")
         else:
-            parser.add_argument("recipe", type=Path, help="recipe file, folder of a run, or name of a shipped recipe")
+            parser.add_argument(
+                "recipe", type=user_path, help="recipe file, folder of a run, or name of a shipped recipe"
+            )
         if trains:
             parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output")
             parser.add_argument("--overwrite", action="store_true", help="replace a run in the output folder")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.storage.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,18 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], object]
     run: Callable[[argparse.Namespace, list[str]], None]
     epilog: str = ""
+
+
+def user_path(text: str) -> Path:
+    """The type of an argument that is a path.
+
+    Raises:
+        ArgumentTypeError: If it can be none.
+    """
+    try:
+        return expanded(text, "path")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error.problems[0])) from None
 
 
 def require_none(rest: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.families.class_conditional import ARCHITECTURE, FAMILY
 from erasediff_lora.recipe import Model, Sampling
 from erasediff_lora.storage.files import fingerprint
+from erasediff_lora.storage.paths import existing
 
 _ATTENTION = r".*\battentions\.\d+\.(to_q|to_k|to_v|to_out\.0)"
 _CONVOLUTIONS = r".*\b(resnets\.\d+\.(conv1|conv2|conv_shortcut)|(down|up)samplers\.0\.conv)"
@@ -144,7 +144,7 @@ class ClassConditional:
         self.model = model
         self.device = loading.device(model)
         self.dtype = loading.dtype(model, self.device)
-        self.source = Path(model.base).expanduser()
+        self.source = existing(model.base, "model.base")
         self._hollow: Any = None  # the network as its configuration alone describes it
         if not (self.source / "model_index.json").is_file():
             raise UserError(

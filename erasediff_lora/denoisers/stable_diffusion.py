@@ -30,6 +30,7 @@ from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families.stable_diffusion import FAMILY
 from erasediff_lora.recipe import Model, Sampling
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, fingerprint
+from erasediff_lora.storage.paths import existing
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -396,7 +397,7 @@ def _locate(model: Model, pipeline_class: Any) -> Path:
     """The local folder or file of the base; hub models are downloaded."""
     if model.base == "demo":
         return demo.MODEL_DIR
-    path = Path(model.base).expanduser()
+    path = existing(model.base, "model.base")
     if path.is_file():
         return path
     if path.is_dir():

@@ -145,6 +145,12 @@ def _refuse_others_encoders(
         raise Unfit(None, tuple(names), like=like)
 
 
+def _nearly_fits(size: Size, modules: Mapping[str, Modules], names: Names) -> bool:
+    """Whether half of the modules have the shapes of a published model: the rest is of no other size then."""
+    fitting = sum(size.fits(mine, names[name]) for name, mine in modules.items() if names[name] is not None)
+    return fitting >= len(names) / 2
+
+
 def _is_unsized(said: Collection[str]) -> bool:
     """Whether these architectures have no published sizes: each base has its own."""
     return all(not one.sizes for family in asked() for one in family.architectures if one.id in said)
@@ -178,6 +184,8 @@ def _of_unpublished_size(
     if like is not None and not wanted and not is_own:
         raise _unfit(names, found, said, like)
     loosely = bool(wanted) or is_own
+    if not loosely and (near := [size for size, mine in found.items() if _nearly_fits(size, mine, names)]):
+        raise _unfit(names, {size: found[size] for size in near}, (), like)
     possible = _possible(names, None if loosely else found, said if is_own else ())
     for chosen in (wanted, said):
         left = [name for name in possible if name in chosen]

@@ -28,6 +28,7 @@ from erasediff_lora.recipe.evaluation import without_folders
 from erasediff_lora.recipe.public import is_sensitive, public_recipe
 from erasediff_lora.registry import FORMATS
 from erasediff_lora.storage.files import atomic_folder, write_text
+from erasediff_lora.storage.paths import existing
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, RECIPE_FILE
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def publish(
         UserError: If something given cannot be used, or the hub refuses.
     """
     named = _checked(repo, base_model, license)
-    source = read_source(Path(run).expanduser())
+    source = read_source(existing(run, "run"))
     _require_proof(source, public=public, force=force)
     folder = assemble(
         source, repo, base_model=base_model, license=named, pictures=pictures, training_images=training_images

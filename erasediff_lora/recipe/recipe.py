@@ -29,6 +29,7 @@ from erasediff_lora.recipe.tables import (
 )
 from erasediff_lora.recipe.yaml_io import overlay, parse_yaml, read_yaml
 from erasediff_lora.storage.files import sha256
+from erasediff_lora.storage.paths import expanded
 
 RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "adversary", "training"}
 FREE_FIELDS = {
@@ -142,7 +143,8 @@ class Recipe(Section):
             return field.get_default(call_default_factory=True)
         try:
             annotation: Any = Annotated[field.annotation, field]
-            return TypeAdapter(annotation).validate_python(given[name])
+            value = TypeAdapter(annotation).validate_python(given[name])
+            return expanded(value, name) if isinstance(value, Path) else value
         except ValidationError as error:
             raise UserError(*(restated(name, cls, detail) for detail in error.errors())) from None
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 from pydantic_core import PydanticKnownError
 
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.registry import Registry
+from erasediff_lora.storage.paths import expanded
 
 if TYPE_CHECKING:
     from erasediff_lora.recipe.checks import Sections
@@ -20,6 +22,11 @@ class Section(BaseModel):
     """A table of the recipe: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @field_validator("*", check_fields=False)
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return expanded(value, "path") if isinstance(value, Path) else value
 
     def check(self, sections: Sections) -> list[Problem]:
         """What is wrong between these fields and those of the recipe's other tables.

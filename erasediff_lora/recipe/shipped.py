@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.storage.paths import existing
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -31,7 +32,7 @@ def find(path: Path | str) -> Path:
     Raises:
         UserError: If it is a bare name, and there is no file nor a recipe of that name.
     """
-    file, shipped = Path(path).expanduser(), recipes()
+    file, shipped = existing(path, "recipe"), recipes()
     if file.exists() or file.suffix or file.name != str(file):
         return file
     if file.name not in shipped:

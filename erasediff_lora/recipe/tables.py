@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from erasediff_lora.recipe.names import folded
 from erasediff_lora.recipe.schema import Section, Variant, one_of
 from erasediff_lora.registry import FAMILIES, OBJECTIVES, TRAINABLES, Registry
+from erasediff_lora.storage.paths import at_home
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -41,6 +42,11 @@ class Model(Section):
     variant: str | None = Field(None, description="hub weight variant, such as fp16")
     allow_pickle: bool = Field(False, description="open pickled weights; they can run code: only if you trust them")
 
+    @field_validator("base")
+    @classmethod
+    def _at_home(cls, value: str) -> str:
+        return at_home(value, "model.base")
+
     @property
     def is_hub_id(self) -> bool:
         """Whether `base` names a model on the hub rather than a local path."""
@@ -54,6 +60,11 @@ class Model(Section):
 
 class Images(Section):
     """Pictures from disk. Exactly one of `folder` and `dataset`."""
+
+    @field_validator("dataset", check_fields=False)
+    @classmethod
+    def _at_home(cls, value: str | None) -> str | None:
+        return value if value is None else at_home(value, "images.dataset")
 
     folder: Path | None = Field(
         None,

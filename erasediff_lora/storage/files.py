@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.storage.paths import dangling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,6 +156,8 @@ def open_safetensors(path: Path, field: str, framework: Literal["pt", "np"] = "p
     Raises:
         UserError: If there is no such file, or it is a pickle, damaged, or no safetensors file.
     """
+    if path.is_symlink() and not path.exists():
+        raise dangling(path, field)
     if not path.is_file():
         raise UserError(Problem(field, str(path), "there is no such file.", "Check the path."))
     with path.open("rb") as stream:

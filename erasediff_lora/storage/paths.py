@@ -21,11 +21,22 @@ def expanded(path: Path | str, field: str) -> Path:
         UserError: If it can be no path: the home folder of nobody, or it has a NUL character.
     """
     try:
+        if "\0" in str(path):
+            raise ValueError("it has a NUL character")
         found = Path(path).expanduser()
-        found.is_symlink()  # the system's opinion of NUL characters
+        found.is_symlink()  # the system's opinion of its length
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(Problem(field, str(path), f"is no path: {error}.", "Give another one.")) from None
     return found
+
+
+def at_home(text: str, field: str) -> str:
+    """A name that may be a path or something else, such as a hub id: `~/` at its beginning is replaced.
+
+    Raises:
+        UserError: If it can be no path.
+    """
+    return str(expanded(text, field)) if text.startswith("~") and "/" in text else text
 
 
 def existing(path: Path | str, field: str) -> Path:
@@ -40,12 +51,17 @@ def existing(path: Path | str, field: str) -> Path:
     except OSError as error:
         raise UserError(Problem(field, str(path), f"cannot be read: {error.strerror}.", "Give another path.")) from None
     if is_dangling:
-        raise UserError(
-            Problem(
-                field,
-                str(path),
-                f"is a link to {found.readlink()}, which is not there.",
-                "Give the file itself, or download it again: a hub cache that was cleaned leaves such links.",
-            )
-        )
+        raise dangling(found, field)
     return found
+
+
+def dangling(link: Path, field: str) -> UserError:
+    """The complaint about a link that leads nowhere."""
+    return UserError(
+        Problem(
+            field,
+            str(link),
+            f"is a link to {link.readlink()}, which is not there.",
+            "Give the file itself, or download it again: a hub cache that was cleaned leaves such links.",
+        )
+    )

@@ -30,6 +30,7 @@ OWN_HEADER = (
     "sshs_legacy_hash",
     COMPONENT,
 )
+_ARCHITECTURE = ("modelspec.architecture", "ss_base_model_version", "ss_v2")
 _ENCODER = ("lora_te", "text_encoder", "base_model.model.text_model.", "lora_prior_te_")
 
 
@@ -103,20 +104,20 @@ def read(parts: Sequence[Part], asked: Asked = NOTHING) -> StoredAdapter:
             was asked for.
     """
     main = parts[0].stored
-    tensors = {part.whole(key): tensor for part in parts for key, tensor in part.stored.tensors.items()}
-    found = _wanted(sort(tensors), asked)
-    if found.unknown:
-        raise refusals.unknown_tensors(found.unknown, tensors, main)
+    configs = {
+        component: lora_config(fields, part.config_path or part.stored.path)
+        for part in parts
+        for component, fields in part.config.items()
+    }
+    found = sort({part.whole(key): tensor for part in parts for key, tensor in part.stored.tensors.items()})
+    try:
+        recognised = _recognise(found, parts, main, asked)
+    except UserError:
+        found = _without_text(found, asked)  # what is wrong may be of what the user does not want
+        recognised = _recognise(found, parts, main, asked)
     if found.skipped:
         shown = sorted({key.split(".")[1] for key in found.skipped})
         log.warning("warning: %s holds embeddings too, which are left out: %s", main.path, ", ".join(shown))
-    shapes = {name: weight_shape(mine) for name, mine in found.modules.items()}
-    if not shapes:
-        raise unusable(main.path, "holds no LoRA layer.", "Give an adapter file, not a checkpoint.")
-    try:
-        recognised = families.recognise(shapes, main.metadata, asked.family)
-    except families.Unfit as unfit:
-        raise refusals.unfit_modules(unfit, found.keys, tensors, main) from None
     if recognised.contradicted is not None:
         log.warning(
             "warning: %s says in its header that it is for %s, but its layers are those of %s",
@@ -124,7 +125,7 @@ def read(parts: Sequence[Part], asked: Asked = NOTHING) -> StoredAdapter:
             recognised.contradicted,
             " or ".join(recognised.candidates),
         )
-    layers = _layers(found, recognised.modules, parts, main.path)
+    layers = _layers(found, recognised.modules, configs, main.path)
     plain = {name: layer for name, layer in layers.items() if isinstance(layer, StoredLayer)}
     layers |= with_alphas(plain, main.metadata)
     if asked.only:
@@ -134,7 +135,10 @@ def read(parts: Sequence[Part], asked: Asked = NOTHING) -> StoredAdapter:
         provenance = replace(provenance, architecture=recognised.architecture)
     elif provenance.architecture not in recognised.candidates:
         provenance = replace(provenance, architecture=None)
-    return StoredAdapter(checked(layers, main.path), provenance, other_header(main.metadata))
+    header = other_header(main.metadata)
+    if recognised.contradicted is not None:
+        header = {key: value for key, value in header.items() if key not in _ARCHITECTURE}
+    return StoredAdapter(checked(layers, main.path), provenance, header)
 
 
 def other_header(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -142,24 +146,38 @@ def other_header(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if not key.startswith(PREFIX) and key not in OWN_HEADER}
 
 
-def _wanted(found: Sorted, asked: Asked) -> Sorted:
-    """Without what the user does not want, where its name alone says so: it may be of a kind that is unknown here."""
+def _recognise(found: Sorted, parts: Sequence[Part], main: TensorFile, asked: Asked) -> families.Recognised:
+    """What the modules are taken for.
+
+    Raises:
+        UserError: If tensors are left over, or the modules are of no family.
+    """
+    real = {part.whole(key): key for part in parts for key in part.stored.tensors}
+    shown = {key: tensor for part in parts for key, tensor in part.stored.tensors.items()}
+    if found.unknown:
+        raise refusals.unknown_tensors([real[key] for key in found.unknown], shown, main)
+    shapes = {name: weight_shape(parts) for name, parts in found.modules.items()}
+    if not shapes:
+        raise unusable(main.path, "holds no LoRA layer.", "Give an adapter file, not a checkpoint.")
+    try:
+        return families.recognise(shapes, main.metadata, asked.family)
+    except families.Unfit as unfit:
+        keys = {name: [real[key] for key in mine] for name, mine in found.keys.items()}
+        raise refusals.unfit_modules(unfit, keys, shown, main) from None
+
+
+def _without_text(found: Sorted, asked: Asked) -> Sorted:
+    """The same without text encoders, where the user wants none."""
     if not asked.only or not set(asked.only) <= set(families.networks()):
         return found
 
     def is_text(name: str) -> bool:
         return name.startswith(_ENCODER)
 
-    left = [name for name in found.modules if is_text(name)]
-    left += [name for name in found.unknown if is_text(name)]
-    if left:
-        log.warning("warning: %d modules of text encoders are left out, the first %s", len(left), left[0])
-    return Sorted(
-        {name: parts for name, parts in found.modules.items() if not is_text(name)},
-        found.keys,
-        [name for name in found.unknown if not is_text(name)],
-        found.skipped,
-    )
+    if left := [name for name in (*found.modules, *found.unknown) if is_text(name)]:
+        log.warning("warning: %d layers of text encoders are left out, the first %s", len(left), left[0])
+    modules = {name: parts for name, parts in found.modules.items() if not is_text(name)}
+    return Sorted(modules, found.keys, [name for name in found.unknown if not is_text(name)], found.skipped)
 
 
 def _of_components(layers: Mapping[str, AnyStored], only: Collection[str], source: Path) -> dict[str, AnyStored]:
@@ -175,13 +193,8 @@ def _of_components(layers: Mapping[str, AnyStored], only: Collection[str], sourc
 
 
 def _layers(
-    found: Sorted, modules: Mapping[str, tuple[str, ...]], parts: Sequence[Part], source: Path
+    found: Sorted, modules: Mapping[str, tuple[str, ...]], configs: Mapping[str, LoraConfig], source: Path
 ) -> dict[str, AnyStored]:
-    configs = {
-        component: lora_config(fields, part.config_path or part.stored.path)
-        for part in parts
-        for component, fields in part.config.items()
-    }
     layers: dict[str, AnyStored] = {}
     for name, tensors in found.modules.items():
         component = modules[name][0].partition(".")[0]

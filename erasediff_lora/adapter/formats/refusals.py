@@ -52,7 +52,7 @@ def unfit_modules(
 ) -> UserError:
     """The complaint about an adapter with modules that the family does not have."""
     mine = [key for name in unfit.names for key in keys[name]]
-    first = _shown(mine[0], tensors)
+    first = _shown(next((key for key in mine if tensors[key].ndim > 1), mine[0]), tensors)
     if unfit.fitting:
         fitting = " or ".join(unfit.fitting)
         return unusable(
