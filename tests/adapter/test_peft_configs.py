@@ -30,8 +30,8 @@ def network() -> nn.Module:
 def saved(folder: Path, **options: Any) -> PeftModel:
     config = {"r": 4, "lora_alpha": 6, "target_modules": ["to_q", "to_k", "conv_in"], "init_lora_weights": False}
     model = get_peft_model(network(), LoraConfig(**(config | options)))  # type: ignore[arg-type]
-    model.save_pretrained(folder)
-    return model  # type: ignore[return-value]
+    model.save_pretrained(str(folder))
+    return model
 
 
 def changes(model: PeftModel) -> dict[str, torch.Tensor]:

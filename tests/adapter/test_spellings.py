@@ -61,7 +61,7 @@ KOHYA_XL = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2":
 def factors(family: str) -> Factors:
     """A and B of each module, with the shapes of the published model."""
     generator = torch.Generator().manual_seed(0)
-    shapes, found = sizes(FAMILIES[family])[0].shapes, {}
+    shapes, found = sizes(FAMILIES[family])[0].shapes, dict[str, tuple[Tensor, Tensor]]()
     for module in MODULES[family]:
         rows, *rest = shapes[module]
         ones = [1] * (len(rest) - 1)
@@ -201,7 +201,7 @@ def same(file: Path, family: str, expected: Factors, alphas: dict[str, float] | 
 def test_every_spelling_is_the_same_adapter(name: str, tmp_path: Path, cli: Cli) -> None:
     family, spell = SPELLINGS[name]
     expected = factors(family)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for module, pair in expected.items():
         tensors |= dict(zip(spell(module), pair, strict=True))
     file = tmp_path / "theirs.safetensors"
@@ -218,7 +218,7 @@ def test_every_spelling_is_the_same_adapter(name: str, tmp_path: Path, cli: Cli)
 @pytest.mark.parametrize("name", ["kohya", "diffusers", "processor.to_q_lora", "3, bare"])
 def test_alpha_is_one_number_of_any_type(name: str, shape: Any, dtype: torch.dtype, tmp_path: Path) -> None:
     family, spell = SPELLINGS[name]
-    expected, tensors, alphas = factors(family), {}, {}
+    expected, tensors, alphas = factors(family), dict[str, Tensor](), dict[str, float]()
     for number, (module, pair) in enumerate(expected.items()):
         down, up = spell(module)
         stem = re.sub(r"(\.lora_(A|down)|[._]lora\.down|\.lora_linear_layer\.down)\.weight$", "", down)
@@ -252,7 +252,7 @@ def test_a_folder_for_each_part_of_the_pipeline(tiny_base: Path, tmp_path: Path,
         ),
     }
     for name, config in configs.items():
-        get_peft_model(getattr(pipe, name), config).save_pretrained(tmp_path / "a" / name)
+        get_peft_model(getattr(pipe, name), config).save_pretrained(str(tmp_path / "a" / name))
     result = cli("merge", tiny_base, tmp_path / "a", "--output", tmp_path / "merged")
     assert result.status == 0, result.err
     merged = pipeline(tmp_path / "merged")
@@ -285,7 +285,7 @@ def test_what_save_lora_adapter_writes(tiny_base: Path, tmp_path: Path, cli: Cli
 
 
 def test_what_is_left_over_is_counted_and_named(tmp_path: Path, cli: Cli) -> None:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for module, pair in factors("stable_diffusion").items():
         tensors |= dict(zip(peft_names(module), pair, strict=True))
     file = tmp_path / "a.safetensors"

@@ -36,7 +36,14 @@ def clip(kind: Any, width: int, layers: int) -> nn.Module:
 
 
 def t5() -> nn.Module:
-    sizes = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "d_kv": 64, "vocab_size": 32128}
+    sizes: dict[str, Any] = {
+        "d_model": 4096,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "d_kv": 64,
+        "vocab_size": 32128,
+    }
     return T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu"))
 
 
@@ -85,7 +92,9 @@ def test_the_modules_of_a_published_model(name: str) -> None:
 def test_native_names_of_sd3_are_those_that_diffusers_converts() -> None:
     """Each native tensor holds its row numbers: what diffusers makes of them says where the rows go."""
     mine = layout("stable_diffusion_3", 1, "transformer")
-    width, marks, state = 1536, {}, {}
+    width = 1536
+    marks: dict[str, tuple[int, int, int]] = {}
+    state: dict[str, torch.Tensor] = {}
     for number, (theirs, ours) in enumerate(mine.native()):
         rows = len(ours) * width if len(ours) > 1 else 8
         for leaf in ("weight", "bias"):
