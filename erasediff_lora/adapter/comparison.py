@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from erasediff_lora.adapter.checkpoint import Checkpoint
-from erasediff_lora.adapter.precision import step
 from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import Slot
@@ -63,8 +62,7 @@ def compare(one: Path | str, other: Path | str, through: Path | str | None = Non
             match = _match(right, name, file, slot)
             if match is not None:
                 via = None if between is None else _match(between, name, file, slot)
-                steps = partial(step, dtype=file.dtype(slot.key), scale=file.scale(slot.key))
-                tally.count(file.weight(slot), match, via, steps)
+                tally.count(file.weight(slot), match, via, partial(file.steps, slot))
     if not tally.values:
         raise UserError(Problem("--compare", str(other), f"has no weight in common with {one}.", "Give the base."))
     return tally.result()

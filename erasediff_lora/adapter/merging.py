@@ -152,7 +152,9 @@ def _tell_of_averages(checkpoint: Checkpoint, plan: Mapping[Path, Mapping[str, o
     """Say what becomes of the running averages: they hold what is to be erased as much as the weights do."""
     kept = sum(len(_averages(file)) for file in checkpoint.files)
     changed = sum(key.startswith(EMA) for tensors in plan.values() for key in tensors)
-    if kept and drop_ema:
+    if drop_ema and not kept:
+        log.info("note: the model has no running averages (%s*)", EMA)
+    elif drop_ema:
         log.info("note: %d running averages (%s*) are left out", kept, EMA)
     elif kept:
         log.info("note: %d running averages (%s*) are changed too; --drop_ema leaves all %d out", changed, EMA, kept)

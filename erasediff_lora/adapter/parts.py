@@ -67,6 +67,15 @@ def layers_of(
     return found
 
 
+def shape_of(parts: Mapping[str, StoredTensor]) -> tuple[int, ...] | None:
+    """Shape of the weight that parts of another kind than LoRA change; None if they are LoRA's, or do not fit."""
+    try:
+        kind, mine = _kind_of(parts)
+        return None if kind is None else kind.shape(mine)
+    except ValueError:
+        return None
+
+
 def _kind_of(parts: Mapping[str, T]) -> tuple[Kind | None, dict[str, T]]:
     """The kind that a module's parts are of, and the parts of its weight; no kind: LoRA's, or none.
 

@@ -124,7 +124,14 @@ class WeightFile:
     def scale(self, key: str) -> Tensor | None:
         """What the values of a tensor in 8 bits are multiplied by, for all or for each row; None: they stand."""
         found = fp8.scale_key(key, self.tensors)
-        return None if found is None else self.tensors[found].tensor().float()
+        return None if found is None else self.tensors[found].tensor().float().flatten()
+
+    def steps(self, slot: Slot, values: Tensor) -> Tensor:
+        """How far apart the values lie that a weight can have in this file, at each of these of it, in float64."""
+        scale = self.scale(slot.key)
+        if scale is not None and len(scale) > 1:
+            scale = self._part(slot, scale)
+        return precision.step(values, self.dtype(slot.key), scale)
 
     def is_same(self, slot: Slot, other: WeightFile, there: Slot, values: tuple[Tensor, Tensor]) -> bool:
         """Whether two weights are the same at the precision that this file and another one keep them in.
@@ -137,11 +144,10 @@ class WeightFile:
         """
         one, two = values
         dtypes = self.dtype(slot.key), other.dtype(there.key)
-        scales = self.scale(slot.key), other.scale(there.key)
-        if scales == (None, None) and (dtypes[0] == dtypes[1] or torch.equal(one.to(dtypes[1]), two)):
-            return torch.equal(one.to(dtypes[1]), two)
-        steps = precision.step(one, dtypes[0], scales[0]), precision.step(two, dtypes[1], scales[1])
-        return precision.same(one, two, steps)
+        is_scaled = self.scale(slot.key) is not None or other.scale(there.key) is not None
+        if dtypes[0] == dtypes[1] and not is_scaled:
+            return torch.equal(one, two)
+        return precision.same(one, two, (self.steps(slot, one), other.steps(there, two)))
 
     def ends(self, slot: Slot, count: int) -> list[Tensor]:
         """The first and the last `count` values of a weight; none of a quantised one."""
@@ -162,7 +168,10 @@ class WeightFile:
 
     def weight(self, slot: Slot) -> Tensor:
         """The weight in a slot, in its own dtype; float32 where it is kept in 8 bits."""
-        whole = self.read(slot.key)
+        return self._part(slot, self.read(slot.key))
+
+    def _part(self, slot: Slot, whole: Tensor) -> Tensor:
+        """The rows of a tensor that lie in a slot, in the weight's order."""
         stretches = sorted(slot.stretches(len(whole)), key=lambda stretch: stretch[1])
         parts = [whole[begin : begin + height] for begin, _, height in stretches]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -252,7 +261,7 @@ class WeightFile:
         """The same of values in 8 bits; returns whether all are finite afterwards."""
         scale = self.scale(key)
         if scale is not None and scale.numel() > 1:
-            scale = scale.flatten()[first : first + len(stored)]
+            scale = scale[first : first + len(stored)]
         before = fp8.widened(stored, scale)
         block = before.clone()
         change(block, first)

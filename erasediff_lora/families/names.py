@@ -8,6 +8,7 @@ read by one rule: dots are underscores, prefixes are taken off, and what is left
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -103,11 +104,12 @@ class Size:
                         yield modules
 
     def fits(self, modules: Modules, shape: Shape | None) -> bool:
-        """Whether the weights of the modules, one below the other, have that shape."""
+        """Whether the modules' weights, one below the other, have that shape, kernels also that of their matrices."""
         if shape is None:
             return True
         rows, *rest = self.shapes[modules[0]]
-        return squeezed(shape) == squeezed((rows * len(modules), *rest))
+        there = (rows * len(modules), *rest)
+        return squeezed(shape) == squeezed(there) or shape == (there[0], math.prod(rest))
 
 
 @cache

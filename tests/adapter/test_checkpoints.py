@@ -204,13 +204,28 @@ def test_8_bits(scaled: str, dtype: Any, tiny_base: Path, adapter: LoraAdapter, 
     assert f"{sum(changes[key].numel() for key in changes)} changed weights are kept in 8 bits" in result.err
 
 
-@pytest.mark.parametrize(("base", "tuned"), [(torch.float16, torch.float32), (torch.float16, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("base", "tuned"),
+    [
+        (torch.float16, torch.float32),
+        (torch.float16, torch.bfloat16),
+        (torch.float8_e4m3fn, torch.float32),
+        (torch.float8_e5m2, torch.float16),
+    ],
+)
 def test_extract_compares_at_the_precision_that_both_have(
     base: Any, tuned: Any, tiny_base: Path, tmp_path: Path, cli: Cli
 ) -> None:
     source = pack(tiny_base, tmp_path / "source.safetensors")
     tensors = load_file(source)
     save_file({key: tensor.to(base) for key, tensor in tensors.items()}, tmp_path / "base.safetensors")
+    if base.itemsize == 1:  # with a scale for each row
+        scales = {
+            k: t.flatten(1).abs().amax(1) / 448 for k, t in tensors.items() if k.endswith("weight") and t.ndim > 1
+        }
+        kept = {k: t / scales[k].view(-1, *[1] * (t.ndim - 1)) if k in scales else t for k, t in tensors.items()}
+        kept = {k: t.to(base) if k in scales else t for k, t in kept.items()}
+        save_file(kept | {f"{k}_scale": t for k, t in scales.items()}, tmp_path / "base.safetensors")
     adapter = random_adapter(tiny_base)
     for key, delta in deltas(adapter, source).items():
         tensors[key] = tensors[key] + delta

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from erasediff_lora.adapter import formats
+from erasediff_lora.adapter.kinds.base import Kind, Table, require
+from erasediff_lora.registry import KINDS
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 BLOCK = "mid_block.attentions.0.transformer_blocks.0."
@@ -241,6 +245,56 @@ def test_unmerged_is_the_base(tiny_base: Path, tmp_path: Path, cli: Cli) -> None
     assert result.status == 0, result.err
     old, back = (load_file(folder / UNET) for folder in (tiny_base, tmp_path / "b"))
     assert all(torch.allclose(old[key], back[key], atol=1e-6) for key in old)
+
+
+class Outer(Kind):
+    """A toy: ΔW = u vᵀ."""
+
+    title = "outer products"
+    parts = marks = frozenset(("outer_u", "outer_v"))
+
+    def shape(self, parts: Mapping[str, Table]) -> tuple[int, ...]:
+        require(parts, "outer_u", "outer_v", ndim=1)
+        return parts["outer_u"].shape[0], parts["outer_v"].shape[0]
+
+    def rank(self, parts: Mapping[str, Table]) -> int | None:
+        return 1
+
+    def rows(self, parts: Mapping[str, Any], first: int, last: int) -> Any:
+        return parts["outer_u"][first:last, None] * parts["outer_v"][None]
+
+
+OUTER = Outer()
+
+
+def test_a_kind_of_another_package(tiny_base: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("outer", f"{__name__}:OUTER", "erasediff_lora.kinds")
+    monkeypatch.setitem(vars(KINDS), "_plugins", {"outer": point})
+    u, v = torch.randn(32), torch.randn(32)
+    file = tmp_path / "a.safetensors"
+    save_file({f"{KEY}.outer_u": u, f"{KEY}.outer_v": v, f"{KEY}.alpha": torch.tensor(0.5)}, file)
+    assert "outer products (1)" in cli("inspect", file).out
+    assert cli("merge", tiny_base, file, "--output", tmp_path / "out").status == 0
+    old, new = (load_file(folder / UNET)[f"{MODULES[0]}.weight"] for folder in (tiny_base, tmp_path / "out"))
+    torch.testing.assert_close(new, old + 0.5 * torch.outer(u, v))
+    monkeypatch.undo()
+    refused(cli("inspect", file), "unknown layout", "outer_u")
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [("LohaModule", "stable-diffusion-v1"), ("LokrModule", "stable-diffusion-v1")]
+)
+def test_family_by_the_shapes_of_other_kinds(kind: str, family: str, tmp_path: Path, cli: Cli) -> None:
+    modules = pytest.importorskip("lycoris.modules")
+    with torch.device("meta"):
+        layers = {"attentions_0_transformer_blocks_0_attn2_to_k": nn.Linear(768, 1280, bias=False)}
+        layers["resnets_0_conv1"] = nn.Conv2d(1280, 1280, 3)  # type: ignore[assignment]
+    saved: dict[str, Tensor] = {}
+    for name, module in layers.items():
+        put = getattr(modules, kind)("x", module.to_empty(device="cpu"), 1.0, lora_dim=2, alpha=1.0)
+        saved |= {f"lora_unet_mid_block_{name}.{part}": t.detach().clone() for part, t in put.state_dict().items()}
+    save_file(saved, tmp_path / "a.safetensors")
+    assert re.search(r"architecture +stable-diffusion-v1\n", cli("inspect", tmp_path / "a.safetensors").out)
 
 
 KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

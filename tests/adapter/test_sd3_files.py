@@ -127,6 +127,33 @@ def test_several_adapters_on_a_single_file(dtype: Any, sd3: Path, tmp_path: Path
     assert not torch.equal(load_file(file)[key], load_file(out)[key])
 
 
+@pytest.mark.parametrize("by_input", [False, True])
+def test_dora_of_rows_that_share_a_tensor(by_input: bool, sd3: Path, tmp_path: Path, cli: Cli) -> None:
+    """Queries, keys and values have norms of their own, also where they lie in one tensor, and where halves are swapped."""
+    file, plain = packed(sd3, tmp_path / "sd3.safetensors"), on_every_layer(sd3, 1)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in plain.layers.items():
+        count = layer.shape[1] if by_input else layer.shape[0]
+        shape = (1, count) if by_input else (count, 1)
+        tensors |= {f"{name}.lora_A.weight": layer.down, f"{name}.lora_B.weight": layer.up}
+        tensors[f"{name}.dora_scale"] = torch.rand(*shape, *[1] * (len(layer.shape) - 2)) + 0.5
+    save_file(tensors, tmp_path / "dora.safetensors")
+    for model, out in ((sd3, tmp_path / "folder"), (file, tmp_path / "merged.safetensors")):
+        result = cli("merge", model, tmp_path / "dora.safetensors", "--output", out)
+        assert result.status == 0, result.err
+    merged, folder = transformer(tmp_path / "merged.safetensors"), load_file(tmp_path / "folder" / TRANSFORMER)
+    for key, tensor in folder.items():
+        torch.testing.assert_close(merged[key], tensor, rtol=1e-5, atol=1e-6, msg=key)
+    base = load_file(sd3 / TRANSFORMER)
+    for name, layer in plain.layers.items():
+        if name.startswith("transformer.") and layer.delta().ndim == 2:
+            key = f"{name.removeprefix('transformer.')}.weight"
+            moved = base[key].double() + layer.delta().double()
+            dim = 0 if by_input else 1
+            exact = moved / moved.norm(dim=dim, keepdim=True) * tensors[f"{name}.dora_scale"]
+            torch.testing.assert_close(folder[key].double(), exact, rtol=1e-5, atol=1e-5, msg=key)
+
+
 def test_folder_and_single_file_agree_and_unmerge(sd3: Path, tmp_path: Path, cli: Cli) -> None:
     file = packed(sd3, tmp_path / "sd3.safetensors")
     formats.write(on_every_layer(sd3, 1), tmp_path / "a.safetensors", "diffusers")

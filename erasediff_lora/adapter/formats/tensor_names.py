@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from erasediff_lora.adapter.parts import ALPHA, DOWN, MAGNITUDE, UP, part_names
+from erasediff_lora.adapter.parts import ALPHA, DOWN, MAGNITUDE, UP, part_names, shape_of
 from erasediff_lora.storage.tensors import StoredTensor
 
 BIAS = "lora_up.bias"
@@ -87,10 +87,12 @@ def sort(tensors: Mapping[str, StoredTensor]) -> Sorted:
 
 
 def weight_shape(parts: Mapping[str, StoredTensor]) -> tuple[int, ...] | None:
-    """Shape of the weight that the parts change; None if they do not tell, as those of LoKr."""
+    """Shape of the weight that the parts change; None if they do not tell.
+
+    Those of LoHa and LoKr tell (out, in · kh · kw).
+    """
     if DOWN in parts and UP in parts and parts[DOWN].ndim >= 2 and parts[UP].ndim >= 2:
-        middle = parts.get("lora_mid.weight")
-        kernel = parts[DOWN].shape[2:] if middle is None else middle.shape[2:]
-        return (parts[UP].shape[0], parts[DOWN].shape[1], *kernel)
-    whole = parts.get("diff", parts.get("w_norm"))
-    return None if whole is None else whole.shape
+        if (tucker := shape_of(parts)) is not None:
+            return tucker
+        return (parts[UP].shape[0], *parts[DOWN].shape[1:])
+    return shape_of(parts)
