@@ -129,7 +129,7 @@ def test_several_adapters_on_a_single_file(dtype: Any, sd3: Path, tmp_path: Path
 
 @pytest.mark.parametrize("by_input", [False, True])
 def test_dora_of_rows_that_share_a_tensor(by_input: bool, sd3: Path, tmp_path: Path, cli: Cli) -> None:
-    """Queries, keys and values have norms of their own, also where they lie in one tensor, and where halves are swapped."""
+    """Queries, keys and values have norms of their own, also where they lie in one tensor."""
     file, plain = packed(sd3, tmp_path / "sd3.safetensors"), on_every_layer(sd3, 1)
     tensors: dict[str, Tensor] = {}
     for name, layer in plain.layers.items():
