@@ -25,9 +25,8 @@ DEMO_RECIPE = Path(demo.__file__).parent / "recipe.yaml"
 def _arguments(*, demo: bool = False, trains: bool = False) -> Callable[[argparse.ArgumentParser], None]:
     def add(parser: argparse.ArgumentParser) -> None:
         if demo:
-            what = "what to erase: a concept or a style of the demo model"
-            parser.add_argument("name", nargs="?", metavar="CONCEPT", help=f"{what} [cat]")
-            parser.add_argument("--concept", help="the same")
+            what = "what to erase: a concept or a style of the demo model; may stand first without the flag [cat]"
+            parser.add_argument("--concept", help=what)
         else:
             parser.add_argument(
                 "recipe", type=user_path, help="recipe file, folder of a run, or name of a shipped recipe"
@@ -41,15 +40,18 @@ def _arguments(*, demo: bool = False, trains: bool = False) -> Callable[[argpars
 
 def _recipe(parsed: argparse.Namespace, rest: Sequence[str]) -> Recipe:
     if parsed.verb == "demo":
-        return load_recipe(DEMO_RECIPE, rest, demo_overrides(_one_concept(parsed)))
+        concept, rest = _one_concept(parsed, rest)
+        return load_recipe(DEMO_RECIPE, rest, demo_overrides(concept))
     return load_recipe(parsed.recipe, rest)
 
 
-def _one_concept(parsed: argparse.Namespace) -> str:
-    given = {name for name in (parsed.name, parsed.concept) if name is not None}
+def _one_concept(parsed: argparse.Namespace, rest: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The concept, and the other words. argparse would take the value of a recipe's flag for a positional."""
+    first = [word for word in rest[:1] if not word.startswith("-")]
+    given = {name for name in (*first, parsed.concept) if name is not None}
     if len(given) > 1:
-        raise UserError(Problem("--concept", parsed.concept, f"is not {parsed.name!r}.", "Name one concept."))
-    return given.pop() if given else "cat"
+        raise UserError(Problem("--concept", parsed.concept, f"is not {first[0]!r}.", "Name one concept."))
+    return given.pop() if given else "cat", rest[len(first) :]
 
 
 def demo_overrides(concept: str) -> dict[str, Any]:

@@ -22,6 +22,9 @@ def test_the_demos_concept_needs_no_option(cli: Cli) -> None:
     refused(cli("demo", "clok"), "--concept = 'clok': the demo model does not know it. Did you mean 'clock'?")
     refused(cli("demo", "cat", "--concept", "clock"), "--concept = 'clock': is not 'cat'. Name one concept.")
     refused(cli("demo", "clock", "cat"), "argument = 'cat': is not expected here")
+    for words in (["--concept", "cat"], ["cat"], []):
+        result = cli("demo", *words, "--output", "somewhere", "--sampling.steps", "0")
+        refused(result, "1 problem", "sampling.steps = 0")
 
 
 @pytest.mark.parametrize(
