@@ -14,6 +14,8 @@ from erasediff_lora.data.set_report import Noted, SetReport
 from erasediff_lora.recipe import Recipe, RetainSet
 
 log = logging.getLogger(__name__)
+MOST_ANCHORED = 4096
+"""Prompts that anchors make, each a quarter of a mebibyte of embeddings of Stable Diffusion 1."""
 
 
 @dataclass(frozen=True)
@@ -53,30 +55,53 @@ def list_samples(recipe: Recipe, kind: Kind, report: SetReport) -> list[Sample]:
 
 def _forget_samples(recipe: Recipe, report: SetReport) -> list[Sample]:
     data = recipe.forget
-    names = [concept.name for concept in data.concepts]
-    fixed = {concept.name: concept.anchor for concept in data.concepts}
-
-    def sample(caption: str, concept: str, picture: Picture | None = None) -> Sample:
-        match recipe.objective.anchors:
-            case "named":
-                chosen: Sequence[str | None] = [fixed[concept] or ""]
-            case "any":
-                chosen = [fixed[concept]] if fixed[concept] else recipe.retain.concepts
-            case _:
-                chosen = []
-        return Sample(caption, [substitute(caption, concept, anchor or "") for anchor in chosen], concept, picture)
-
+    first = data.concepts[0].name
     if data.images:
         pictures = disk.read("forget", data, report, seed=recipe.sampling.seed)
-        samples = [sample(picture.caption, picture.concept or names[0], picture) for picture in pictures]
+        samples = [Sample(picture.caption, [], picture.concept or first, picture) for picture in pictures]
     else:
         prompts = fairly(forget_prompts(data), data.count, recipe.sampling.seed)
-        samples = [sample(prompt.text, prompt.concept or names[0]) for prompt in prompts]
-    width = max(len(s.anchors) for s in samples)  # a concept with an anchor beside one that takes any
-    samples = [replace(s, anchors=[s.anchors[n % len(s.anchors)] for n in range(width)]) for s in samples]
+        samples = [Sample(prompt.text, [], prompt.concept or first) for prompt in prompts]
+    samples = _anchored(recipe, samples)
     if recipe.objective.counterparts:  # the one anchor that the counterpart shows
         samples = [replace(s, anchors=[s.anchors[row % len(s.anchors)]]) for row, s in enumerate(samples)]
     return samples
+
+
+def _anchored(recipe: Recipe, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with what may take their captions' place, as many of each."""
+    fixed = {concept.name: concept.anchor for concept in recipe.forget.concepts}
+    any_retained = _in_turns(recipe.retain.concepts, [sample.caption for sample in samples])
+
+    def anchors(sample: Sample) -> list[str]:
+        concept = sample.concept or ""
+        match recipe.objective.anchors:
+            case "named":
+                chosen: Sequence[str] = [fixed[concept] or ""]
+            case "any":
+                chosen = [named] if (named := fixed[concept]) else any_retained[sample.caption]
+            case _:
+                chosen = []
+        return [substitute(sample.caption, concept, anchor) for anchor in chosen]
+
+    found = [anchors(sample) for sample in samples]
+    width = max(map(len, found))  # a concept with an anchor beside one that takes any
+    return [
+        replace(sample, anchors=[own[n % len(own)] for n in range(width)])
+        for sample, own in zip(samples, found, strict=True)
+    ]
+
+
+def _in_turns(concepts: Sequence[str], captions: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Of each caption the retained concepts that may stand in its place: all, or of very many some, by turns."""
+    distinct = list(dict.fromkeys(captions))
+    each = max(1, min(len(concepts), MOST_ANCHORED // len(distinct)))
+    if each < len(concepts):
+        log.info("each forgotten prompt has %d of the %d retained concepts as anchors, by turns", each, len(concepts))
+    return {
+        caption: [concepts[(turn * each + n) % len(concepts)] for n in range(each)] if concepts else []
+        for turn, caption in enumerate(distinct)
+    }
 
 
 def _retain_samples(recipe: Recipe, report: SetReport) -> list[Sample]:

@@ -232,3 +232,13 @@ def test_whatever_a_set_depends_on_makes_it_anew(
             smallest.write_text(smallest.read_text() + " ")
     assert cli("prepare", file, *flags).status == 0
     assert len({entry.name for entry in (tmp_path / "cache").iterdir()} - before) == 2
+
+
+def test_of_very_many_retained_concepts_each_prompt_has_some_as_anchors(tiny_base: Path, tmp_path: Path) -> None:
+    """A thousand names against a thousand would be a million prompts to encode."""
+    forgotten, kept = [f"artist {n}" for n in range(64)], [f"thing {n}" for n in range(100)]
+    data = prepared(tiny_base, tmp_path, forget={"concepts": forgotten, "count": 64}, retain={"concepts": kept})
+    assert tuple(data.anchors.shape) == (64, 64)
+    assert len(data.prompts) <= 1 + 64 + 4096
+    texts = {data.prompts[row] for row in data.anchors.flatten().tolist()}
+    assert texts == {f"a photo of a {name}" for name in kept}, "each has its turn"
