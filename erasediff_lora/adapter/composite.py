@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from erasediff_lora.adapter.kinds.base import Kind, Table, chunks
+from erasediff_lora.adapter.kinds.base import Kind, Table
 from erasediff_lora.storage.tensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T", bound=Table)
-LARGEST_WEIGHT = 2**26
-"""Values of a weight, more than the largest known layers have: a small file can claim any size."""
+LARGEST_WEIGHT, LONGEST_SIDE = 2**26, 2**18
+"""Values of a weight, and its rows and columns: more than the largest known layers have. Small files can claim any."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,7 @@ class StoredComposite(Composite[StoredTensor]):
             arrays[name] = tensor.array().astype(np.float64)
             if not bool(np.isfinite(arrays[name]).all()):
                 raise ValueError(name)
-        parts = self.kind.prepared(arrays)
-        total = sum(float(np.square(self.kind.rows(parts, *ends)).sum()) for ends in chunks(self.shape))
-        return self.scale**2 * total
+        return self.scale**2 * self.kind.squared_norm(self.kind.prepared(arrays), self.shape)
 
 
 def composite(
@@ -130,7 +128,8 @@ def composite(
         ValueError: If the parts are too few, do not fit, or make up a weight larger than there is any.
     """
     shape = kind.shape(parts)
-    if math.prod(shape) > max(LARGEST_WEIGHT, sum(part.count for part in parts.values())):
+    stored = sum(part.count for part in parts.values())
+    if math.prod(shape) > max(LARGEST_WEIGHT, stored) or max(shape) > max(LONGEST_SIDE, stored):
         raise ValueError(f"its weight would be {list(shape)}")
     rank = kind.rank(parts) if rank is None else rank
     scale = 1.0 if rank is None or alpha is None else alpha / rank

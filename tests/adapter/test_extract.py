@@ -13,6 +13,7 @@ from fixtures import Cli
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from single_file import pack
+from tiny import tiny_class_pipeline
 
 from erasediff_lora.adapter import formats
 
@@ -119,3 +120,27 @@ def test_refusals(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     save_file(weights, other / UNET)
     refused(cli("extract", tiny_base, other, "--rank", 4, "--output", out), "has NaN or Inf in unet.conv_in")
     assert not out.exists()
+
+
+def test_class_conditional_models(tmp_path: Path, cli: Cli) -> None:
+    """The family without text encoders, single files and kohya's names."""
+    base = tmp_path / "base"
+    tiny_class_pipeline({0: "cat", 1: "dog"}).save_pretrained(base)
+    shutil.copytree(base, tmp_path / "tuned")
+    weights = load_file(base / UNET)
+    torch.manual_seed(0)
+    names = ("conv_in", "mid_block.attentions.0.to_q", "mid_block.resnets.0.conv1")
+    changes = {f"{name}.weight": torch.randn_like(weights[f"{name}.weight"]) for name in names}
+    save_file(weights | {key: weights[key] + change for key, change in changes.items()}, tmp_path / "tuned" / UNET)
+    x = tmp_path / "x"
+    result = cli("extract", base, tmp_path / "tuned", "--rank", 16, "--output", x)
+    assert result.status == 0, result.err
+    assert formats.read(x).architecture == "ddpm-class-conditional"
+    for key, change in changes.items():
+        layer = formats.read(x).layers[f"unet.{key.removesuffix('.weight')}"]
+        torch.testing.assert_close(layer.delta(), change, rtol=1e-4, atol=1e-4)
+    assert cli("stack", x, f"{x}:0.5", "--output", tmp_path / "y").status == 0
+    assert cli("merge", base, tmp_path / "y", "--output", tmp_path / "merged").status == 0
+    merged = load_file(tmp_path / "merged" / UNET)
+    for key, weight in weights.items():
+        torch.testing.assert_close(merged[key], weight + 1.5 * changes.get(key, 0), rtol=1e-4, atol=1e-4, msg=key)

@@ -35,6 +35,7 @@ NORMS = ("mid_block.resnets.0.norm1", f"{BLOCK}norm2", "conv_norm_out")
 INPUTS = {"weight_decompose": True, "wd_on_out": False}
 ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
     "loha": ("LohaModule", {}),
+    "loha, of higher rank": ("LohaModule", {"lora_dim": 17}),
     "loha, tucker": ("LohaModule", {"use_tucker": True}),
     "loha, rslora": ("LohaModule", {"rs_lora": True}),
     "loha, dora": ("LohaModule", {"weight_decompose": True}),
@@ -309,6 +310,7 @@ KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
         ({"lokr_w1": (4, 4), "lokr_w2": (8, 8), "lokr_w2_b": (0, 8)}, "lokr_w2_b beside lokr_w2"),
         ({"lora_down.weight": (2, 32), "hada_w1_a": (32, 2)}, "lora_down.weight beside hada_w1_a"),
         ({"lokr_w1": (10000, 1), "lokr_w2": (1, 10000)}, "its weight would be [10000, 10000]"),
+        ({"lokr_w1": (1, 10000), "lokr_w2": (1, 6000)}, "its weight would be [1, 60000000]"),
         ({"diff": (2, 2, 2)}, "its difference is [2, 2, 2]"),
         ({"diff": (2,), "dora_scale": (1, 2)}, "dora_scale beside diff"),
     ],

@@ -62,6 +62,10 @@ class Kind(ABC):
         """A and B before scaling, from prepared parts, where the kind is LoRA in effect; None: it is not."""
         return None
 
+    def squared_norm(self, parts: Mapping[str, Any], shape: tuple[int, ...]) -> float:
+        """‖ΔW‖² (Frobenius) before scaling, from prepared arrays of numpy."""
+        return sum(float((self.rows(parts, *ends) ** 2).sum()) for ends in chunks(shape))
+
     @abstractmethod
     def rows(self, parts: Mapping[str, Any], first: int, last: int) -> Any:
         """Rows of ΔW before scaling, (last − first, columns), from prepared parts."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from erasediff_lora.adapter.kinds.base import Kind, Table, core, require
 
+FEW = 256
+"""Squared ranks up to which the factors' products are cheaper than ΔW."""
 _SIDES = (("hada_w1_a", "hada_w1_b", "hada_t1"), ("hada_w2_a", "hada_w2_b", "hada_t2"))
 
 
@@ -32,6 +34,15 @@ class _LoHa(Kind):
         for a, b, t in _SIDES:
             done |= {a: parts[a], b: parts[b]} if t not in parts else {a: parts[a].T, b: core(parts[t], parts[b])}
         return done
+
+    def squared_norm(self, parts: Mapping[str, Any], shape: tuple[int, ...]) -> float:
+        (a, b), (c, d) = ((parts[left], parts[right]) for left, right, _ in _SIDES)
+        products = a.shape[1] * c.shape[1]
+        if products > FEW:
+            return super().squared_norm(parts, shape)
+        up = (a[:, :, None] * c[:, None, :]).reshape(len(a), products)  # as a LoRA of rank r², ΔW = up @ down
+        down = (b[:, None, :] * d[None, :, :]).reshape(products, b.shape[1])
+        return max(0.0, float(((up.T @ up) * (down @ down.T)).sum()))
 
     def rows(self, parts: Mapping[str, Any], first: int, last: int) -> Any:
         one, other = (parts[a][first:last] @ parts[b] for a, b, _ in _SIDES)

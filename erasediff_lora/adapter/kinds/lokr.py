@@ -40,6 +40,9 @@ class _LoKr(Kind):
             large = parts["lokr_w2_a"] @ second.reshape(second.shape[0], -1)
         return {"lokr_w1": small, "lokr_w2": large}
 
+    def squared_norm(self, parts: Mapping[str, Any], shape: tuple[int, ...]) -> float:
+        return math.prod(float((parts[name] ** 2).sum()) for name in ("lokr_w1", "lokr_w2"))
+
     def rows(self, parts: Mapping[str, Any], first: int, last: int) -> Any:
         small, large = parts["lokr_w1"], parts["lokr_w2"]
         height = large.shape[0]
