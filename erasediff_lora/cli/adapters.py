@@ -160,6 +160,7 @@ def _stack_arguments(parser: argparse.ArgumentParser) -> None:
 def _stack(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.adapter import formats, stacking
+    from erasediff_lora.cli.losses import lines_of_file
     from erasediff_lora.storage.files import write_text
 
     if parsed.rank is not None and parsed.rank < 1:
@@ -180,8 +181,11 @@ def _stack(parsed: argparse.Namespace, rest: list[str]) -> None:
     if parsed.rank is not None:
         stacked, energy = stacking.compress(stacked, parsed.rank)
         print(f"compressed to rank {parsed.rank}: {energy:.4%} of the energy kept")
-    for file in formats.write(stacked, parsed.output, parsed.format, overwrite=parsed.overwrite):
+    files = formats.write(stacked, parsed.output, parsed.format, overwrite=parsed.overwrite)
+    for file in files:
         print(f"stacked    {file}")
+    for line in lines_of_file(files[0]):
+        print(line)
 
 
 def _print_interference(report: dict[str, Any]) -> None:
@@ -264,6 +268,7 @@ def _extract(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.adapter import extract, formats
     from erasediff_lora.adapter.formats import Asked
+    from erasediff_lora.cli.losses import lines_of_file
 
     _check_size(parsed)
     formats.require_output(parsed.output, parsed.format)
@@ -276,6 +281,8 @@ def _extract(parsed: argparse.Namespace, rest: list[str]) -> None:
     _tell_of_unheld(found.unheld)
     for file in written:
         print(f"adapter    {file}")
+    for line in lines_of_file(written[0]):
+        print(line)
 
 
 def _publish_arguments(parser: argparse.ArgumentParser) -> None:

@@ -26,11 +26,17 @@ def lines_for(names: Iterable[str], format: str, adapter: StoredAdapter) -> list
 
 
 def lines_of_file(file: Path) -> list[str]:
-    """What the programs that read files of this kind lose; those that do not read it share a line."""
+    """What the programs that read files of this kind lose; those that do not read it share a line.
+
+    Nothing, if the file cannot be told anything of without the user's help.
+    """
     from erasediff_lora.adapter.formats import describe
     from erasediff_lora.adapter.programs import PROGRAMS, losses_in
 
-    format, adapter = describe(file)
+    try:
+        format, adapter = describe(file)
+    except UserError:
+        return []
     lines: list[str] = []
     strangers: dict[str, list[str]] = {}
     for name in PROGRAMS:

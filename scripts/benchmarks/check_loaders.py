@@ -126,7 +126,7 @@ def main() -> None:
         print(json.dumps(check(program, place, model, Path(base), Path(file), whole_adapter(model))))
         return
     rows = json.loads(options.output.read_text())["rows"] if options.output.is_file() else []
-    made = []
+    made, failed = [], False
     for model in options.models:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             base = Path(folder) / f"{model}.safetensors"
@@ -136,7 +136,10 @@ def main() -> None:
                 if (checkout := getattr(options, program)) is None:
                     continue
                 words = map(str, (f"--{program}", checkout, "--one", program, model, base, files[name]))
-                run = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
+                run = subprocess.run([sys.executable, __file__, *words], check=False, stdout=subprocess.PIPE, text=True)
+                if run.returncode:
+                    failed = True
+                    continue
                 made.append(json.loads(run.stdout.splitlines()[-1]))
                 print({True: "good", False: "BAD"}[is_good(made[-1])], made[-1], flush=True)
     same = {(row["program"], row["model"], row["file"]) for row in made}
@@ -144,7 +147,7 @@ def main() -> None:
     order = list(PROGRAMS)
     rows = sorted([*kept, *made], key=lambda row: (row["model"], order.index(row["program"]), row["file"]))
     options.output.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
-    sys.exit(not all(map(is_good, made)))
+    sys.exit(failed or not all(map(is_good, made)))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def kohya(checkout: Path | None, base: Path, file: Path, model: str) -> Weights:
         script.merge_to_sd_model(text, unet, [str(file)], [1.0], torch.float)
     else:
         script = importlib.import_module("sdxl_merge_lora")
-        script.merge_to_sd_model(text, nn.Module(), unet, [str(file)], [1.0], None, torch.float)
+        script.merge_to_sd_model(text, nn.Module(), unet, [str(file)], [1.0], [], torch.float)
     return _changed(before, [(unet, names), (text, _text_names(text, "text_model."))])
 
 

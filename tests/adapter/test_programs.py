@@ -11,7 +11,7 @@ import programs_table
 import pytest
 import torch
 from adapters import pipeline
-from fixtures import Cli
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import save_file
 
@@ -169,3 +169,27 @@ def test_diffusers_does_what_is_said_of_it(is_dora: bool, tiny_base: Path, tmp_p
                 differing += not same or bool(is_dora and not module.use_dora.get("a"))
     assert not layers
     assert differing == expected > 10
+
+
+def test_a_spelling_that_was_not_looked_at(tmp_path: Path, cli: Cli) -> None:
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_q_lora"
+    tensors = {f"{key}.down.weight": torch.ones(2, 1280), f"{key}.up.weight": torch.ones(1280, 2)}
+    save_file(tensors, tmp_path / "a.safetensors", {"ss_base_model_version": "sd_v1"})
+    (line,) = said(cli, "comfyui", tmp_path / "a.safetensors")
+    assert "the only layer not known to be read" in line and "convert --format kohya" in line
+
+
+def test_stack_says_it_too(tmp_path: Path, cli: Cli) -> None:
+    file = written(tmp_path, "kohya", {Q: layer()})
+    for words in (("stack", file), ("stack", file, "--format", "kohya")):
+        result = cli(*words, "--output", tmp_path / f"out{len(words)}")
+        assert result.status == 0, result.err
+        assert "do not read this file" in result.out.splitlines()[-1]
+
+
+def test_train_says_which_programs_read_the_adapter_otherwise(recipe_file: RecipeFile, cli: Cli) -> None:
+    result = cli("train", recipe_file(), "--adapter.dora", "true")
+    assert result.status == 0, result.err
+    lines = [line for line in result.out.splitlines() if line.startswith("erase-cat.safetensors in ")]
+    assert [line.split()[2] for line in lines] == ["comfyui", "a1111", "forge", "invokeai", "kohya"]
+    assert all("DoRA" in line and "read otherwise" in line for line in lines)

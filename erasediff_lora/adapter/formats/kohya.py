@@ -7,7 +7,6 @@ alpha / rank. Paths are diffusers' for Stable Diffusion 1.x and 2.x, and LDM's f
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import time
 from collections.abc import Collection
@@ -27,7 +26,6 @@ from erasediff_lora.storage.tensors import TensorFile
 if TYPE_CHECKING:
     from torch import Tensor
 
-log = logging.getLogger(__name__)
 FILE = None
 FOLDER = ""
 DOWN, UP, ALPHA, MAGNITUDE = ".lora_down.weight", ".lora_up.weight", ".alpha", ".dora_scale"
@@ -67,12 +65,6 @@ def target(adapter: LoraAdapter, output: Path) -> Path:
 def write(adapter: LoraAdapter, file: Path) -> list[Path]:
     """Write the file. alpha is float32, and takes up rsLoRA's different scale."""
     adapter = beside_factors(adapter)
-    if len({layer.alpha for layer in adapter.layers.values()}) > 1:
-        log.warning(
-            "warning: %s keeps a different alpha for some layers, which diffusers reads wrongly from kohya files;"
-            " load the diffusers format there",
-            file,
-        )
     import torch
 
     names, architecture = _named(adapter)

@@ -88,7 +88,7 @@ class Loss:
         version: Of the program.
         layers: How many they are, of how many.
         which: What they are.
-        are: 'not read' or 'read otherwise'.
+        are: 'not read', 'read otherwise', or 'not known to be read'.
         why: A sentence without its full stop.
         remedy: A sentence.
     """
@@ -104,7 +104,7 @@ class Loss:
     @property
     def is_whole(self) -> bool:
         """Whether nothing of the file is read."""
-        return self.are == "not read" and self.layers[0] == self.layers[1]
+        return self.are != "read otherwise" and self.layers[0] == self.layers[1]
 
     def __str__(self) -> str:
         count, total = self.layers
@@ -126,17 +126,18 @@ def losses(name: str, program: Program, format: str, adapter: Adapter[Any]) -> l
     """
     total = len(adapter.layers)
 
-    def all_lost(why: str, remedy: str) -> list[Loss]:
-        return [Loss(name, program.version, (total, total), "", "not read", why, remedy)]
+    def all_lost(why: str, remedy: str, are: str = "not read") -> list[Loss]:
+        return [Loss(name, program.version, (total, total), "", are, why, remedy)]
 
     found = None if adapter.architecture is None else families.of_architecture(adapter.architecture)
     family = None if found is None else families.name_of(found[0])
     if format not in program.reads or (family is not None and family not in program.reads[format]):
         others = [other for other, suited in program.reads.items() if family in suited and other != format]
         remedy = f"Give it the {others[0]} file: convert --format {others[0]}." if others else MERGE
+        if format not in FORMATS:
+            return all_lost("its readers of this spelling were not looked at", remedy, "not known to be read")
         of = "" if family is None or format not in program.reads else f" of {family}"
-        what = f"{format} files{of}" if format in FORMATS else "files in a spelling of their own that was looked at"
-        return all_lost(f"it reads no {what}", remedy)
+        return all_lost(f"it reads no {format} files{of}", remedy)
     limits = [
         limit
         for limit in program.limits
@@ -209,7 +210,6 @@ def of_other_alphas(pattern: str, words: str) -> Which:
 UNET_ATTENTION = r"unet\..*\.attn\d\.to_(q|k|v|out\.0)$"
 DORA = _with_magnitudes("DoRA", None)
 DORA_OF_OUTPUTS = _with_magnitudes("DoRA, magnitudes of the outputs, as in peft", by_input=False)
-DORA_OF_INPUTS = _with_magnitudes("DoRA, magnitudes of the inputs, as in OneTrainer", by_input=True)
 SCALED = Which("an alpha that is not the rank", _scaled)
 OTHER_KINDS = Which("LoHa, LoKr, whole differences and other kinds", _of_other_kinds)
 OTHER_RANKS = Which("a rank that is not the first layer's", _of_other_ranks)

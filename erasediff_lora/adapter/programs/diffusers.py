@@ -5,12 +5,10 @@ from __future__ import annotations
 from erasediff_lora.adapter.programs.base import (
     DIFFUSERS,
     DORA,
-    DORA_OF_INPUTS,
     MERGE,
     OTHER_KINDS,
     OTHER_RANKS,
     OUTSIDE_BLOCKS,
-    PLAIN,
     SCALED,
     SD,
     SD3,
@@ -53,14 +51,6 @@ PROGRAM = Program(
             MERGE,
             "loaders/lora_pipeline.py: SD3LoraLoaderMixin.load_lora_weights",
             families=(SD3,),
-        ),
-        Limit(
-            DORA_OF_INPUTS,
-            "read otherwise",
-            "DoRA's magnitudes are taken for those of the outputs",
-            PLAIN,
-            "peft: tuners/lora/dora.py",
-            formats=("diffusers",),
         ),
         Limit(
             DORA,
