@@ -85,7 +85,7 @@ def choose_near(recipe: Recipe, denoiser: Denoiser, folder: Path | None = None) 
         folder: Where to write what was found; None: nowhere.
 
     Raises:
-        UserError: If no word is left for an anchor, or the cache cannot be written.
+        UserError: If no word is left, or the cache cannot be written.
     """
     count = recipe.retain.neighbours
     is_open = [chosen_by_encoder(concept, recipe.objective) for concept in recipe.forget.concepts]
@@ -114,6 +114,9 @@ def _neighbours(recipe: Recipe, denoiser: Denoiser, concepts: _Words, count: int
     known = {folded(name): name for name in recipe.retain.concepts}
     words = [known.get(folded(word), word) for word in words]
     left = _Words(words, _embedded(recipe, denoiser, words))[_distinct(recipe, words)]
+    if not left.words:
+        what = "has no word that can be a neighbour: each is a part of what is to be forgotten, or contains it."
+        raise UserError(Problem(vocabulary.FIELD, recipe.retain.vocabulary, what, "Name another list, or omit it."))
     if len(left.words) < count:
         log.warning("retain.neighbours: %d, and there are only %d words that can be one", count, len(left.words))
     return dict(left.nearest(concepts, count))

@@ -227,6 +227,12 @@ def test_where_no_retained_concept_can_be_an_anchor(recipe_file: RecipeFile, cli
     refused(cli("train", file), "retain.concepts = ['tabby cat']: leaves no anchor: each is a part of what is to be")
 
 
+def test_a_list_without_a_neighbour(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("cats\ntabby cat\n")
+    file = recipe_file(retain={"neighbours": 2, "vocabulary": "words.txt", "concepts": []})
+    refused(cli("prepare", file), "words.txt': has no word that can be a neighbour: each is a part of what is to be")
+
+
 def test_where_a_list_lies_is_nobodys_business(tiny_base: Path, tmp_path: Path) -> None:
     words = tmp_path / "private" / "words.txt"
     recipe = Recipe.parse(tiny_values(tiny_base, tmp_path, retain={"vocabulary": str(words)}))

@@ -58,7 +58,11 @@ def tables(found: Found) -> list[Table]:
     neighbours = found.get("neighbours")
     if not neighbours:
         return []
-    both = [[label, *_cells(neighbours[kind])] for kind, label in (("near", "near"), ("far", "the rest"))]
+    both = [
+        [label, *_cells(neighbours[kind])]
+        for kind, label in (("near", "near"), ("far", "the rest"))
+        if neighbours[kind]["pictures"]
+    ]
     words = sorted(neighbours["words"].items(), key=lambda item: _loss(item[1]), reverse=True)
     each = [[word, ", ".join(row["near_to"]), *_cells(row)] for word, row in words[:SHOWN]]
     more = f" {len(words) - SHOWN} that lost less are in evaluation.json." if len(words) > SHOWN else ""
