@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import logging
 import os
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for bad input, 128 + n when stopped by signal n.
     """
     _quiet_libraries()
+    _write_to_any_terminal()
     parsed, rest = _parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     is_first = os.environ.get("RANK", "0") == "0"  # of several processes, the others would say it all once more
@@ -105,6 +109,29 @@ def _clean_termination() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+PLAIN = {
+    **{"…": "...", "–": "-", "−": "-", "×": "x", "≥": ">=", "≤": "<="},
+    **{"∇": "grad ", "λ": "lambda", "Δ": "d", "ε": "eps"},
+}
+"""Characters that not every terminal has -> what stands for them there."""
+
+
+def _write_to_any_terminal() -> None:
+    """Where the encoding of the output lacks a character, something like it is written instead of nothing at all."""
+
+    def alike(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        return "".join(map(_plain, error.object[error.start : error.end])), error.end
+
+    codecs.register_error("alike", alike)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="alike")
+
+
+def _plain(character: str) -> str:
+    return PLAIN.get(character) or unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
 
 
 def _quiet_libraries() -> None:

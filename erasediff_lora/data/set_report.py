@@ -44,7 +44,7 @@ class Noted(StrEnum):
     FLATTENED = "transparency laid on the background"
     SCALED = "more than 8 bits, scaled"
     FIRST_FRAME = "first of several frames"
-    NO_CAPTION = "without a caption of their own"
+    NO_CAPTION = "without a caption of their own, given a template's"
     EMPTY_CAPTION = "of an empty caption"
     UNUSED_CAPTIONS = "caption files not used"
     UNUSED_COLUMNS = "columns of metadata not used"

@@ -132,8 +132,9 @@ def _front(title: str, points: Mapping[str, tuple[float, float]], labels: tuple[
             (labels[1], axes.get_ylim(), axes.set_ylim),
         ):
             low, high = limits
-            if label.endswith("%") and high > 100:
-                limit(low, max(100.3, 100 + (100 - low) / 20))
+            if label.endswith("%"):
+                low = max(low, -high / 10)  # room for a name below 0, and no more
+                limit(low, max(100.3, 100 + (100 - low) / 20) if high > 100 else high)
 
     listed = "; ".join(f"{name}: {labels[0]} {x:.1f}, {labels[1]} {y:.1f}" for name, (x, y) in points.items())
     corner = "up and right" if better > 0 else "down and left"

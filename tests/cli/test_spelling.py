@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from pathlib import Path
 
 import pytest
 from fixtures import Cli, RecipeFile
 from refusals import refused
+
+from erasediff_lora.cli import main
 
 
 @pytest.mark.parametrize("option", ["--dry_run", "--dry-run"])
@@ -55,3 +60,18 @@ def test_fields_and_values(words: list[str], told: str, recipe_file: RecipeFile,
 )
 def test_judges_that_are_not_there(judge: str, told: str, recipe_file: RecipeFile, cli: Cli) -> None:
     refused(cli("train", recipe_file(evaluation={"judge": judge})), f"evaluation.judge = '{judge}': {told}")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437"])
+def test_any_terminal(encoding: str, recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = ""
+    for words in (["recipes", "fields"], ["plan", str(recipe_file())], ["train", "--help"]):
+        made = io.BytesIO()
+        terminal = io.TextIOWrapper(made, encoding=encoding, write_through=True)
+        with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
+            patch.setattr(sys, "stdout", terminal)
+            main(words)
+        shown += made.getvalue().decode(encoding)
+    assert "--training.steps" in shown and ("GiB" in shown or "MiB" in shown)
+    if encoding == "ascii":
+        assert "..." in shown and "lambda" in shown

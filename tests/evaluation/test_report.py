@@ -125,6 +125,23 @@ def test_compare(run: Path, tmp_path: Path, cli: Cli) -> None:
     assert cli("compare", run, other, "--output", page, "--overwrite").status == 0
 
 
+@pytest.mark.parametrize(("attack", "success", "shown"), [
+    ("paraphrases", 0.0, False), ("paraphrases", 0.5, True), ("inversion", 0.0, True)
+])  # fmt: skip
+def test_a_run_that_nobody_attacked_in_earnest_is_on_no_front(
+    attack: str, success: float, shown: bool, run: Path, tmp_path: Path, cli: Cli
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    result = json.loads((other / "evaluation.json").read_text())
+    models = {name: {"success": share, "tries": {"1": share}, "pictures": 60, "per_concept": {}}
+              for name, share in (("erased", success), ("base", 1.0))}  # fmt: skip
+    result["attacks"] = {attack: {"title": "Some: attack", "budget": "", "models": models}}
+    (other / "evaluation.json").write_text(json.dumps(result))
+    answers = cli("compare", other, "--output", tmp_path / "page.html").out
+    assert "| to be erased | cat |" in answers and "| erased | no |" in answers
+    assert ("Robustness against damage" in (tmp_path / "page.html").read_text()) is shown
+
+
 def test_compare_refuses(run: Path, tmp_path: Path, cli: Cli) -> None:
     page = tmp_path / "page.html"
     refused(cli("compare", run, tmp_path, "--output", page), "has no evaluation.json", "erasediff-lora evaluate RUN")

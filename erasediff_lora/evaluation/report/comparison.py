@@ -63,10 +63,12 @@ def _charts(runs: Mapping[str, Mapping[str, Any]]) -> list[charts.Chart]:
     """The fronts, of the runs that have the numbers."""
     erasure, robustness = {}, {}
     for name, run in runs.items():
-        seen, moved, rows = recognition(run), damage(run), run["verdict"][-1]["attacks"]
+        seen, moved, robust = recognition(run), damage(run), run["verdict"][-1]
+        rows = robust["attacks"]
+        searched = robust["holds"] is False or any(row["searches"] and row["works"] for row in rows)
         if seen is not None and seen.retained is not None:
             erasure[name] = seen.retained, seen.forgotten
-        if moved is not None and rows:
+        if moved is not None and rows and searched:  # else the strongest attack is only the strongest that was tried
             robustness[name] = moved, max(rows[0]["share"] - (rows[0]["floor"] or 0.0), 0.0)
     found = [charts.erasure_front(erasure)] if erasure else []
     return found + ([charts.robustness_front(robustness)] if robustness else [])
