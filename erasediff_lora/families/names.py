@@ -37,6 +37,7 @@ def squeezed(shape: Shape) -> Shape:
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
+@cache
 def prefixes(family: Family, component: str) -> tuple[str, ...]:
     """What can stand before the paths of a component, the longest first."""
     found = {
@@ -98,7 +99,7 @@ class Size:
         for component, paths in self._paths.items():
             for prefix in prefixes(self.family, component):
                 if name.startswith(prefix):
-                    path = name.removeprefix(prefix).removeprefix("text_model_")
+                    path = name[len(prefix) :].removeprefix("text_model_")
                     modules = paths.get(path) or paths.get(f"{path}_0")  # to_out is to_out.0
                     if modules is not None:
                         yield modules

@@ -122,8 +122,15 @@ def _by_size(names: Names) -> dict[Size, dict[str, Modules]]:
     for family in asked():
         for size in sizes(family):
             mine = ((name, size.find(name, shape)) for name, shape in names.items())
-            found[size] = {name: modules for name, modules in mine if modules is not None}
+            found[size] = _spelled_one_way({name: modules for name, modules in mine if modules is not None})
     return found
+
+
+def _spelled_one_way(found: dict[str, Modules]) -> dict[str, Modules]:
+    """Without those of another family of kohya's: no file has both `lora_te_` and `lora_te1_`."""
+    if not any(name.startswith("lora_te_") for name in found):
+        return found
+    return {name: modules for name, modules in found.items() if not name.startswith("lora_te1_")}
 
 
 def _fits(size: Size, modules: Mapping[str, Modules], names: Names) -> bool:
@@ -160,7 +167,8 @@ def _choose(left: Mapping[str, Mapping[str, Modules]], said: Collection[str], na
     """Of several architectures that fit, the one that the header or the trainer's spelling leaves."""
     agreed = [name for name in left if name in said]
     contradicted = next(iter(said)) if said and not agreed else None
-    candidates = agreed or [name for name in left if _writes(name, names)] or list(left)
+    known = [one.id for name in FAMILIES for one in FAMILIES[name].architectures]
+    candidates = sorted(agreed or [name for name in left if _writes(name, names)] or left, key=known.index)
     architecture = candidates[0] if len(candidates) == 1 else None
     return Recognised(architecture, tuple(candidates), left[candidates[0]], contradicted)
 

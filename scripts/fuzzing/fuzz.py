@@ -1,8 +1,9 @@
 """Coverage-guided fuzzing of everything that reads foreign files; needs `pip install atheris`.
 
-    python scripts/fuzzing/fuzz.py recipe|adapter|labelled|captions|table|picture [-runs=1000000] [OPTIONS] [CORPUS]
+    python scripts/fuzzing/fuzz.py TARGET [-runs=1000000] [OPTIONS] [CORPUS]
 
-A target fails on anything but a result or a UserError, on a result that cannot be shown, and after 5 s.
+TARGET is one of recipe, adapter, configuration, labelled, captions, table, picture. It fails on anything but a result
+or a UserError, on a result that cannot be shown, and after 5 s.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ FRAGMENTS = [
     *(".alpha", ".lora_magnitude_vector", ".dora_scale", ".processor", "input_blocks_1_1_", "proj_in", ".", "_", ""),
     *(".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2", ".lokr_w1", ".lokr_w1_a"),
     *(".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".lora_mid.weight", ".diff", ".diff_b"),
-    *(".w_norm", ".b_norm"),
+    *(".w_norm", ".b_norm", ".lora_A.default.weight", ".lora_B", ".lora.down.weight", "_lora.up.weight"),
+    *(".lora_linear_layer.up.weight", ".lora_B.bias", "joint_blocks.0.x_block.attn.qkv", "diffusion_model."),
+    *("lora_te_text_model_", "lora_te1_text_model_", "encoder_layers_0_mlp_fc1", "bundle_emb.", "lycoris_"),
 ]
 METADATA = [
     *("lora_adapter_metadata", "erasediff.concepts", "erasediff.resolution", "ss_network_alpha", "modelspec.title"),
     *("erasediff.history", "erasediff.architecture", "format"),
+    *("ss_base_model_version", "ss_v2", "modelspec.architecture", "erasediff.alphas", "erasediff_component"),
 ]
 
 
@@ -75,6 +79,19 @@ def _assembled(data: bytes) -> bytes:
     notes = {METADATA[take(len(METADATA))]: bytes(rest[: take(60)]).decode("utf-8", "replace") for _ in range(take(3))}
     content = torch.full((position // 4,), float(take(3))).numpy().tobytes()
     return hostile_files.safetensors(header | ({"__metadata__": notes} if notes else {}), content)
+
+
+def configuration(data: bytes) -> None:
+    """The configuration beside an adapter that peft wrote."""
+    folder = WORK / "peft"
+    folder.mkdir(exist_ok=True)
+    names = [f"base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_{x}.weight" for x in "AB"]
+    file = folder / "adapter_model.safetensors"
+    if not file.exists():
+        tensors = {names[0]: hostile_files.tensor([2, 8], 0), names[1]: hostile_files.tensor([8, 2], 64)}
+        file.write_bytes(hostile_files.safetensors(tensors, bytes(128)))
+    file.with_name("adapter_config.json").write_bytes(b'{"peft_type": "LORA", ' + data if data[:1] != b"{" else data)
+    formats.describe(folder)
 
 
 def labelled_set(data: bytes) -> None:
@@ -121,6 +138,7 @@ def _listing(name: str, data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "recipe": recipe,
     "adapter": adapter,
+    "configuration": configuration,
     "labelled": labelled_set,
     "captions": captions,
     "table": table,

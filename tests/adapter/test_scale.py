@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch import Tensor
 
 from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats
 from erasediff_lora.cli import main
+from erasediff_lora.families.names import sizes
+from erasediff_lora.registry import FAMILIES
 
 HEADER = "lora_adapter_metadata"
 XL_KEYS = (  # kohya's names, ranks, alphas
@@ -182,24 +185,15 @@ def test_a_damaged_header_of_ours_costs_the_alphas_only(text: str, tmp_path: Pat
 
 
 MODULES = {
-    "stable-diffusion-v1": (
-        "unet.down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k",
-        "unet.mid_block.attentions.0.proj_in",
-        "unet.up_blocks.3.resnets.2.conv1",
-        "text_encoder.encoder.layers.3.mlp.fc1",
-    ),
-    "stable-diffusion-xl-v1-base": (
-        "unet.down_blocks.2.attentions.1.transformer_blocks.9.attn1.to_out.0",
-        "unet.up_blocks.0.upsamplers.0.conv",
-        "text_encoder.encoder.layers.11.self_attn.q_proj",
-        "text_encoder_2.encoder.layers.31.self_attn.v_proj",
-    ),
-    "stable-diffusion-3": (
-        "transformer.transformer_blocks.0.attn.to_q",
-        "transformer.transformer_blocks.23.attn.add_k_proj",
-        "text_encoder.encoder.layers.0.mlp.fc2",
-    ),
+    architecture.id: {
+        name: shape
+        for name, shape in size.shapes.items()
+        if len(shape) in (2, 4) and not re.search(r"embeddings|shared|relative_attention", name)
+    }
+    for size in (size for name in FAMILIES for size in reversed(sizes(FAMILIES[name])))
+    for architecture in [size.architecture]
 }
+"""All modules that a LoRA can be for, and the shapes of their weights."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -212,9 +206,10 @@ def adapters(draw: Any) -> LoraAdapter:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     common = draw(st.none() | alphas)
     layers = {}
-    for name in draw(st.lists(st.sampled_from(MODULES[architecture]), min_size=1, unique=True)):
+    modules = MODULES[architecture]
+    for name in draw(st.lists(st.sampled_from(list(modules)), min_size=1, max_size=6, unique=True)):
         rank, out, columns = draw(st.integers(1, 5)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
-        kernel = (3, 3) if "conv" in name else ()
+        kernel = modules[name][2:]
         layers[name] = LoraLayer(
             down=torch.randn(rank, columns, *kernel, generator=generator).to(dtype),
             up=torch.randn(out, rank, *[1] * len(kernel), generator=generator).to(dtype),

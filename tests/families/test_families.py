@@ -43,6 +43,7 @@ DEEP = "unet.down_blocks.2.attentions.1.transformer_blocks.9.attn1.to_q"
         ({DEEP: (1280, 1280)}, {"ss_base_model_version": "sd_v1"}, (XL,)),
         ({"lora_te1_text_model_encoder_layers_0_mlp_fc1": (3072, 768)}, {}, (XL,)),
         ({"lora_te_text_model_encoder_layers_0_mlp_fc1": (3072, 768)}, {}, (V1,)),
+        ({"lora_te1_text_model_encoder_layers_0_mlp_fc1": (3072, 768), ATTENTION: (320, 768)}, {}, (V1,)),
         ({"text_encoder.encoder.layers.0.mlp.fc1": (3072, 768)}, {}, (V1, XL, V3)),
         ({"text_encoder_2.encoder.layers.0.mlp.fc1": (5120, 1280)}, {}, (XL, V3)),
         ({"transformer.transformer_blocks.0.attn.to_q": (1536, 1536)}, {}, (V3,)),
