@@ -20,7 +20,7 @@ from erasediff_lora.adapter.programs.base import (
 PROGRAM = Program(
     title="A1111",
     version="1.10.1",
-    repository="https://github.com/AUTOMATIC1111/stable-diffusion-webui, the branch dev as of 1.10.1",
+    repository="https://github.com/AUTOMATIC1111/stable-diffusion-webui in ussoewwin/A1111-for-Python3.12, dcce1fb1",
     reads={"kohya": (SD, XL), "diffusers": (SD3,)},
     limits=(
         Limit(
