@@ -66,8 +66,8 @@ def by_names(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> str
     for family, pattern in _BY_NAME.items():
         if any(re.search(pattern, name) for name in flat):
             return family
-    attention = ("to_q", "to_k", "to_v", "add_q_proj", "context_embedder")
-    widths = {shape[0] for name, shape in shapes.items() if name.replace(".", "_").endswith(attention) and shape}
+    wide = ("to_q", "to_k", "to_v", "to_out_0", "add_q_proj", "context_embedder", "proj_out", "x_embedder")
+    widths = {side for name, shape in shapes.items() if name.replace(".", "_").endswith(wide) for side in shape[:2]}
     return next((family for width, family in _BY_WIDTH.items() if width in widths), None)
 
 

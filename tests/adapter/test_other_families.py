@@ -45,6 +45,7 @@ OTHERS: dict[str, tuple[dict[str, Tensor], str]] = {
         "FLUX.1",
     ),
     "FLUX, shared names only": (peft("transformer.transformer_blocks.3.attn.to_q", 3072, 3072), "FLUX.1 or Qwen-Image"),
+    "FLUX, its ends only": (peft("transformer.proj_out", 64, 3072), "FLUX.1 or Qwen-Image"),
     "FLUX, ComfyUI": (peft("diffusion_model.double_blocks.1.txt_mlp.0", 64, 64), "FLUX.1"),
     "Lumina": (kohya("lora_unet_layers_3_attention_qkv", 192, 64), "Lumina"),
     "Z-Image": (peft("diffusion_model.layers.3.attention.to_q", 64, 64), "Z-Image"),

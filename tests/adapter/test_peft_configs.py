@@ -103,6 +103,7 @@ def test_what_makes_more_of_it_than_lora_is_refused_by_name(options: Any, named:
         {"init_lora_weights": "corda"},
         {"init_lora_weights": "loftq"},
         {"init_lora_weights": ["pissa"]},
+        {"use_dora": True},
     ],
     ids=str,
 )

@@ -47,6 +47,7 @@ class LoraConfig:
         alpha: Of modules that no pattern matches; None: the rank.
         alphas: Pattern -> alpha.
         rslora: Whether scales are alpha / sqrt(r).
+        dora: Whether it is a DoRA.
         rank: The same of ranks, where they are not those of the tensors; None: they are.
         ranks: Pattern -> rank.
     """
@@ -56,6 +57,7 @@ class LoraConfig:
     alpha: float | None = None
     alphas: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
+    dora: bool = False
     rank: int | None = None
     ranks: Mapping[str, float] = field(default_factory=dict)
 
@@ -129,7 +131,7 @@ def lora_config(fields: Mapping[str, Any], source: Path) -> LoraConfig:
     _refuse_changes(fields, source)
     if fields.get("peft_type", LORA) == LORA:
         alpha, alphas = _numbers(fields, "lora_alpha", "alpha_pattern", source)
-        return LoraConfig(source, LORA, alpha, alphas, bool(fields.get("use_rslora")))
+        return LoraConfig(source, LORA, alpha, alphas, bool(fields.get("use_rslora")), bool(fields.get("use_dora")))
     alpha, alphas = _numbers(fields, "alpha", "alpha_pattern", source)
     rank, ranks = _numbers(fields, "r", "rank_pattern", source)
     rank = max(1, int(DEFAULT if rank is None else rank))  # also where no tensor has that rank

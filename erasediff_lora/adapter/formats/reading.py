@@ -213,6 +213,10 @@ def _layers(
         if twice := next((module for module in mine if module in layers), None):
             raise unusable(source, f"has the layer {twice} twice, once as {name}.")
         layers |= mine
+    for component, config in configs.items():
+        mine = {name: layer for name, layer in layers.items() if not component or name.startswith(f"{component}.")}
+        if config.dora and mine and all(layer.magnitude is None for layer in mine.values()):
+            raise unusable(config.source, "has use_dora = True, but the file has no magnitudes.", "Save it again.")
     return layers
 
 
