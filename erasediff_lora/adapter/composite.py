@@ -98,14 +98,18 @@ class StoredComposite(Composite[StoredTensor]):
         """‖ΔW‖² (Frobenius) in float64, some rows at a time.
 
         Raises:
-            ValueError: If a part, which is named, holds NaN or Inf.
+            ValueError: If a part, which is named, or their product holds NaN or Inf.
         """
         arrays = {}
         for name, tensor in self.parts.items():
             arrays[name] = tensor.array().astype(np.float64)
             if not bool(np.isfinite(arrays[name]).all()):
                 raise ValueError(name)
-        return self.scale**2 * self.kind.squared_norm(self.kind.prepared(arrays), self.shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            norm = self.scale**2 * self.kind.squared_norm(self.kind.prepared(arrays), self.shape)
+        if not math.isfinite(norm):
+            raise ValueError("the product of the parts")
+        return norm
 
 
 def composite(

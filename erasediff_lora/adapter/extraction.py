@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,8 @@ from erasediff_lora.families import Slot
 from erasediff_lora.progress import tqdm
 
 log = logging.getLogger(__name__)
+EMBEDDINGS = (".token_embedding", ".position_embedding", ".class_embedding", ".shared", ".relative_attention_bias")
+"""Tables whose rows are looked up: a LoRA of one is another thing than that of a weight."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def extract(
         if pair is None:
             continue
         old, new = pair
-        if new.ndim not in (2, 4) or name.endswith(("token_embedding", "position_embedding")):
+        if new.ndim not in (2, 4) or name.endswith(EMBEDDINGS):
             unheld.append(slot.key)
             continue
         delta = new.double() - old.double()
@@ -92,15 +94,22 @@ def extract(
             )
         )
     share = held / total
-    provenance = Provenance(
-        base_model=Path(base).stem if before.path.is_file() else Path(base).name,
-        base_fingerprint=fingerprint(before),
-        architecture=_architecture(before, family),
+    provenance = replace(
+        _origin(before, family),
         concepts=concepts,
-        version=__version__,
         history=(f"extracted from {Path(tuned).name}, energy kept {share:.6f}",),
     )
     return Extracted(LoraAdapter(with_one_alpha(dict(sorted(layers.items()))), provenance), share, unheld)
+
+
+def _origin(base: Checkpoint, family: tuple[str, ...]) -> Provenance:
+    """Where an adapter of this base comes from."""
+    return Provenance(
+        base_model=base.path.name if base.is_folder else base.path.stem,
+        base_fingerprint=fingerprint(base),
+        architecture=_architecture(base, family),
+        version=__version__,
+    )
 
 
 def _architecture(base: Checkpoint, family: tuple[str, ...]) -> str | None:

@@ -70,28 +70,36 @@ def merge(
         for weighted in adapters:
             weighted.adapter.provenance.require_base(mark, str(model), strict=strict)
     sign = -1.0 if unmerge else 1.0
-    drops = {file.path: _averages(file) if drop_ema else [] for file in checkpoint.files}
+    drops = _averages(checkpoint.files[0]) if drop_ema and not checkpoint.is_folder else []
     for weighted in adapters:
         require_places(weighted, checkpoint)
     plan = {file.path: _updates(file, adapters, sign, drop_ema) for file in checkpoint.files}
     _tell_of_averages(checkpoint, plan, drop_ema)
 
+    touched = {component for weighted in adapters for component in weighted.adapter.components}
     total = sum(file.path.stat().st_size for file in checkpoint.files)
-    label = "unmerge" if unmerge else "merge"
-    with tqdm(total=total, desc=label, unit="B", unit_scale=True) as bar:
-        if not checkpoint.is_folder:
-            with atomic(output) as temporary:
-                _rewrite(checkpoint.files[0], temporary, plan[checkpoint.path], bar.update, drops[checkpoint.path])
+    with tqdm(total=total, desc="unmerge" if unmerge else "merge", unit="B", unit_scale=True) as bar:
+        if checkpoint.is_folder:
+            _write_folder(checkpoint, output, plan, touched, bar.update)
         else:
-            with atomic_folder(output) as folder:
-                touched = {component for weighted in adapters for component in weighted.adapter.components}
-                _copy_others(checkpoint, folder, touched)
-                for file in checkpoint.files:
-                    target = folder / file.path.relative_to(checkpoint.path)
-                    with atomic(target) as temporary:
-                        _rewrite(file, temporary, plan[file.path], bar.update)
+            with atomic(output) as temporary:
+                _rewrite(checkpoint.files[0], temporary, plan[checkpoint.path], bar.update, drops)
     _tell_of_rounding(checkpoint)
     return output
+
+
+def _write_folder(
+    checkpoint: Checkpoint,
+    output: Path,
+    plan: Mapping[Path, Mapping[str, Sequence[Update]]],
+    touched: set[str],
+    progress: Callable[[int], object],
+) -> None:
+    with atomic_folder(output) as folder:
+        _copy_others(checkpoint, folder, touched)
+        for file in checkpoint.files:
+            with atomic(folder / file.path.relative_to(checkpoint.path)) as temporary:
+                _rewrite(file, temporary, plan[file.path], progress)
 
 
 def _require_no_dora(adapters: Sequence[Weighted]) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from erasediff_lora.adapter import factors, updates
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
 from erasediff_lora.adapter.composite import Composite
+from erasediff_lora.adapter.extraction import EMBEDDINGS
 from erasediff_lora.adapter.placing import fits, other_base
 from erasediff_lora.adapter.scaling import in_factors, with_one_alpha
 from erasediff_lora.adapter.weights import Adapter, AnyLayer, LoraAdapter, LoraLayer
@@ -70,7 +71,7 @@ def as_lora(
     total = held = 0.0
     exact = 0
     for name, layer in tqdm(adapter.layers.items(), desc="convert", unit="weight"):
-        if len(layer.shape) == 1:
+        if len(layer.shape) == 1 or name.endswith(EMBEDDINGS):
             unheld.append(name)
             continue
         is_plain = isinstance(layer, LoraLayer) and layer.magnitude is None

@@ -131,11 +131,14 @@ def test_class_conditional_models(tmp_path: Path, cli: Cli) -> None:
     torch.manual_seed(0)
     names = ("conv_in", "mid_block.attentions.0.to_q", "mid_block.resnets.0.conv1")
     changes = {f"{name}.weight": torch.randn_like(weights[f"{name}.weight"]) for name in names}
-    save_file(weights | {key: weights[key] + change for key, change in changes.items()}, tmp_path / "tuned" / UNET)
+    tuned = weights | {key: weights[key] + change for key, change in changes.items()}
+    save_file(tuned | {"class_embedding.weight": weights["class_embedding.weight"] + 1}, tmp_path / "tuned" / UNET)
     x = tmp_path / "x"
     result = cli("extract", base, tmp_path / "tuned", "--rank", 16, "--output", x)
     assert result.status == 0, result.err
+    assert "1 changed biases, norms or embeddings are left out, as no LoRA holds them, such as class_emb" in result.err
     assert formats.read(x).architecture == "ddpm-class-conditional"
+    assert len(formats.read(x).layers) == len(changes)
     for key, change in changes.items():
         layer = formats.read(x).layers[f"unet.{key.removesuffix('.weight')}"]
         torch.testing.assert_close(layer.delta(), change, rtol=1e-4, atol=1e-4)

@@ -327,3 +327,7 @@ def test_not_finite_parts_are_named(tiny_base: Path, tmp_path: Path, cli: Cli) -
     save_file({f"{KEY}.diff": torch.full((32, 32), torch.inf)}, file)
     refused(cli("merge", tiny_base, file, "--output", tmp_path / "x"), "has NaN or Inf in diff of unet.mid_block")
     refused(cli("inspect", file), "has NaN or Inf in diff of unet.mid_block")
+    parts = {"hada_w1_a": (32, 2), "hada_w1_b": (2, 32), "hada_w2_a": (32, 2), "hada_w2_b": (2, 32)}
+    save_file({f"{KEY}.{part}": torch.full(shape, 3e38) for part, shape in parts.items()}, file)
+    refused(cli("inspect", file), "has NaN or Inf in the product of the parts of unet.mid_block")
+    refused(cli("merge", tiny_base, file, "--output", tmp_path / "x"), "would hold NaN or Inf")
