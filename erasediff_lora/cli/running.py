@@ -116,7 +116,7 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
         print(f"erasing took {time.perf_counter() - began:.0f} s")
         for line in lines_of_folder(folder):
             print(line)
-        evaluate_adapter(recipe, folder)
+        evaluate_adapter(load_recipe(folder, []), folder)  # with what the run found of its own
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:

@@ -99,12 +99,16 @@ def test_a_stopped_run_of_two_ends_like_the_whole(exact: Any, cli: Cli, tmp_path
         assert torch.equal(adapter_of(tmp_path / "stopped")[name], tensor)
 
 
-def test_two_processes_prepare_their_objective_together(recipe_file: RecipeFile) -> None:
+def test_two_processes_prepare_their_objective_together(recipe_file: RecipeFile, tmp_path: Path) -> None:
+    """And before it find the anchor and the neighbours, which the first one tells."""
     file = recipe_file(
-        forget={"concepts": [{"name": "cat", "anchor": "dog"}]}, objective={"name": "saliency", "mask_batches": 2}
+        retain={"neighbours": 2, "vocabulary": "imagenet"}, objective={"name": "saliency", "mask_batches": 2}
     )
     status, errors = launch(file)
     assert status == 0, errors
+    assert errors.count("anchor of 'cat': ") == 1
+    recipe = Recipe.load(tmp_path / "run" / "recipe.yaml")
+    assert recipe.forget.concepts[0].anchor in recipe.retain.concepts and len(recipe.retain.near) == 2
     assert "preparation is from the cache" not in errors
     status, errors = launch(file, "--overwrite")
     assert status == 0, errors
