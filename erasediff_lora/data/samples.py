@@ -63,6 +63,9 @@ def _forget_samples(recipe: Recipe, report: SetReport) -> list[Sample]:
         prompts = fairly(forget_prompts(data), data.count, recipe.sampling.seed)
         samples = [Sample(prompt.text, [], prompt.concept or first) for prompt in prompts]
     samples = _anchored(recipe, samples)
+    for sample in samples:
+        if sample.anchors and sample.caption.strip() and not is_named(sample.caption, sample.concept or ""):
+            report.note(Noted.NOT_NAMED, sample.caption)
     if recipe.objective.counterparts:  # the one anchor that the counterpart shows
         samples = [replace(s, anchors=[s.anchors[row % len(s.anchors)]]) for row, s in enumerate(samples)]
     return samples

@@ -52,6 +52,7 @@ class Noted(StrEnum):
     CUT_CAPTION = "captions cut: longer than the model reads"
     BRACES = "captions with {braces}, which the model reads as they are"
     DUPLICATE = "pictures that are there twice"
+    NOT_NAMED = "captions that do not name the concept, replaced whole"
     NAMES_FORGOTTEN = "captions that name what is to be forgotten"
     NOT_SHOWN = "concepts that no picture is labelled with"
     NO_DRAWING = "concepts without a picture: there are fewer pictures"

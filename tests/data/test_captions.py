@@ -86,6 +86,16 @@ def test_columns_that_nobody_asks_for_are_reported(prepare: Any, tmp_path: Path)
     assert counts(data.report.noted)["UNUSED_COLUMNS"] == {"prompt": 1, "class": 1}
 
 
+def test_captions_that_do_not_name_the_concept_are_reported(prepare: Any, tmp_path: Path) -> None:
+    folder = two(tmp_path / "pictures")
+    (folder / "0.txt").write_text("a fluffy animal")
+    (folder / "1.txt").write_text("two Cats")
+    data = prepare(forget=ANCHORED | images(folder), objective={"target": "anchor"})
+    assert anchors(data) == ["dog", "two dogs"]
+    assert counts(data.report.noted) == {"NOT_NAMED": {"a fluffy animal": 1}}
+    assert not prepare(forget=ANCHORED | images(folder), objective={"target": "uniform"}).report.noted
+
+
 def test_text_that_is_no_utf8(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     folder = two(tmp_path / "pictures")
     (folder / "0.txt").write_bytes(b"a caf\xe9")
