@@ -17,6 +17,7 @@ from erasediff_lora import families
 from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import Slot, others
+from erasediff_lora.families.layouts.text_encoders import OPEN_CLIP_H
 from erasediff_lora.storage.paths import existing
 
 SAMPLE = 64
@@ -84,10 +85,16 @@ class Checkpoint:
             found = families.recognise(shapes, metadata, () if family is None else families.identifiers(family))
         except families.Unfit:
             return ()
+        return self._by_configuration(found.candidates) if self.is_folder else found.candidates
+
+    def _by_configuration(self, candidates: tuple[str, ...]) -> tuple[str, ...]:
+        """Of Stable Diffusion's versions, the one that the folder's configurations leave, as it does for training."""
+        context = _json(self.path / "unet/config.json").get("cross_attention_dim")
+        is_second = context == OPEN_CLIP_H.width
         predicts_v = _json(self.path / "scheduler/scheduler_config.json").get("prediction_type") == "v_prediction"
-        by_v = [name for name in found.candidates if name.endswith("-v") == predicts_v]
-        is_version_2 = all("-v2-" in name for name in found.candidates)
-        return tuple(by_v) if self.is_folder and is_version_2 and by_v else found.candidates
+        left = [name for name in candidates if ("-v2-" in name) == is_second]
+        by_v = [name for name in left if not is_second or name.endswith("-v") == predicts_v]
+        return tuple(by_v or left or candidates) if isinstance(context, int) else candidates
 
     def find(self, name: str) -> tuple[WeightFile, Slot] | None:
         """Where a weight or a bias lies, by the adapter's name."""

@@ -13,7 +13,7 @@ from fixtures import Cli
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from single_file import pack
-from tiny import tiny_class_pipeline
+from tiny import tiny_class_pipeline, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 from erasediff_lora.adapter import formats
 
@@ -53,6 +53,34 @@ def test_a_merged_adapter_comes_back(tiny_base: Path, tmp_path: Path, cli: Cli) 
     assert result.status == 0, result.err
     old, new = load_file(tmp_path / "tuned" / UNET), load_file(tmp_path / "again" / UNET)
     assert all(torch.allclose(old[key], new[key], rtol=1e-4, atol=1e-5) for key in old)
+
+
+@pytest.mark.parametrize(
+    ("make", "architecture"),
+    [
+        (tiny_pipeline, "stable-diffusion-v1"),
+        (tiny_xl_pipeline, "stable-diffusion-xl-v1-base"),
+        (tiny_sd3_pipeline, "stable-diffusion-3"),
+    ],
+)
+def test_the_base_tells_what_the_adapter_is_for(make: Any, architecture: str, tmp_path: Path, cli: Cli) -> None:
+    """Its pipeline does, though self attention alone does not, and no published model is as small."""
+    make().save_pretrained(tmp_path / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "tuned")
+    (file,) = (tmp_path / "tuned" / ("transformer" if "-3" in architecture else "unet")).glob("*.safetensors")
+    weights = load_file(file)
+    key = next(key for key in weights if key.endswith(("attn1.to_q.weight", "attn.to_q.weight")))
+    weights[key] = weights[key] + torch.randn_like(weights[key])
+    save_file(weights, file)
+    result = cli("extract", tmp_path / "base", tmp_path / "tuned", "--rank", 2, "--output", tmp_path / "x")
+    assert result.status == 0, result.err
+    assert formats.read(tmp_path / "x").architecture == architecture
+    result = cli(
+        *("extract", tmp_path / "base", tmp_path / "tuned", "--rank", 2, "--output", tmp_path / "y"),
+        "--family",
+        "sd_v2",
+    )
+    assert result.status == 2 and f"is not what {tmp_path / 'base'} is. It is {architecture}." in result.err
 
 
 @pytest.mark.parametrize(("options", "bound"), [(("--rank", 3), 3), (("--energy", 0.8), None)])

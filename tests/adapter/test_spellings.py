@@ -239,6 +239,15 @@ def test_fused_projections_of_sd3_are_taken_apart(prefix: str, tmp_path: Path, c
         for letter, part in zip("qkv", up.chunk(3), strict=True)
     }
     same(tmp_path / "a.safetensors", "stable_diffusion_3", expected)
+    scale = torch.rand(3 * 1536, 1)
+    factors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    save_file(factors | {f"{name}.dora_scale": scale}, tmp_path / "a.safetensors")
+    layers = formats.read(tmp_path / "a.safetensors").layers
+    for module, part in zip(expected, scale.chunk(3), strict=True):
+        magnitude = layers[module].magnitude
+        assert magnitude is not None and torch.equal(magnitude, part.flatten())
+    save_file(factors | {f"{name}.dora_scale": torch.rand(1, 1536)}, tmp_path / "a.safetensors")
+    refused(cli("inspect", tmp_path / "a.safetensors"), "of 3 modules, which cannot be taken apart.")
 
 
 def test_a_folder_for_each_part_of_the_pipeline(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:

@@ -224,10 +224,12 @@ def _split(layers: Mapping[str, AnyStored], modules: Sequence[str], name: str, s
     """One layer for each of the modules whose rows lie one below the other in this one's weight: all of A, a part of B.
 
     Raises:
-        UserError: If its rows cannot be shared out, or it is no plain LoRA.
+        UserError: If its rows cannot be shared out: it is of another kind, or a DoRA by input, whose magnitudes are
+            those of all of them together.
     """
-    layer = layers.get(modules[0])
-    whole = isinstance(layer, StoredLayer) and layer.magnitude is None and layer.up.shape[0] % len(modules) == 0
-    if not whole or not isinstance(layer, StoredLayer) or len(layers) > 1:
-        raise unusable(source, f"has a layer {name} of {len(modules)} modules, which cannot be taken apart.")
-    return {module: replace(layer, up=part) for module, part in zip(modules, layer.up.rows(len(modules)), strict=True)}
+    count, layer = len(modules), layers.get(modules[0])
+    if not isinstance(layer, StoredLayer) or layer.by_input or layer.up.shape[0] % count or len(layers) > 1:
+        raise unusable(source, f"has a layer {name} of {count} modules, which cannot be taken apart.")
+    magnitudes = [None] * count if layer.magnitude is None else layer.magnitude.rows(count)
+    rows = zip(modules, layer.up.rows(count), magnitudes, strict=True)
+    return {module: replace(layer, up=up, magnitude=magnitude) for module, up, magnitude in rows}
