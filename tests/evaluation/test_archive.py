@@ -81,7 +81,8 @@ def test_an_unreachable_judge_leaves_the_report_as_it_was(
     assert cli("train", recipe_file(evaluation=asked)).status == 0
     before = contents(tmp_path / "run")
     refused(
-        cli("evaluate", tmp_path / "run", "--evaluation.judge", "clip:/nowhere"), "'clip:/nowhere': cannot be loaded"
+        cli("evaluate", tmp_path / "run", "--evaluation.judge", "clip:/nowhere"),
+        "'clip:/nowhere': there is no such file",
     )
     assert contents(tmp_path / "run") == before
 
