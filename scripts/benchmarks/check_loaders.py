@@ -6,7 +6,7 @@
 An adapter on all attention, feed-forward and convolution layers, of Stable Diffusion 1.5 on those of the text encoder
 too, with an alpha that is not its rank, is written in every format and read by every program. Each changed weight is
 compared with W + scale · B · A in float64, and what is left out with `adapter/programs`. Exits with 1 if a layer is
-missing or read otherwise that should not be. Stable Diffusion XL takes 11 GB of memory and disk, in ComfyUI twice that.
+missing or read otherwise that should not be. Stable Diffusion XL takes 11 GB of memory and as much disk.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from erasediff_lora.families import ldm
 
-Weights = dict[str, Tensor]
+Weights = Mapping[str, Tensor]
 TEXT = MODELS["sd15"][2][0][2]
 
 
@@ -66,15 +66,33 @@ def comfyui(checkout: Path | None, base: Path, file: Path, model: str) -> Weight
     has_text = model == "sd15"
     unet, clip, *_ = sd.load_checkpoint_guess_config(str(base), output_vae=False, output_clip=has_text)
     unet, clip = sd.load_lora_for_models(unet, clip, utils.load_torch_file(str(file), safe_load=True), 1.0, 1.0)
+    if not has_text:  # one weight at a time: ComfyUI keeps all as they were beside the changed ones
+        return _Patched(unet, importlib.import_module("comfy.lora").calculate_weight)
     unet.patch_model()
-    prefix = "diffusion_model."
+    clip.load_model()
     state = unet.model.state_dict()
-    found = {ldm.UNET + name.removeprefix(prefix): state[name] for name in unet.patches}
-    if has_text:
-        clip.load_model()
-        state = clip.patcher.model.state_dict()
-        found |= {TEXT + name.partition("text_model.")[2]: state[name] for name in clip.patcher.patches}
-    return found
+    found = {ldm.UNET + name.removeprefix(_Patched.PREFIX): state[name] for name in unet.patches}
+    state = clip.patcher.model.state_dict()
+    return found | {TEXT + name.partition("text_model.")[2]: state[name] for name in clip.patcher.patches}
+
+
+class _Patched(Mapping[str, Tensor]):
+    """The weights of ComfyUI's model with its patches, each computed when it is asked for."""
+
+    PREFIX = "diffusion_model."
+
+    def __init__(self, patcher: Any, calculate: Callable[..., Tensor]) -> None:
+        self.patches, self.state, self.calculate = patcher.patches, patcher.model.state_dict(), calculate
+
+    def __getitem__(self, name: str) -> Tensor:
+        own = self.PREFIX + name.removeprefix(ldm.UNET)
+        return self.calculate(self.patches[own], self.state[own].clone(), own)
+
+    def __iter__(self) -> Iterator[str]:
+        return (ldm.UNET + own.removeprefix(self.PREFIX) for own in self.patches)
+
+    def __len__(self) -> int:
+        return len(self.patches)
 
 
 def kohya(checkout: Path | None, base: Path, file: Path, model: str) -> Weights:
@@ -121,7 +139,7 @@ def diffusers(checkout: Path | None, base: Path, file: Path, model: str) -> Weig
         pipe = StableDiffusionXLPipeline(**parts)
     pipe.load_lora_weights(file.parent, weight_name=file.name)
     pipe.fuse_lora(components=["unet", "text_encoder"] if model == "sd15" else ["unet"])
-    found: Weights = {}
+    found: dict[str, Tensor] = {}
     for part, own in ((unet, names), (pipe.text_encoder, None)):
         for path, layer in part.named_modules() if part is not None else ():
             if hasattr(layer, "lora_A"):
@@ -199,7 +217,7 @@ def _pointers(module: nn.Module, names: dict[str, str]) -> dict[str, int]:
 
 def _changed(before: dict[str, int], modules: Iterable[tuple[nn.Module, dict[str, str]]]) -> Weights:
     """The weights that have been replaced."""
-    found: Weights = {}
+    found: dict[str, Tensor] = {}
     for module, names in modules:
         state = module.state_dict()
         found |= {name: state[own] for own, name in names.items() if state[own].data_ptr() != before[name]}
