@@ -14,7 +14,7 @@ from erasediff_lora.data.extras import Drawn, Extra
 from erasediff_lora.data.noising import denoising_target, min_snr_weights
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.objectives import Batch
+from erasediff_lora.objectives.base import Batch, Shown
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.registry import EXTRAS
 
@@ -76,12 +76,19 @@ class ForgetSampler:
     setting: Setting
     extras: Sequence[Extra] = ()
 
-    def draw(self, step: int) -> list[Batch]:
-        """The micro-batches of a step."""
+    def draw(self, step: int, concepts: Sequence[str] | None = None) -> list[Batch]:
+        """The micro-batches of a step.
+
+        Args:
+            step: Its number.
+            concepts: Which are to be seen, in equal parts; None: the pictures alike, whatever they show.
+        """
         setting, data = self.setting, self.data
         count = setting.batch_size
         generator = torch.Generator().manual_seed((setting.seed * 1_000_003 + step) * 2)
         rows, shape = choose_alike(data.shapes, count, generator)
+        if concepts is not None:
+            self._share_out(rows, shape, concepts, step)
         latents = cut(data.latents[rows], shape)
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, setting.train_timesteps, (count,), generator=generator)
@@ -100,8 +107,25 @@ class ForgetSampler:
             rows=rows,
             condition_draw=(torch.randperm(count, generator=generator) + torch.rand(count, generator=generator))
             / count,
+            shown=self._shown(rows),
         )
         return setting.shared(joint)
+
+    def _share_out(self, rows: Tensor, shape: Tensor, concepts: Sequence[str], step: int) -> None:
+        """Give every concept its part of the rows, in place; who gets one more changes from step to step."""
+        data = self.data
+        chance = torch.Generator().manual_seed(self.setting.seed * 1_000_003 + step)
+        alike = of_shape(data.shapes, shape)
+        for place in range(len(rows)):
+            concept = data.names.index(concepts[(place + step) % len(concepts)])
+            own = (alike & (data.concepts == concept)).nonzero().flatten()
+            if len(own):
+                rows[place] = own[torch.randint(len(own), (), generator=chance)]
+
+    def _shown(self, rows: Tensor) -> Shown:
+        seen, places, counts = self.data.concepts[rows].unique(return_inverse=True, return_counts=True)
+        names = tuple(self.data.names[number] for number in seen.tolist())
+        return Shown(places, names, tuple((counts / len(rows)).tolist()))
 
 
 @dataclass(frozen=True)
@@ -195,7 +219,9 @@ class Sampler(Protocol):
         """A sampler of both sets as they are."""
         ...
 
-    def draw(self, step: int, drift_weights: Tensor | None = None) -> tuple[list[Batch], list[Batch]]:
+    def draw(
+        self, step: int, drift_weights: Tensor | None = None, concepts: Sequence[str] | None = None
+    ) -> tuple[list[Batch], list[Batch]]:
         """The forget and the retain micro-batches of a step."""
         ...
 
@@ -258,11 +284,14 @@ class BatchSampler:
         """The sampler of both sets as they are: no forgotten pictures among the retained, no more noise."""
         return replace(self, retain=replace(self.retain, contrast=0.0, high_noise=0.0))
 
-    def draw(self, step: int, drift_weights: Tensor | None = None) -> tuple[list[Batch], list[Batch]]:
+    def draw(
+        self, step: int, drift_weights: Tensor | None = None, concepts: Sequence[str] | None = None
+    ) -> tuple[list[Batch], list[Batch]]:
         """The forget and the retain micro-batches of a step.
 
         Args:
             step: Its number.
             drift_weights: How often each retain picture is drawn in the share that has a focus, (N,).
+            concepts: Which the forget batch shows, in equal parts; None: its pictures alike.
         """
-        return self.forget.draw(step), self.retain.draw(step, drift_weights)
+        return self.forget.draw(step, concepts), self.retain.draw(step, drift_weights)

@@ -21,6 +21,7 @@ from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import mean_squared_error
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.training import loop
+from erasediff_lora.training.concept_turns import room
 from erasediff_lora.training.fsdp import largest_group
 from erasediff_lora.training.optimizers import create_schedule, state_bytes
 from erasediff_lora.training.setup import Run, adapt, create_objective
@@ -160,11 +161,12 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
             _search(denoiser, _batch(recipe, denoiser, recipe.adversary.batch_size))
         at_work = memory.peak - before
     gradients = min(trained, at_work)
+    apart = min(len(recipe.forget.concepts), room(recipe.training.batch_size))  # concepts, each with a gradient
     return {
         "weights": frozen + encoders,
         # An adapter, or the copy that is kept of the base's own weights; and the sum that the mean is taken of.
         "trained": min(recipe.training.average, 2) * trained,
-        "gradients": gradients,
+        "gradients": gradients + (2 * apart * trained if apart > 1 else 0),
         "optimizer": state_bytes(recipe.training, trainable.parameters),
         "activations": int((at_work - gradients) * (1 + SLACK)),
         "kernels": kernels,
@@ -199,7 +201,7 @@ class Repeated:
         first = torch.zeros(1, dtype=torch.long)
         embeddings = torch.zeros(1, *denoiser.prompt_shape, dtype=denoiser.dtype)
         shapes = torch.tensor([[side, side]])
-        hollow = EncodedSet(latents, shapes, embeddings, first, first[None], [""], counterparts=latents)
+        hollow = EncodedSet(latents, shapes, embeddings, first, first[None], [""], latents, first, [""])
         return cls(BatchSampler.of(recipe, hollow, hollow, denoiser).draw(0))
 
     def to(self, device: torch.device) -> Repeated:
@@ -212,7 +214,9 @@ class Repeated:
         """The same."""
         return self
 
-    def draw(self, step: int, drift_weights: Tensor | None = None) -> tuple[list[Batch], list[Batch]]:
+    def draw(
+        self, step: int, drift_weights: Tensor | None = None, concepts: Sequence[str] | None = None
+    ) -> tuple[list[Batch], list[Batch]]:
         """The same batches at every step."""
         return self.batches
 

@@ -18,6 +18,25 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Shown:
+    """Which forgotten concepts the samples show.
+
+    Attributes:
+        rows: (B,) indices of `names`, on the CPU.
+        names: The concepts of the joint batch of all processes.
+        shares: What part of the joint batch each of them has.
+    """
+
+    rows: Tensor
+    names: tuple[str, ...]
+    shares: tuple[float, ...]
+
+    def __getitem__(self, rows: slice | Tensor) -> Shown:
+        """Of these samples alone."""
+        return replace(self, rows=self.rows[rows])
+
+
+@dataclass(frozen=True)
 class Batch:
     """Noised samples of one set.
 
@@ -33,6 +52,7 @@ class Batch:
         condition_draw: What decides who is trained under an adversarial condition, (B,) in [0, 1), spread evenly
             over the joint batch of all processes; on the CPU (forget set only).
         contrasted: Which samples show forget pictures, (B,) bool, on the CPU (retain set only, on request).
+        shown: Which concepts the samples show (forget set only).
     """
 
     noisy: Tensor
@@ -44,6 +64,7 @@ class Batch:
     rows: Tensor | None = None
     condition_draw: Tensor | None = None
     contrasted: Tensor | None = None
+    shown: Shown | None = None
 
     def __len__(self) -> int:
         return len(self.noisy)
@@ -51,7 +72,8 @@ class Batch:
     def __getitem__(self, rows: slice | Tensor) -> Batch:
         """The samples of these rows."""
         tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors, extras={name: value[rows] for name, value in self.extras.items()})
+        extras = {name: value[rows] for name, value in self.extras.items()}
+        return replace(self, **tensors, extras=extras, shown=None if self.shown is None else self.shown[rows])
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; what is read on the CPU stays there."""
@@ -71,6 +93,14 @@ class Direction:
     metrics: dict[str, float | None] = field(default_factory=dict)
 
 
+Forward = Callable[[], Tensor]
+"""Runs the network on a batch -> the loss of each sample, (B,)."""
+
+GroupGradients = Callable[[Forward, Tensor, int, float], tuple[Tensor, Tensor]]
+"""A forward pass, the group of each sample (B,) on the CPU, the number of groups, a loss scale -> the losses of the
+samples (B,), and of each group the flat gradient of its samples' sum in θ, (G, P), unscaled."""
+
+
 @dataclass(frozen=True)
 class Network:
     """The network as objectives see it.
@@ -86,6 +116,7 @@ class Network:
         weight_changes: ΔW of every adapted module, differentiable in θ; in the order of `base_weights`.
         train_timesteps: T of the noise schedule.
         is_split: Whether the weights are split among processes: all of them predict, or none does.
+        group_gradients: Finds the gradients of groups of samples in one backward pass; None: by a pass for each.
     """
 
     parameters: Sequence[Tensor]
@@ -97,6 +128,7 @@ class Network:
     weight_changes: Callable[[], Sequence[Tensor]] = list
     train_timesteps: int = 1000
     is_split: bool = False
+    group_gradients: GroupGradients | None = None
 
 
 Draw = Callable[[int], tuple[Sequence[Batch], Sequence[Batch]]]
@@ -153,16 +185,25 @@ class Objective(ABC):
             retain: Micro-batches of D_r, aimed likewise; empty without a retain loss.
         """
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean squared error of the prediction for the batch's own prompts."""
+    def losses(self, batch: Batch) -> Tensor:
+        """Squared error of the prediction for each sample's own prompt, (B,)."""
         prediction = self.network.predict(batch.noisy, batch.timesteps, batch.prompts)
-        return mean_squared_error(prediction, batch.target, batch.weights)
+        return squared_errors(prediction, batch.target, batch.weights)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean of `losses`."""
+        return self.losses(batch).mean()
+
+
+def squared_errors(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over elements of ‖target − prediction‖², (B,), in float32 at least, weighted per sample."""
+    errors = (_full(prediction) - _full(target)).pow(2).flatten(1).mean(dim=1)
+    return errors if weights is None else errors * weights
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean over batch and elements of ‖target − prediction‖², in float32 at least, weighted per sample."""
-    errors = (_full(prediction) - _full(target)).pow(2).flatten(1).mean(dim=1)
-    return (errors if weights is None else errors * weights).mean()
+    """Mean over the batch of `squared_errors`."""
+    return squared_errors(prediction, target, weights).mean()
 
 
 def loss_and_gradient(
@@ -178,6 +219,61 @@ def loss_and_gradient(
         total = total + loss.detach()
     assert gradient is not None
     return network.mean(total), network.mean(gradient)
+
+
+def losses_and_gradients(
+    network: Network, batches: Sequence[Batch], losses_of: Callable[[Batch], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean loss over the samples of each concept, (C,), and its flat gradient, (C, P), averaged over processes."""
+    shown = required_concepts(batches)
+    total, gradients = zip(*(_sums_by_concept(network, batch, losses_of) for batch in batches), strict=True)
+    shares = torch.tensor(shown.shares).to(total[0])
+    losses = network.mean(torch.stack(total).mean(dim=0)) / shares
+    gradient = gradients[0] if len(gradients) == 1 else torch.stack(gradients).mean(dim=0)
+    return losses, network.mean(gradient) / shares[:, None]
+
+
+def losses_by_concept(network: Network, batches: Sequence[Batch], losses_of: Callable[[Batch], Tensor]) -> Tensor:
+    """Mean loss over the samples of each shown concept, (C,), averaged over processes."""
+    shown = required_concepts(batches)
+    total = torch.stack([_by_concept(losses_of(batch), batch) for batch in batches]).mean(dim=0)
+    return network.mean(total) / torch.tensor(shown.shares).to(total)
+
+
+def required_concepts(batches: Sequence[Batch]) -> Shown:
+    """Which concepts the joint batch shows."""
+    shown = batches[0].shown
+    assert shown is not None, "the forget batch says nothing of its concepts"
+    return shown
+
+
+def _by_concept(losses: Tensor, batch: Batch) -> Tensor:
+    """Sums over the samples of each concept, over the batch's size, (C,)."""
+    shown = required_concepts([batch])
+    sums = torch.zeros(len(shown.names), device=losses.device, dtype=losses.dtype)
+    return sums.index_add(0, shown.rows.to(losses.device), losses.detach()) / len(batch)
+
+
+def _sums_by_concept(network: Network, batch: Batch, losses_of: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
+    """`_by_concept` of a micro-batch, and its gradient, (C, P)."""
+    shown = required_concepts([batch])
+    count = len(shown.names)
+    if network.group_gradients is not None:
+        losses, gradients = network.group_gradients(lambda: losses_of(batch), shown.rows, count, network.loss_scale)
+        return _by_concept(losses, batch), gradients / len(batch)
+    sums, rows = [], []
+    for number in range(count):
+        chosen = (shown.rows == number).nonzero().flatten()
+        # Where the weights are split, every process takes every pass.
+        part = batch[chosen] if len(chosen) else batch[:1] if network.is_split else None
+        if part is None:
+            sums.append(torch.zeros((), device=batch.noisy.device))
+            rows.append(torch.zeros(sum(parameter.numel() for parameter in network.parameters), device=sums[-1].device))
+            continue
+        loss = losses_of(part).sum() * (len(chosen) > 0) / len(batch)
+        rows.append(flatten(unscaled_gradients(loss, network.parameters, network.loss_scale)))
+        sums.append(loss.detach())
+    return torch.stack([one.to(sums[0]) for one in sums]), torch.stack([one.to(rows[0]) for one in rows])
 
 
 class WeightedSum(Objective):

@@ -2,6 +2,10 @@
 
 Wu, Le, Hayat, Harandi: Erasing Undesirable Influence in Diffusion Models.
 
+The paper has one constraint, on the mean over all that is to be forgotten. Of several concepts a mean can fall while
+one of them stands, so here each has a constraint of its own, and a multiplier λ_c: see `multipliers`. For a single
+concept the two are the same.
+
 Where the authors' public code (JingWu321/EraseDiff) and the paper differ, this is the paper. The code takes
 λ = max(0, η − cos(∇L_r, ∇ĝ)), or a fixed one, in the place of the formula, and takes the inner steps with the outer
 Adam, whose moments they change, on batches of their own, over whole epochs. Its DDPM part sums the retain loss over
@@ -15,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from erasediff_lora.objectives import multipliers
 from erasediff_lora.objectives.base import (
     Batch,
     Direction,
@@ -28,7 +34,10 @@ from erasediff_lora.objectives.base import (
     flatten,
     floats,
     loss_and_gradient,
+    losses_and_gradients,
+    losses_by_concept,
     required,
+    required_concepts,
     unflatten,
 )
 
@@ -39,7 +48,10 @@ class EraseDiffSettings(ObjectiveSettings):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         # Uniform targets and the barrier on the gradient norm: the paper's first form.
-        "paper": {"target": "uniform", "barrier": "grad_norm", "eta": 1.0, "gradient": "detached", "inner_steps": 2},
+        "paper": {
+            **{"target": "uniform", "barrier": "grad_norm", "eta": 1.0, "gradient": "detached", "inner_steps": 2},
+            "constraints": "joint",
+        },
     }
     name: Literal["erasediff"] = Field("erasediff", description="the method")
     preset: Literal["default", "paper"] = Field("default", description="starting point of the fields below")
@@ -56,6 +68,9 @@ class EraseDiffSettings(ObjectiveSettings):
     )
     retain_target: Literal["data", "base"] = Field(
         "data", description="what the prediction on retained data is held to: the noise itself (paper), or the base's"
+    )
+    constraints: Literal["each", "joint"] = Field(
+        "each", description="a constraint and a multiplier for each concept, or one on their mean (paper)"
     )
     inner_steps: int = Field(1, ge=1, description="K, steps of the inner problem")
     inner_learning_rate: float = Field(0.1, gt=0, description="zeta, of the inner SGD")
@@ -119,40 +134,72 @@ class EraseDiff(Objective):
         return chosen
 
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
-        """One EraseDiff direction: ∇L_r, the inner problem from φ⁰ = θ, ∇ĝ, λ, δ."""
+        """One EraseDiff direction: ∇L_r, the inner problem from φ⁰ = θ, ∇ĝ_c, λ_c, δ."""
         settings = self.settings
         retain_loss, retain_gradient = loss_and_gradient(self.network, retain, self.loss)
-        forget_loss, forget_gradient = loss_and_gradient(self.network, forget, self.loss)
+        losses, gradients = self._forget_losses_and_gradients(forget)
+        shares = self._shares(forget, losses)
 
-        gap: Tensor | None = None
-        constraint_gradient = forget_gradient
+        gaps: Tensor | None = None
         if not settings.inner_steps_are_inert:
-            inner_loss, inner_gradient = self._solve_inner_problem(forget, forget_gradient)
-            gap = forget_loss - inner_loss
-            if inner_gradient is not None:
-                constraint_gradient = forget_gradient - inner_gradient
+            inner_losses, inner_gradients = self._solve_inner_problem(forget, weighted(shares, gradients))
+            gaps = losses - inner_losses
+            if inner_gradients is not None:
+                gradients = gradients - inner_gradients
 
-        squared_norm = constraint_gradient.square().sum()
-        inner_product = retain_gradient @ constraint_gradient
+        squared_norms = torch.stack([gradient.square().sum() for gradient in gradients])
+        inner_products = torch.stack([retain_gradient @ gradient for gradient in gradients])
+        feasible = True
         if settings.barrier == "fixed":
-            multiplier = torch.full_like(squared_norm, settings.multiplier)
+            factors = torch.full_like(squared_norms, settings.multiplier)
         else:
-            barrier = settings.eta * (squared_norm if settings.barrier == "grad_norm" else required(gap).clamp_min(0))
-            multiplier = constraint_multiplier(barrier, inner_product, squared_norm)
-        direction = retain_gradient + multiplier * constraint_gradient
+            barriers = settings.eta * (
+                squared_norms if settings.barrier == "grad_norm" else required(gaps).clamp_min(0)
+            )
+            factors, feasible = solve(gradients, squared_norms, inner_products, barriers)
+        direction = retain_gradient
+        for multiplier, gradient in zip(factors, gradients, strict=True):
+            direction = direction + multiplier * gradient
 
-        retain_norm, constraint_norm = retain_gradient.norm(), squared_norm.sqrt()
+        joint = weighted(shares, gradients)
+        retain_norm, joint_norm = retain_gradient.norm(), joint.norm()
         metrics = {
             "retain_loss": retain_loss,
-            "forget_loss": forget_loss,
-            "gap": gap,
-            "lambda": multiplier,
+            "forget_loss": shares @ losses,
+            "gap": None if gaps is None else shares @ gaps,
+            "lambda": factors.mean(),
             "retain_gradient_norm": retain_norm,
-            "constraint_gradient_norm": constraint_norm,
-            "gradient_cosine": inner_product / (retain_norm * constraint_norm).clamp_min(1e-30),
+            "constraint_gradient_norm": joint_norm,
+            "gradient_cosine": (retain_gradient @ joint) / (retain_norm * joint_norm).clamp_min(1e-30),
             "direction_norm": direction.norm(),
         }
-        return Direction(direction, floats(metrics))
+        return Direction(direction, floats(metrics | self._by_concept(forget, losses, factors, feasible)))
+
+    def _is_joint(self, forget: Sequence[Batch]) -> bool:
+        shown = forget[0].shown
+        return self.settings.constraints == "joint" or shown is None or len(shown.names) == 1
+
+    def _shares(self, forget: Sequence[Batch], losses: Tensor) -> Tensor:
+        """Of each constraint in the batch, (C,)."""
+        return torch.tensor([1.0] if self._is_joint(forget) else required_concepts(forget).shares).to(losses)
+
+    def _forget_losses_and_gradients(self, forget: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """L_f and ∇L_f of each constraint, (C,) and (C, P)."""
+        if self._is_joint(forget):
+            loss, gradient = loss_and_gradient(self.network, forget, self.loss)
+            return loss[None], gradient[None]
+        return losses_and_gradients(self.network, forget, self.losses)
+
+    def _by_concept(
+        self, forget: Sequence[Batch], losses: Tensor, factors: Tensor, feasible: bool
+    ) -> dict[str, Tensor | None]:
+        """What the log says of each concept, where each has its own constraint."""
+        if self._is_joint(forget):
+            return {}
+        metrics: dict[str, Tensor | None] = {"constraints_opposed": losses.new_tensor(float(not feasible))}
+        for name, loss, multiplier in zip(required_concepts(forget).names, losses, factors, strict=True):
+            metrics |= {f"forget_loss/{name}": loss, f"lambda/{name}": multiplier}
+        return metrics
 
     def forget_target(self, batch: Batch) -> Tensor | None:
         """On a noised picture of the concept, what the base makes of the anchor is in part the concept.
@@ -174,10 +221,10 @@ class EraseDiff(Objective):
 
         Args:
             forget: The very micro-batches of L_f(θ), with timesteps, noise and targets.
-            first_gradient: ∇L_f(θ), the gradient of the first inner step.
+            first_gradient: ∇L_f(θ) of the whole batch, (P,), the gradient of the first inner step.
 
         Returns:
-            L_f(φ^K) and, for first_order, ∇L_f(φ^K).
+            L_f(φ^K) of each constraint, (C,), and, for first_order, ∇L_f(φ^K), (C, P).
         """
         parameters = self.network.parameters
         theta = [parameter.detach().clone() for parameter in parameters]
@@ -189,12 +236,43 @@ class EraseDiff(Objective):
                 phi = phi - self.settings.inner_learning_rate * gradient
                 assign(parameters, unflatten(phi, parameters))
             if self.settings.gradient == "first_order":
-                return loss_and_gradient(self.network, forget, self.loss)
+                return self._forget_losses_and_gradients(forget)
             with torch.no_grad():
+                if not self._is_joint(forget):
+                    return losses_by_concept(self.network, forget, self.losses), None
                 loss = torch.stack([self.loss(batch) for batch in forget]).mean()
-            return self.network.mean(loss), None
+            return self.network.mean(loss)[None], None
         finally:
             assign(parameters, theta)
+
+
+def weighted(shares: Tensor, gradients: Tensor) -> Tensor:
+    """Σ s_c g_c, (P,)."""
+    return gradients[0] if len(shares) == 1 else shares @ gradients
+
+
+def solve(gradients: Tensor, squared_norms: Tensor, inner_products: Tensor, barriers: Tensor) -> tuple[Tensor, bool]:
+    """λ of every constraint, (C,), and whether one direction meets them all: the paper's formula, or the programme.
+
+    Args:
+        gradients: ∇ĝ_c, (C, P).
+        squared_norms: ‖∇ĝ_c‖², (C,).
+        inner_products: ⟨∇L_r, ∇ĝ_c⟩, (C,).
+        barriers: a_c, (C,).
+    """
+    if len(gradients) == 1:
+        return constraint_multiplier(barriers, inner_products, squared_norms), True
+    numbers = torch.stack([squared_norms, inner_products, barriers]).double().cpu()
+    if not bool(numbers.isfinite().all()):  # the loop looks at the direction, and says which sample made it so
+        return torch.full_like(squared_norms, torch.nan), True
+    found = multipliers.solve(gram(gradients), numbers[1].numpy(), numbers[2].numpy())
+    return torch.from_numpy(found.values).to(squared_norms), found.feasible
+
+
+def gram(vectors: Tensor) -> np.ndarray:
+    """⟨g_i, g_j⟩, (C, C) float64; summed up in pieces, so that it takes little memory."""
+    pieces = vectors.split(2**18, dim=1)
+    return np.sum([(piece.double() @ piece.double().T).cpu().numpy() for piece in pieces], axis=0)
 
 
 def constraint_multiplier(barrier: Tensor, inner_product: Tensor, squared_norm: Tensor) -> Tensor:

@@ -23,12 +23,16 @@ class Hook:
         """How often each retain picture should be drawn, (N,), relative to the others; None: no opinion."""
         return None
 
+    def forget_concepts(self) -> Sequence[str] | None:
+        """Which concepts the forget batch is to show, in equal parts; None: no opinion."""
+        return None
+
     def change_forget(self, batches: list[Batch]) -> list[Batch]:
         """The forget micro-batches as they are to be trained on; they are not aimed yet."""
         return batches
 
-    def after_step(self, done: int) -> None:
-        """The step has been taken; `done` counts those of the run."""
+    def after_step(self, done: int, metrics: Mapping[str, float | None]) -> None:
+        """The step has been taken; `done` counts those of the run, `metrics` are its direction's."""
 
     def after_saving(self, done: int) -> None:
         """The step's checkpoint is written, if one was due: what fails from here on costs no step."""
@@ -66,15 +70,19 @@ class Hooks(Hook):
         """Of the first that has an opinion."""
         return next((weights for hook in self.hooks if (weights := hook.retain_weights()) is not None), None)
 
+    def forget_concepts(self) -> Sequence[str] | None:
+        """Of the first that has an opinion."""
+        return next((names for hook in self.hooks if (names := hook.forget_concepts()) is not None), None)
+
     def change_forget(self, batches: list[Batch]) -> list[Batch]:
         """Changed by one after the other."""
         for hook in self.hooks:
             batches = hook.change_forget(batches)
         return batches
 
-    def after_step(self, done: int) -> None:
+    def after_step(self, done: int, metrics: Mapping[str, float | None]) -> None:
         for hook in self.hooks:
-            hook.after_step(done)
+            hook.after_step(done, metrics)
 
     def after_saving(self, done: int) -> None:
         for hook in self.hooks:

@@ -67,7 +67,7 @@ def erase(run: Run, progress: Progress, stop: StopSignal) -> None:
         direction = take_step(run, step)
         done = step + 1
         progress.report(done, direction, time.perf_counter() - began)
-        run.hooks.after_step(done)
+        run.hooks.after_step(done, direction.metrics)
         signum = distributed.agreed(progress.accelerator, stop)
         if signum is not None or (done % training.checkpoint_every == 0 and done < training.steps):
             checkpoint(run, done)
@@ -80,7 +80,7 @@ def take_step(run: Run, step: int) -> Direction:
     """Draw x_t, t and c of both sets, aim them, find the direction δ = ∇L_r + λ∇ĝ, step along it."""
     torch.manual_seed(run.recipe.training.seed * 1_000_003 + step)  # LoRA dropout, the same after a resume
     run.hooks.before_step(step)
-    forget, retain = run.sampler.draw(step, run.hooks.retain_weights())
+    forget, retain = run.sampler.draw(step, run.hooks.retain_weights(), run.hooks.forget_concepts())
     forget = run.hooks.change_forget(forget)
     direction = run.objective.direction(*aim(run.objective, forget, retain))
     if is_finite(direction):

@@ -26,6 +26,7 @@ from erasediff_lora.storage.run_folder import RECIPE_FILE, SET_SHEETS
 from erasediff_lora.training import trainables
 from erasediff_lora.training.adversarial_conditions import AdversarialSet
 from erasediff_lora.training.checkpoints import Checkpoint, check_same_run, newest_checkpoint
+from erasediff_lora.training.concept_turns import ConceptTurns
 from erasediff_lora.training.distributed import Processes
 from erasediff_lora.training.drift_sampling import DriftSampler
 from erasediff_lora.training.fsdp import shard
@@ -193,6 +194,8 @@ def create_hooks(
     """
     training = recipe.training
     hooks: list[Hook] = []
+    if len(names := [concept.name for concept in recipe.forget.concepts]) > 1:
+        hooks.append(ConceptTurns(names, training.batch_size))
     if recipe.retain.focus:
         base = objective.network.predict_base
         hooks.append(DriftSampler(recipe.retain, denoiser, retain, base, processes.mean, training.seed))
@@ -263,6 +266,7 @@ def create_objective(
             weight_changes=trainable.weight_changes,
             train_timesteps=denoiser.noise_scheduler.config.num_train_timesteps,
             is_split=is_split(recipe, processes.world),
+            group_gradients=None if recipe.training.compile else trainable.group_gradients,
         ),
     )
 

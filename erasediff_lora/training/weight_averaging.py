@@ -37,8 +37,11 @@ class WeightAverage(Hook):
         self.total: dict[str, Tensor] = {}
         self.done = 0
 
-    def after_step(self, done: int) -> None:
+    def after_step(self, done: int, metrics: Mapping[str, float | None]) -> None:
         """Add the adapter as it is, if this step is one of the earlier ones that count."""
+        self._add(done)
+
+    def _add(self, done: int) -> None:
         self.done = done
         if done in self.earlier and done not in self.steps:
             adapter = self.trainable.state()
@@ -62,4 +65,4 @@ class WeightAverage(Hook):
             self.steps, self.total = list(state["steps"]), dict(state["total"])
         elif wanted := sorted(self.earlier.intersection(state["steps"])):
             log.warning("the mean of the last steps leaves out %s: it was summed up with earlier ones", wanted)
-        self.after_step(state["done"])  # the checkpoint's step may count now
+        self._add(state["done"])  # the checkpoint's step may count now

@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor, nn
 
 from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.objectives.base import GroupGradients
 from erasediff_lora.recipe.tables import AdapterSettings
 
 
@@ -19,6 +20,9 @@ class Trainable(Protocol):
     Settings: ClassVar[type[AdapterSettings]]
 
     parameters: list[nn.Parameter]
+
+    group_gradients: GroupGradients | None
+    """What finds gradients by group in one backward pass; None: nothing does."""
 
     @property
     def base_weights(self) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from erasediff_lora.adapter import modules
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.objectives.base import GroupGradients
 from erasediff_lora.recipe.checks import Sections, no_whole_weights
 from erasediff_lora.recipe.tables import AdapterSettings
 from erasediff_lora.storage.files import atomic_folder
@@ -55,6 +56,7 @@ class FullWeights:
     """
 
     Settings: ClassVar[type[AdapterSettings]] = FullWeightsSettings
+    group_gradients: GroupGradients | None = None
 
     def __init__(self, settings: FullWeightsSettings, denoiser: Denoiser, seed: int) -> None:
         if denoiser.dtype != torch.float32:

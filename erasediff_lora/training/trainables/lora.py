@@ -17,6 +17,7 @@ from erasediff_lora.adapter.modules import lora_layers
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer
 from erasediff_lora.recipe.tables import AdapterSettings
+from erasediff_lora.training.trainables.group_gradients import GroupGradients
 
 if TYPE_CHECKING:
     from erasediff_lora.denoisers import Denoiser
@@ -70,6 +71,12 @@ class LowRank:
         self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         for parameter in self.parameters:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        self.group_gradients = None if settings.dora else self._group_gradients()
+
+    def _group_gradients(self) -> GroupGradients:
+        layers = lora_layers(self.network).values()
+        of_weight = {id(part.weight): part for layer in layers for part in (layer.lora_A[NAME], layer.lora_B[NAME])}
+        return GroupGradients([of_weight[id(parameter)] for parameter in self.parameters])
 
     @property
     def base_weights(self) -> list[Tensor]:
