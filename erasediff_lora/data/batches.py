@@ -125,7 +125,7 @@ class ForgetSampler:
     def _shown(self, rows: Tensor) -> Shown:
         seen, places, counts = self.data.concepts[rows].unique(return_inverse=True, return_counts=True)
         names = tuple(self.data.names[number] for number in seen.tolist())
-        return Shown(places, names, tuple((counts / len(rows)).tolist()))
+        return Shown(places, names, tuple(count / len(rows) for count in counts.tolist()))
 
 
 @dataclass(frozen=True)

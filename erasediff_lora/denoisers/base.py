@@ -90,6 +90,18 @@ class Denoiser(Protocol):
         """Prompt embeddings, (N, L, D)."""
         ...
 
+    def prompt_tokens(self, prompts: Tensor) -> dict[str, list[Tensor]]:
+        """What the layers of the network that read a prompt see of it.
+
+        Args:
+            prompts: Embeddings as `encode_prompts` returns them.
+
+        Returns:
+            Regex of the layers' paths -> tokens, (N, T, D), of each sequence that they see; nothing where the network
+            reads no prompt.
+        """
+        ...
+
     def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
         """Prompt embeddings (N, L, D) with `vectors` in the place of SLOT; differentiable in them.
 

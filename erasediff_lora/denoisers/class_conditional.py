@@ -215,6 +215,10 @@ class ClassConditional:
         rows = [classes.index(prompt) if prompt else len(classes) for prompt in prompts]
         return one_hot(rows, self.network.class_embedding)[:, None].to(self.device, self.dtype)
 
+    def prompt_tokens(self, prompts: Tensor) -> dict[str, list[Tensor]]:
+        """The class is part of the time embedding, which no layer reads alone."""
+        return {}
+
     def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
         """Where a prompt is SLOT, the mean of the vectors is the condition; there is one place for it."""
         rows = self.encode_prompts(["" if prompt.strip() == SLOT else prompt for prompt in prompts])

@@ -41,6 +41,9 @@ class PooledStableDiffusion(StableDiffusion):
             chunks.append(packed(tokens, pooled))
         return torch.cat(chunks)
 
+    def prompt_tokens(self, prompts: Tensor) -> dict[str, list[Tensor]]:
+        return super().prompt_tokens(prompts[:, :-1])
+
     def encode_clip_slots(self, prompts: Sequence[str], vectors: Tensor) -> list[Any]:
         """Outputs of both CLIP encoders; the vectors hold the embeddings for the two side by side."""
         parts = [getattr(self.pipeline, name) for name in self.clips]

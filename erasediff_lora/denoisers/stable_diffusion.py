@@ -42,6 +42,7 @@ LARGE_LATENTS = 96
 
 _ATTENTION = r"(to_q|to_k|to_v|to_out\.0)"
 _CROSS = rf".*\battn2\.{_ATTENTION}"
+READS_PROMPT = r".*\battn2\.to_[kv]"
 _SELF = rf".*\battn1\.{_ATTENTION}"
 _FEED_FORWARD = r".*\bff\.net\.(0\.proj|2)"
 _CONVOLUTIONS = r".*\b(resnets\.\d+\.(conv1|conv2|conv_shortcut)|proj_in|proj_out|(down|up)samplers\.0\.conv)"
@@ -62,6 +63,7 @@ class StableDiffusion:
     optional: ClassVar[tuple[str, ...]] = ()
     """Parts that a base may do without."""
     target_presets: ClassVar[dict[str, list[str]]] = {
+        "text": [READS_PROMPT],
         "cross_attention": [_CROSS],
         "self_attention": [_SELF],
         "attention": [_CROSS, _SELF],
@@ -212,6 +214,10 @@ class StableDiffusion:
             for start in range(0, len(prompts), 32)
         ]
         return torch.cat(chunks)
+
+    def prompt_tokens(self, prompts: Tensor) -> dict[str, list[Tensor]]:
+        """Cross attention makes keys and values of the tokens."""
+        return {READS_PROMPT: [prompts]}
 
     def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
         return self._encode_slots(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts, vectors)[0]

@@ -26,6 +26,8 @@ from erasediff_lora.families.stable_diffusion_3 import ARCHITECTURE, FAMILY
 T5_TOKENS = 256
 
 _ATTENTION = r".*\battn2?\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+_READS_TOKENS = "context_embedder"
+_READS_POOLED = r"time_text_embed\.text_embedder\.linear_1"
 _FEED_FORWARD = r".*\b(ff|ff_context)\.net\.(0\.proj|2)"
 
 
@@ -43,6 +45,7 @@ class StableDiffusion3(PooledStableDiffusion):
     reads: ClassVar[dict[str, int]] = {"tokenizer_3": T5_TOKENS}
     optional: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
     target_presets: ClassVar[dict[str, list[str]]] = {
+        "text": [_READS_TOKENS, _READS_POOLED],
         "attention": [_ATTENTION],
         "attention_feed_forward": [_ATTENTION, _FEED_FORWARD],
     }
@@ -75,6 +78,14 @@ class StableDiffusion3(PooledStableDiffusion):
     @property
     def prompt_shape(self) -> tuple[int, int]:
         return CLIP_TOKENS + T5_TOKENS + 1, int(self.network.config.joint_attention_dim)
+
+    def prompt_tokens(self, prompts: Tensor) -> dict[str, list[Tensor]]:
+        """Without cross attention: the tokens pass one layer before all blocks, and the pooled embedding another."""
+        tokens = prompts[:, :-1]
+        return {
+            _READS_TOKENS: [tokens[:, :CLIP_TOKENS], tokens[:, CLIP_TOKENS:]],
+            _READS_POOLED: [self.pooled(prompts)[:, None]],
+        }
 
     def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
         """The vectors go to both CLIP encoders; T5 reads the prompt without SLOT."""

@@ -227,7 +227,7 @@ def losses_and_gradients(
     """Mean loss over the samples of each concept, (C,), and its flat gradient, (C, P), averaged over processes."""
     shown = required_concepts(batches)
     total, gradients = zip(*(_sums_by_concept(network, batch, losses_of) for batch in batches), strict=True)
-    shares = torch.tensor(shown.shares).to(total[0])
+    shares = total[0].new_tensor(shown.shares)
     losses = network.mean(torch.stack(total).mean(dim=0)) / shares
     gradient = gradients[0] if len(gradients) == 1 else torch.stack(gradients).mean(dim=0)
     return losses, network.mean(gradient) / shares[:, None]
@@ -237,7 +237,7 @@ def losses_by_concept(network: Network, batches: Sequence[Batch], losses_of: Cal
     """Mean loss over the samples of each shown concept, (C,), averaged over processes."""
     shown = required_concepts(batches)
     total = torch.stack([_by_concept(losses_of(batch), batch) for batch in batches]).mean(dim=0)
-    return network.mean(total) / torch.tensor(shown.shares).to(total)
+    return network.mean(total) / total.new_tensor(shown.shares)
 
 
 def required_concepts(batches: Sequence[Batch]) -> Shown:

@@ -181,7 +181,7 @@ class EraseDiff(Objective):
 
     def _shares(self, forget: Sequence[Batch], losses: Tensor) -> Tensor:
         """Of each constraint in the batch, (C,)."""
-        return torch.tensor([1.0] if self._is_joint(forget) else required_concepts(forget).shares).to(losses)
+        return losses.new_tensor([1.0] if self._is_joint(forget) else required_concepts(forget).shares)
 
     def _forget_losses_and_gradients(self, forget: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """L_f and ∇L_f of each constraint, (C,) and (C, P)."""

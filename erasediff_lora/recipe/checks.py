@@ -148,6 +148,15 @@ def _offloaded_search(sections: Sections) -> Iterator[Problem]:
         )
 
 
+def _no_steps(sections: Sections) -> Iterator[Problem]:
+    training, adapter, objective = sections.training, sections.adapter, sections.objective
+    if not (training and adapter and objective) or training.steps or objective.closed_form:
+        return
+    if adapter.start == "zero":
+        what = "leaves the base as it is."
+        yield Problem("training.steps", 0, what, "Take some, or set adapter.start: closed_form.")
+
+
 def _selection(sections: Sections) -> Iterator[Problem]:
     training, evaluation = sections.training, sections.evaluation
     if training and training.evaluate_every and evaluation and evaluation.judge is None:
@@ -176,6 +185,7 @@ TOPICS: list[Callable[[Sections], Iterator[Problem]]] = [
     _sharding,
     _family,
     _offloaded_search,
+    _no_steps,
     _selection,
     _patterns,
 ]

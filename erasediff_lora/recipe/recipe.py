@@ -148,6 +148,16 @@ class Recipe(Section):
         except ValidationError as error:
             raise UserError(*(restated(name, cls, detail) for detail in error.errors())) from None
 
+    @property
+    def steps(self) -> int:
+        """Outer steps that are taken."""
+        return 0 if self.objective.closed_form else self.training.steps
+
+    @property
+    def starts_from_closed_form(self) -> bool:
+        """Whether the adapter starts with the names forgotten."""
+        return self.objective.closed_form or self.adapter.start == "closed_form"
+
     def sha256(self) -> str:
         """Hash of all that determines the adapter: not where it is written, nor how it is evaluated."""
         return sha256(json.dumps(self.model_dump(mode="json", include=RESULT_SECTIONS), sort_keys=True).encode())

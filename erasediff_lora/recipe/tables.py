@@ -243,6 +243,15 @@ class AdapterSettings(Variant):
 
     kind: str = Field("lora", description="lora, or none to train the base's own weights")
     targets: str | list[str] = Field("attention", description="preset of the model family, or regexes of module paths")
+    start: Literal["zero", "closed_form"] = Field(
+        "zero", description="zero: as the base; closed_form: the concepts' names are forgotten before the first step"
+    )
+    start_preserve: float = Field(1.0, gt=0, description="closed form: weight of a preserved token beside a moved one")
+    start_ridge: float = Field(0.1, gt=0, description="closed form: what keeps it from changing more than it must")
+
+    @property
+    def starts_from_closed_form(self) -> bool:
+        return self.start == "closed_form"
 
 
 class ObjectiveSettings(Variant):
@@ -252,6 +261,9 @@ class ObjectiveSettings(Variant):
     selector: ClassVar[str] = "name"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
     """Preset -> values that the fields start from."""
+
+    closed_form: ClassVar[bool] = False
+    """Whether the adapter is the closed form and nothing else: no steps are taken."""
 
     repeats: ClassVar[tuple[str, ...]] = ()
     """Fields that say how often `prepare` repeats what takes as much memory when done once."""
@@ -289,7 +301,7 @@ class ObjectiveSettings(Variant):
 class Training(Section):
     """The outer optimisation."""
 
-    steps: int = Field(300, ge=1, description="outer steps")
+    steps: int = Field(300, ge=0, description="outer steps; 0: where the adapter starts is where it ends")
     batch_size: int = Field(16, ge=1, description="samples of each set a step, over all processes")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches that a batch is cut into")
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "lion8bit"] = Field(

@@ -35,6 +35,7 @@ OBJECTIVES = Registry(
         "esd": f"{_OBJECTIVES}.esd:Esd",
         "concept_ablation": f"{_OBJECTIVES}.concept_ablation:ConceptAblation",
         "blindspot": f"{_OBJECTIVES}.blindspot:Blindspot",
+        "uce": f"{_OBJECTIVES}.uce:Uce",
     },
 )
 """Erasure methods: classes that are an `objectives.Objective`."""

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from erasediff_lora import __version__
 from erasediff_lora.adapter.checkpoint import fingerprint_of
@@ -17,11 +18,14 @@ from erasediff_lora.evaluation.means import check_means
 from erasediff_lora.objectives import Batch, Direction, aim
 from erasediff_lora.objectives.base import unflatten
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.storage.files import write_text
+from erasediff_lora.storage.run_folder import RECIPE_FILE
 from erasediff_lora.training import distributed
 from erasediff_lora.training.checkpoints import save_checkpoint
+from erasediff_lora.training.closed_form_start import start_from_closed_form
 from erasediff_lora.training.nonfinite import MOST_SKIPPED, find_nonfinite_sample, is_finite, not_finite
 from erasediff_lora.training.progress import Progress
-from erasediff_lora.training.setup import Run, set_up, trainer_state
+from erasediff_lora.training.setup import Run, adapt, load_base, set_up, trainer_state
 from erasediff_lora.training.stop_signal import StopSignal
 
 log = logging.getLogger(__name__)
@@ -50,6 +54,9 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         distributed.explain_lost_peer(accelerator, folder),
         distributed.lock_output_on_main(accelerator, folder, resume=resume, overwrite=overwrite),
     ):
+        if recipe.steps == 0:
+            save_start(recipe, accelerator)
+            return folder
         run = set_up(recipe, accelerator, resume=resume)
         progress = Progress(run, accelerator)
         with StopSignal() as stop:
@@ -57,6 +64,21 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         save(run)
         progress.close()
     return folder
+
+
+def save_start(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Write the adapter as it starts: no pictures are drawn for it, and no steps taken.
+
+    Raises:
+        UserError: If the family has no closed form, or the adapter leaves out the layers that it changes.
+    """
+    denoiser = load_base(recipe, accelerator)
+    trainable = adapt(recipe, denoiser)
+    start_from_closed_form(recipe, denoiser, trainable)
+    log.info(trainable.summary)
+    if accelerator.is_main_process:
+        write_text(recipe.output / RECIPE_FILE, recipe.to_yaml())
+        trainable.save(recipe.output, provenance(recipe, denoiser))
 
 
 def erase(run: Run, progress: Progress, stop: StopSignal) -> None:

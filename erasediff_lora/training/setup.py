@@ -19,6 +19,7 @@ from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.evaluation.means import warn_of_resolution
 from erasediff_lora.objectives import Network, Objective
+from erasediff_lora.objectives.base import assign
 from erasediff_lora.objectives.loss_scaling import loss_scale
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import write_text
@@ -26,6 +27,7 @@ from erasediff_lora.storage.run_folder import RECIPE_FILE, SET_SHEETS
 from erasediff_lora.training import trainables
 from erasediff_lora.training.adversarial_conditions import AdversarialSet
 from erasediff_lora.training.checkpoints import Checkpoint, check_same_run, newest_checkpoint
+from erasediff_lora.training.closed_form_start import start_from_closed_form
 from erasediff_lora.training.concept_turns import ConceptTurns
 from erasediff_lora.training.distributed import Processes
 from erasediff_lora.training.drift_sampling import DriftSampler
@@ -94,7 +96,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
     if not recipe.training.shard:  # to look takes the network, which is loaded elsewhere then
         warn_of_resolution(recipe, denoiser)
     forget, retain = load_data(recipe, denoiser, accelerator)
-    run = build(recipe, denoiser, forget, retain, Processes.of(accelerator))
+    run = build(recipe, denoiser, forget, retain, Processes.of(accelerator), starts=saved is None)
     prepare(run, accelerator)
     if saved is not None:
         restore(run, saved)
@@ -151,18 +153,34 @@ def load_data(recipe: Recipe, denoiser: Denoiser, accelerator: Accelerator) -> t
         write_data_report(recipe.output, forget.report, retain.report)
         for kind, data in (("forget", forget), ("retain", retain)):
             log.info("%s set, %d pictures:\n%s", kind, len(data.latents), data.report.table())
-    if not recipe.adversary.pool:
-        denoiser.release_encoders()
     return forget, retain
 
 
-def build(recipe: Recipe, denoiser: Denoiser, forget: EncodedSet, retain: EncodedSet, processes: Processes) -> Run:
+def build(
+    recipe: Recipe,
+    denoiser: Denoiser,
+    forget: EncodedSet,
+    retain: EncodedSet,
+    processes: Processes,
+    *,
+    starts: bool = True,
+) -> Run:
     """The adapter in the network, the optimizer, the objective, the sampler and the hooks.
+
+    Args:
+        recipe: What to erase, how.
+        denoiser: The base; its encoders are released when they have done their work.
+        forget: D_f.
+        retain: D_r.
+        processes: Those that share the batches.
+        starts: Whether the run begins here, and so does the adapter.
 
     Raises:
         UserError: If the targets match nothing, an optimizer is not installed, or a set lacks what is needed of it.
     """
-    trainable = _adapt_here(recipe, denoiser, processes.world)
+    trainable = _adapt_here(recipe, denoiser, processes, starts=starts)
+    if not recipe.adversary.pool:
+        denoiser.release_encoders()
     optimizer = create_optimizer(recipe.training, trainable.parameters)
     objective = create_objective(recipe, denoiser, trainable, processes)
     return Run(
@@ -213,7 +231,10 @@ def create_hooks(
 
 def adapt(recipe: Recipe, denoiser: Denoiser) -> Trainable:
     """Give the frozen network what is trained, and make it ready for training."""
-    trainable = trainables.create(recipe.adapter, denoiser, recipe.training.seed)
+    settings = recipe.adapter
+    if recipe.objective.closed_form:  # which changes the layers that read the prompt, and no others
+        settings = settings.model_copy(update={"targets": "text"})
+    trainable = trainables.create(settings, denoiser, recipe.training.seed)
     network = denoiser.network
     network.train()  # for gradient checkpointing and LoRA dropout; diffusion UNets have no dropout of their own
     if recipe.training.gradient_checkpointing:
@@ -221,13 +242,15 @@ def adapt(recipe: Recipe, denoiser: Denoiser) -> Trainable:
     return trainable
 
 
-def _adapt_here(recipe: Recipe, denoiser: Denoiser, world: int) -> Trainable:
+def _adapt_here(recipe: Recipe, denoiser: Denoiser, processes: Processes, *, starts: bool) -> Trainable:
     """Adapt the network, and lay it out, compile and split it as the recipe says."""
-    training, device = recipe.training, denoiser.device
+    training, device, world = recipe.training, denoiser.device, processes.world
     split = is_split(recipe, world)
     if split:
         denoiser.device = torch.device("cpu")
     trainable = adapt(recipe, denoiser)
+    if starts and recipe.starts_from_closed_form:
+        start_from_closed_form(recipe, denoiser, trainable)
     network = denoiser.network
     if training.channels_last:
         network.to(memory_format=torch.channels_last)
@@ -236,6 +259,8 @@ def _adapt_here(recipe: Recipe, denoiser: Denoiser, world: int) -> Trainable:
     if split:
         shard(network, trainable.parameters, world, device)
         denoiser.device = device
+    if world > 1:  # computed by each, and machines may round differently
+        assign(trainable.parameters, [processes.mean(parameter.detach()) for parameter in trainable.parameters])
     return trainable
 
 

@@ -19,6 +19,11 @@ class Trainable(Protocol):
 
     Settings: ClassVar[type[AdapterSettings]]
 
+    settings: AdapterSettings
+
+    modules: list[str]
+    """Paths of what is trained."""
+
     parameters: list[nn.Parameter]
 
     group_gradients: GroupGradients | None
@@ -31,6 +36,18 @@ class Trainable(Protocol):
 
     def weight_changes(self) -> list[Tensor]:
         """ΔW, differentiable in θ; in the order of `base_weights`."""
+        ...
+
+    def set_change(self, path: str, translation: Tensor) -> float:
+        """Let a linear layer change its weight W by W T, or by what comes nearest.
+
+        Args:
+            path: One of `modules`.
+            translation: T, (in, in) float64, on the CPU.
+
+        Returns:
+            The share of the change's squares that is held.
+        """
         ...
 
     def disabled(self) -> AbstractContextManager[None]:

@@ -68,6 +68,7 @@ class FullWeights:
                     "Set model.dtype: float32, or train an adapter.",
                 )
             )
+        self.settings = settings
         self.network, self.component = denoiser.network, denoiser.component
         paths = [path for path, module in self.network.named_modules() if path and _own_parameters(module)]
         self.modules = modules.resolve(settings.targets, denoiser.target_presets | PRESETS, paths)
@@ -88,6 +89,13 @@ class FullWeights:
 
     def weight_changes(self) -> list[Tensor]:
         return [parameter - base for parameter, base in zip(self.parameters, self.base, strict=True)]
+
+    @torch.no_grad()
+    def set_change(self, path: str, translation: Tensor) -> float:
+        """To the last bit."""
+        weight = self.parameters[self.names.index(f"{path}.weight")]
+        weight.add_((weight.cpu().double() @ translation).to(weight))
+        return 1.0
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

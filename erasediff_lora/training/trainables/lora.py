@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from erasediff_lora.adapter import formats, modules
+from erasediff_lora.adapter.closed_form import low_rank
 from erasediff_lora.adapter.formats.base import DOWN, MAGNITUDE, UP
 from erasediff_lora.adapter.modules import lora_layers
 from erasediff_lora.adapter.provenance import Provenance
@@ -55,6 +56,7 @@ class LowRank:
     def __init__(self, settings: LoraSettings, denoiser: Denoiser, seed: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
+        self.settings = settings
         self.network, self.component = denoiser.network, denoiser.component
         self.modules = modules.resolve(settings.targets, denoiser.target_presets, modules.adaptable(self.network))
         self.config = LoraConfig(
@@ -85,6 +87,23 @@ class LowRank:
     def weight_changes(self) -> list[Tensor]:
         layers = lora_layers(self.network).values()
         return [(_dora_change if self.config.use_dora else _change)(layer) for layer in layers]
+
+    @torch.no_grad()
+    def set_change(self, path: str, translation: Tensor) -> float:
+        """By the nearest matrix of the adapter's rank."""
+        from peft.utils.integrations import dequantize_module_weight
+
+        layer = self.network.get_submodule(path)
+        weight = dequantize_module_weight(layer.get_base_layer())
+        part = low_rank(weight.detach().cpu().double() @ translation, layer.r[NAME])
+        scale, count = layer.scaling[NAME], len(part.down)
+        down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+        down[:count] = part.down.to(down)
+        up[:, :count] = (part.up / scale).to(up)
+        if self.config.use_dora:  # the magnitude is the norm of the weight at the start
+            magnitude = layer.lora_magnitude_vector[NAME].weight
+            magnitude.copy_(torch.linalg.vector_norm(weight.to(down) + scale * up @ down, dim=1).view_as(magnitude))
+        return part.kept
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -1,0 +1,84 @@
+"""The gradient of every concept's loss: from one pass as from a pass for each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from fixtures import RecipeFile
+from torch import Tensor
+
+from erasediff_lora import denoisers
+from erasediff_lora.objectives import Batch
+from erasediff_lora.objectives.base import Shown, flatten, losses_and_gradients, losses_by_concept
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.training.setup import adapt, create_objective
+
+GROUPS = torch.tensor([0, 2, 0, 1, 2, 2])
+SHARES = (2 / 6, 1 / 6, 3 / 6)
+CONVOLUTIONS = [r".*resnets\.0\.conv1", r".*proj_in", r".*downsamplers\.0\.conv", r".*attn2\.to_k"]
+
+
+def batch(denoiser: Any) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    size, dtype = len(GROUPS), denoiser.dtype
+    channels, side = denoiser.network.config.in_channels, denoiser.network.config.sample_size
+    noisy, target = torch.randn(2, size, channels, side, side, generator=generator, dtype=torch.float64).to(dtype)
+    prompts = torch.randn(size, *denoiser.prompt_shape, generator=generator, dtype=torch.float64).to(dtype)
+    timesteps = torch.randint(0, 1000, (size,), generator=generator)
+    return Batch(noisy, timesteps, prompts, target, shown=Shown(GROUPS, ("a", "b", "c"), SHARES))
+
+
+def apart(objective: Any, data: Batch) -> tuple[Tensor, Tensor]:
+    """A pass for each concept, by torch alone."""
+    losses, gradients = [], []
+    for group in range(3):
+        loss = objective.loss(replace(data, shown=None)[(data.shown.rows == group).nonzero().flatten()])
+        losses.append(loss.detach())
+        gradients.append(flatten(torch.autograd.grad(loss, objective.network.parameters)))
+    return torch.stack(losses), torch.stack(gradients)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("family", "adapter"),
+    [
+        ("stable_diffusion", {"targets": "attention_feed_forward", "rank": 3}),
+        ("stable_diffusion", {"targets": CONVOLUTIONS, "rank": 2, "alpha": 5.0}),
+        ("stable_diffusion", {"targets": "attention", "rank": 2, "dora": True}),
+        ("stable_diffusion", {"kind": "none", "targets": "cross_attention"}),
+    ],
+)
+def test_one_pass_finds_what_a_pass_for_each_concept_finds(
+    family: str, adapter: dict[str, Any], checkpointing: bool, micro_batches: int, recipe_file: RecipeFile
+) -> None:
+    dtype = "float32" if adapter.get("kind") else "float64"
+    changes = {"adapter": adapter, "model": {"dtype": dtype}, "training": {"gradient_checkpointing": checkpointing}}
+    recipe = Recipe.load(recipe_file(**changes))
+    denoiser = denoisers.load(recipe.model)
+    trainable = adapt(recipe, denoiser)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainable.parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    objective = create_objective(recipe, denoiser, trainable)
+    assert (objective.network.group_gradients is None) == bool(adapter.get("dora") or adapter.get("kind"))
+    data = batch(denoiser)
+    parts = [data[rows] for rows in torch.arange(6).chunk(micro_batches)]
+    losses, gradients = losses_and_gradients(objective.network, parts, objective.losses)
+    wanted_losses, wanted = apart(objective, data)
+    close: dict[str, Any] = (
+        {"rtol": 1e-4, "atol": 1e-5 * float(wanted.abs().max())}
+        if dtype == "float32"
+        else {"rtol": 1e-9, "atol": 1e-12}
+    )
+    torch.testing.assert_close(losses, wanted_losses.to(losses), **close)
+    torch.testing.assert_close(gradients, wanted.to(gradients), **close)
+    assert min(gradient.norm() for gradient in gradients) > 1e-6
+    with torch.no_grad():
+        again = losses_by_concept(objective.network, parts, objective.losses)
+    torch.testing.assert_close(again, losses, **close)
+    assert "forward" not in vars(next(iter(denoiser.network.modules())))
