@@ -44,18 +44,18 @@ def apart(objective: Any, data: Batch) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    ("family", "adapter"),
+    "adapter",
     [
-        ("stable_diffusion", {"targets": "attention_feed_forward", "rank": 3}),
-        ("stable_diffusion", {"targets": CONVOLUTIONS, "rank": 2, "alpha": 5.0}),
-        ("stable_diffusion", {"targets": "attention", "rank": 2, "dora": True}),
-        ("stable_diffusion", {"kind": "none", "targets": "cross_attention"}),
+        {"targets": "attention_feed_forward", "rank": 3},
+        {"targets": CONVOLUTIONS, "rank": 2, "alpha": 5.0},
+        {"targets": "attention", "rank": 2, "dora": True},
+        "none",
     ],
 )
 def test_one_pass_finds_what_a_pass_for_each_concept_finds(
-    family: str, adapter: dict[str, Any], checkpointing: bool, micro_batches: int, recipe_file: RecipeFile
+    adapter: Any, checkpointing: bool, micro_batches: int, recipe_file: RecipeFile
 ) -> None:
-    dtype = "float32" if adapter.get("kind") else "float64"
+    dtype = "float32" if adapter == "none" else "float64"
     changes = {"adapter": adapter, "model": {"dtype": dtype}, "training": {"gradient_checkpointing": checkpointing}}
     recipe = Recipe.load(recipe_file(**changes))
     denoiser = denoisers.load(recipe.model)
@@ -65,16 +65,15 @@ def test_one_pass_finds_what_a_pass_for_each_concept_finds(
         for parameter in trainable.parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     objective = create_objective(recipe, denoiser, trainable)
-    assert (objective.network.group_gradients is None) == bool(adapter.get("dora") or adapter.get("kind"))
+    assert (objective.network.group_gradients is None) == ("dora" in adapter or adapter == "none")
     data = batch(denoiser)
     parts = [data[rows] for rows in torch.arange(6).chunk(micro_batches)]
     losses, gradients = losses_and_gradients(objective.network, parts, objective.losses)
     wanted_losses, wanted = apart(objective, data)
-    close: dict[str, Any] = (
-        {"rtol": 1e-4, "atol": 1e-5 * float(wanted.abs().max())}
-        if dtype == "float32"
-        else {"rtol": 1e-9, "atol": 1e-12}
-    )
+    coarse = dtype == "float32" or "dora" in adapter  # whose norms peft takes in float32
+    close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
+    if coarse:
+        close = {"rtol": 1e-4, "atol": 1e-5 * float(wanted.abs().max())}
     torch.testing.assert_close(losses, wanted_losses.to(losses), **close)
     torch.testing.assert_close(gradients, wanted.to(gradients), **close)
     assert min(gradient.norm() for gradient in gradients) > 1e-6
