@@ -19,6 +19,9 @@ SLACK = 1e-3
 LONGEST = 1e2
 """How many times the largest asked ascent a direction may be long; constraints that take more count as opposed."""
 TOLERANCE = 1e-12
+EXACT = 1e-10
+"""Share of what is asked for, by which a solution may miss it before others are looked for."""
+FIRMNESS = (1e-13, 1e-12, 1e-11, 1e-10)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ def solve(gram: np.ndarray, inner: np.ndarray, barriers: np.ndarray) -> Multipli
     cosines, wanted = gram[np.ix_(told, told)] / np.outer(lengths, lengths), missing[told] / lengths
     solution = _least_distance(cosines, wanted)
     feasible = solution is not None
+    if solution is not None and _miss(cosines, wanted, solution) > EXACT * np.abs(wanted).max():
+        # Of gradients that are opposite and both paid, huge multipliers cancel: some firmness keeps them small.
+        firm = [_least_distance(cosines + one * np.eye(len(wanted)), wanted, longest=np.inf) for one in FIRMNESS]
+        known = [one for one in (solution, *firm) if one is not None]
+        solution = min(known, key=lambda one: _miss(cosines, wanted, one))
     if solution is None:
         solution = _least_distance(cosines + SLACK * np.eye(len(wanted)), wanted, longest=np.inf)
         assert solution is not None, "with slack the constraints can be met"
@@ -90,7 +98,12 @@ def _least_distance(matrix: np.ndarray, wanted: np.ndarray, longest: float = LON
         return None
     x = found * (scale / left)
     tight = found > 0
-    exact = np.linalg.lstsq(matrix[np.ix_(tight, tight)], wanted[tight], rcond=TOLERANCE)[0]  # to rounding
-    if (exact >= 0).all():
-        x[tight] = exact
-    return x
+    exact = np.zeros_like(x)  # to rounding, unless the tight gradients are so alike that their multipliers cancel
+    exact[tight] = np.linalg.lstsq(matrix[np.ix_(tight, tight)], wanted[tight], rcond=TOLERANCE)[0]
+    return min((exact, x), key=lambda solution: _miss(matrix, wanted, solution))
+
+
+def _miss(matrix: np.ndarray, wanted: np.ndarray, solution: np.ndarray) -> float:
+    """How far it is from optimal: what constraints are missed by, what the paid ones exceed, and λ below 0."""
+    excess = matrix @ solution - wanted
+    return float(max(-excess.min(), np.abs(excess[solution > 0]).max(initial=0.0), -solution.min() * len(solution)))

@@ -1,6 +1,7 @@
 """Several concepts in one adapter of the embedded model: how well each is forgotten, what is kept, how long it takes.
 
-    OMP_NUM_THREADS=1 python scripts/benchmarks/bench_several.py --runs runs/several --methods each closed_form --seeds 0 1 2
+    export OMP_NUM_THREADS=1
+    python scripts/benchmarks/bench_several.py --runs runs/several --seeds 0 1 2
 
 Each training is a folder under --runs: finished ones are read, not repeated. Anchors are the retained concepts in
 turn. Seconds are processor time of the training alone, of its loop or of the closed form: drawing the sets and looking
@@ -74,6 +75,7 @@ def measure(values: dict[str, Any], choice: str, method: str, seed: int, folder:
         "forget.concepts": anchored,
         "retain.concepts": others,
         "evaluation.attacks": [],
+        "evaluation.paraphrases.names": {},
         "evaluation.metrics": ["accuracy"],
         "evaluation.forget_samples": 20 * len(names),
         "evaluation.retain_samples": 100,
