@@ -24,6 +24,8 @@ from erasediff_lora.training.trainables import Trainable
 log = logging.getLogger(__name__)
 AT_ONCE = 32
 """Prompts that are moved together."""
+TEXT = "text"
+"""The preset of target modules that read the prompt; families whose network reads none do without it."""
 ENOUGH = 0.99
 """Share of the change below which a rank counts as too small."""
 
@@ -51,12 +53,24 @@ def start_from_closed_form(recipe: Recipe, denoiser: Denoiser, trainable: Traina
         log.warning("it is cut by adapter.rank: a larger one would hold the rest")
 
 
+def reading_layers(recipe: Recipe, denoiser: Denoiser) -> str | list[str]:
+    """`adapter.targets`; of the closed form alone, which changes no others, the layers that read the prompt.
+
+    Raises:
+        UserError: If the closed form is asked for, and no layer of the family reads a prompt.
+    """
+    if recipe.starts_from_closed_form and TEXT not in denoiser.target_presets:
+        field, value = "adapter.start", "closed_form"
+        if recipe.objective.closed_form:
+            field, value = "objective.name", recipe.objective.name
+        what = "needs layers that read the words of a prompt; this model is told a class."
+        raise UserError(Problem(field, value, what, "Train with adapter.start: zero, and another objective."))
+    return TEXT if recipe.objective.closed_form else recipe.adapter.targets
+
+
 def _reading_layers(denoiser: Denoiser, trainable: Trainable) -> dict[str, str]:
     """Path of every adapted layer that reads the prompt -> its pattern in `Denoiser.prompt_tokens`."""
-    patterns = list(denoiser.prompt_tokens(denoiser.encode_prompts([""])))
-    if not patterns:
-        what = "needs layers that read the words of a prompt; this model is told a class."
-        raise UserError(Problem("adapter.start", "closed_form", what, "Set adapter.start: zero."))
+    patterns = denoiser.target_presets[TEXT]
     layers = {path: pattern for path in trainable.modules for pattern in patterns if re.fullmatch(pattern, path)}
     if not layers:
         what = "leaves out the layers that read the prompt, which the closed form changes."
@@ -139,7 +153,7 @@ def aligned(tokens: Sequence[object], others: Sequence[object], length: int) -> 
     shift = other_end - end
     places = [place if place < before else max(before, place + shift) for place in range(end)]
     places += [place + shift for place in range(end, length)]
-    return [min(place, length - 1) for place in places]
+    return [min(place, length - 1) for place in places[:length]]
 
 
 def _chunks(items: Sequence[Any]) -> Iterator[Any]:

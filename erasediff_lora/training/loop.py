@@ -25,7 +25,7 @@ from erasediff_lora.training.checkpoints import save_checkpoint
 from erasediff_lora.training.closed_form_start import start_from_closed_form
 from erasediff_lora.training.nonfinite import MOST_SKIPPED, find_nonfinite_sample, is_finite, not_finite
 from erasediff_lora.training.progress import Progress
-from erasediff_lora.training.setup import Run, adapt, load_base, set_up, trainer_state
+from erasediff_lora.training.setup import Run, adapt, find_near, load_base, set_up, trainer_state
 from erasediff_lora.training.stop_signal import StopSignal
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ def save_start(recipe: Recipe, accelerator: Accelerator) -> None:
         UserError: If the family has no closed form, or the adapter leaves out the layers that it changes.
     """
     denoiser = load_base(recipe, accelerator)
+    recipe = find_near(recipe, denoiser, accelerator)
     trainable = adapt(recipe, denoiser)
     start_from_closed_form(recipe, denoiser, trainable)
     log.info(trainable.summary)

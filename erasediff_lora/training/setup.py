@@ -27,7 +27,7 @@ from erasediff_lora.storage.run_folder import RECIPE_FILE, SET_SHEETS
 from erasediff_lora.training import trainables
 from erasediff_lora.training.adversarial_conditions import AdversarialSet
 from erasediff_lora.training.checkpoints import Checkpoint, check_same_run, newest_checkpoint
-from erasediff_lora.training.closed_form_start import start_from_closed_form
+from erasediff_lora.training.closed_form_start import reading_layers, start_from_closed_form
 from erasediff_lora.training.concept_turns import ConceptTurns
 from erasediff_lora.training.distributed import Processes
 from erasediff_lora.training.drift_sampling import DriftSampler
@@ -231,9 +231,7 @@ def create_hooks(
 
 def adapt(recipe: Recipe, denoiser: Denoiser) -> Trainable:
     """Give the frozen network what is trained, and make it ready for training."""
-    settings = recipe.adapter
-    if recipe.objective.closed_form:  # which changes the layers that read the prompt, and no others
-        settings = settings.model_copy(update={"targets": "text"})
+    settings = recipe.adapter.model_copy(update={"targets": reading_layers(recipe, denoiser)})
     trainable = trainables.create(settings, denoiser, recipe.training.seed)
     network = denoiser.network
     network.train()  # for gradient checkpointing and LoRA dropout; diffusion UNets have no dropout of their own
