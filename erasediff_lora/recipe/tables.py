@@ -224,6 +224,9 @@ class Adversary(Section):
     pool: int = Field(0, ge=0, description="conditions kept for a concept, the newest ones; 0: none")
     share: float = Field(0.5, gt=0, le=1, description="share of the forget batch that is trained under them")
     refresh_every: int = Field(5, ge=1, description="outer steps between searches for a new one")
+    searches: int = Field(
+        3, ge=1, description="concepts that are searched for at a time, in turn: those first that come back most"
+    )
     steps: int = Field(20, ge=1, description="optimisation steps of a search")
     batch_size: int = Field(8, ge=1, description="forget pictures a step of the search")
     continued: float = Field(

@@ -8,8 +8,9 @@ share of the forget pictures is trained under the words that it has found.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,10 @@ from erasediff_lora.denoisers import SLOT, Denoiser
 from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
 from erasediff_lora.objectives import Batch
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.training.concept_turns import losses_by_concept
+from erasediff_lora.training.distributed import Processes
 from erasediff_lora.training.hooks import Hook
+from erasediff_lora.training.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +37,16 @@ class AdversarialSet(Hook):
         recipe: Its `adversary`, and the concepts.
         denoiser: The network in training, with its encoders.
         forget: D_f.
-        mean: Averages over processes, so that all of them go on with the same conditions.
+        processes: Those that share the searches, and go on with the same conditions.
     """
 
     name = "adversary"
 
     def __init__(
-        self, recipe: Recipe, denoiser: Denoiser, forget: EncodedSet, mean: Callable[[Tensor], Tensor]
+        self, recipe: Recipe, denoiser: Denoiser, forget: EncodedSet, processes: Processes | None = None
     ) -> None:
         self.settings, self.seed = recipe.adversary, recipe.training.seed
-        self.denoiser, self.mean = denoiser, mean
+        self.denoiser, self.processes = denoiser, processes or Processes()
         texts = [forget.prompts[row] for row in forget.captions.tolist()]
         names = [concept.name for concept in recipe.forget.concepts]
         self.pictures: dict[str, CaptionedPictures] = {}
@@ -54,13 +58,14 @@ class AdversarialSet(Hook):
             self.pictures[name] = CaptionedPictures(forget.latents[chosen], forget.shapes[chosen], captions)
             for row, caption in zip(chosen, captions, strict=True):
                 self.shown[row] = name, caption
+        self.turns = Turns(names)
         self.pools: dict[str, Tensor] = {}
         """Concept -> token embeddings, (P, V, E), the newest last."""
         self.loss: float | None = None
         """Denoising loss that the last search came down to: it rises as the concept gets harder to bring back."""
 
     def before_step(self, step: int) -> None:
-        """Search for a condition of every concept, if it is time; the oldest one gives way.
+        """Search for conditions of the concepts whose turn it is, if it is time; the oldest of a pool gives way.
 
         A search that goes on from one of the pool replaces that one, and counts as new.
         """
@@ -68,18 +73,23 @@ class AdversarialSet(Hook):
         if rest:
             return
         seed = self.seed * 1_000_003 + number
-        for name, pictures in self.pictures.items():
+        chosen = self.turns.next(self.settings.searches)
+        for turn, name in enumerate(chosen):
             pool = list(self.pools.get(name, ()))
             place = self._place(len(pool), seed)
             if place is None:
                 start = starting_vectors(self.denoiser, [], self.settings.vectors, number, seed)
             else:
                 start = pool.pop(place)
-            found = self.mean(self._search(pictures, start, seed))
+            found = self._shared(self.pictures[name], start, seed, None if len(chosen) == 1 else turn)
             if not bool(torch.isfinite(found).all()):
                 log.warning("the search for a condition of %s at step %d is not finite and left out", name, step + 1)
                 continue
             self.pools[name] = torch.stack([*pool, found])[-self.settings.pool :]
+
+    def after_step(self, done: int, metrics: Mapping[str, float | None]) -> None:
+        """Take note of which concepts come back, conditions of theirs being among what was trained."""
+        self.turns.measured(losses_by_concept(metrics, self.turns.names))
 
     def change_forget(self, batches: list[Batch]) -> list[Batch]:
         """The forget batch, a share of it under adversarial conditions in the place of the concept's name."""
@@ -89,13 +99,14 @@ class AdversarialSet(Hook):
         """The loss that the last search came down to."""
         return {"adversary_loss": self.loss}
 
-    def state(self) -> dict[str, Tensor]:
-        """The conditions, on the CPU."""
-        return {name: pool.cpu() for name, pool in self.pools.items()}
+    def state(self) -> dict[str, Any]:
+        """The conditions, on the CPU, and whose turn it is."""
+        return {"pools": {name: pool.cpu() for name, pool in self.pools.items()}, "turns": self.turns.state()}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Put what `state` returned back."""
-        self.pools = {name: pool.to(self.denoiser.device) for name, pool in state.items()}
+        self.pools = {name: pool.to(self.denoiser.device) for name, pool in state["pools"].items()}
+        self.turns.load_state(state["turns"])
 
     def _place(self, known: int, seed: int) -> int | None:
         """Where in the pool a search goes on; None: it starts anew."""
@@ -103,6 +114,14 @@ class AdversarialSet(Hook):
         if not known or float(torch.rand(1, generator=generator)) >= self.settings.continued:
             return None
         return int(torch.randint(known, (1,), generator=generator))
+
+    def _shared(self, pictures: CaptionedPictures, start: Tensor, seed: int, turn: int | None) -> Tensor:
+        """What a search finds: of several, each process makes its part; a single one is made by all alike."""
+        rank, world, mean = self.processes.rank, self.processes.world, self.processes.mean
+        if turn is None or world == 1:
+            return mean(self._search(pictures, start, seed))
+        found = self._search(pictures, start, seed) if turn % world == rank else torch.zeros_like(start)
+        return mean(found) * world
 
     def _search(self, pictures: CaptionedPictures, start: Tensor, seed: int) -> Tensor:
         settings = self.settings

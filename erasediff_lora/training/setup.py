@@ -218,7 +218,7 @@ def create_hooks(
         base = objective.network.predict_base
         hooks.append(DriftSampler(recipe.retain, denoiser, retain, base, processes.mean, training.seed))
     if recipe.adversary.pool:
-        hooks.append(AdversarialSet(recipe, denoiser, forget, processes.mean))
+        hooks.append(AdversarialSet(recipe, denoiser, forget, processes))
     if processes.is_main:
         if training.average > 1 and not training.evaluate_every:
             hooks.append(WeightAverage(training, trainable))

@@ -43,7 +43,7 @@ def made(file: Any) -> Any:
     denoiser = denoisers.load(recipe.model)
     forget = sets.prepare(recipe, denoiser, "forget")
     sampler = BatchSampler.of(recipe, forget, forget, denoiser)
-    return AdversarialSet(recipe, denoiser, forget, mean=lambda tensor: tensor), forget, sampler
+    return AdversarialSet(recipe, denoiser, forget), forget, sampler
 
 
 def adapter_of(folder: Any) -> dict[str, torch.Tensor]:
@@ -105,7 +105,7 @@ def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(
         monkeypatch.setattr(loss_scaling, "LOSS_SCALE", scale)
         recipe = Recipe.load(recipe_file(adversary=ADVERSARY))
         denoiser = denoisers.load(recipe.model)
-        adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda one: one)
+        adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"))
         denoiser.network.to(dtype)
         denoiser.dtype = dtype
         start = search.starting_vectors(denoiser, [], 1, 0, seed=3)
@@ -174,7 +174,7 @@ def test_searches_go_on_from_conditions_of_the_pool(recipe_file: RecipeFile) -> 
 def test_some_searches_go_on_and_some_start_anew(recipe_file: RecipeFile) -> None:
     recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"continued": 0.5, "pool": 50}))
     denoiser = denoisers.load(recipe.model)
-    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
+    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"))
     for step in range(24):
         adversary.before_step(step)
     assert 6 <= len(adversary.pools["cat"]) <= 18
