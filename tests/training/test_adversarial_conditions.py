@@ -21,6 +21,7 @@ from erasediff_lora.objectives import loss_scaling
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.registry import OBJECTIVES
 from erasediff_lora.training.adversarial_conditions import AdversarialSet
+from erasediff_lora.training.distributed import Processes
 
 SMALL = 1e-4
 ADVERSARY = {"pool": 3, "refresh_every": 1, "steps": 2, "batch_size": 2}
@@ -148,12 +149,39 @@ def test_a_search_that_is_not_finite_is_left_out(
 def test_refreshing_keeps_to_its_period(recipe_file: RecipeFile) -> None:
     recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"refresh_every": 3}))
     denoiser = denoisers.load(recipe.model)
-    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
+    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"))
     sizes = []
     for step in range(7):
         adversary.before_step(step)
         sizes.append(len(adversary.pools["cat"]))
     assert sizes == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_searches_go_round_the_concepts_and_to_those_that_come_back(made: Any) -> None:
+    adversary, _, _ = made
+    adversary.settings = adversary.settings.model_copy(update={"searches": 1, "pool": 50})
+    for step in range(2):
+        adversary.before_step(step)
+    assert {name: len(pool) for name, pool in adversary.pools.items()} == {"cat": 1, "car": 1}
+    for step in range(2, 24):
+        adversary.after_step(step, {"forget_loss/cat": 1.0, "forget_loss/car": 0.1 if step > 2 else 1.0})
+        adversary.before_step(step)
+    assert len(adversary.pools["cat"]) > 3 * len(adversary.pools["car"]) > 3
+
+
+def test_processes_share_the_searches(file: Any) -> None:
+    """Each makes its part and nothing of the others': together they find what one alone finds."""
+    recipe = Recipe.load(file)
+    denoiser = denoisers.load(recipe.model)
+    forget = sets.prepare(recipe, denoiser, "forget")
+    alone = AdversarialSet(recipe, denoiser, forget)
+    parts = [AdversarialSet(recipe, denoiser, forget, Processes(rank, 2, lambda one: one / 2)) for rank in (0, 1)]
+    for adversary in (alone, *parts):
+        adversary.before_step(0)
+    for name, pool in alone.pools.items():
+        found = [part.pools[name] for part in parts]
+        assert sum(bool(one.any()) for one in found) == 1
+        torch.testing.assert_close(found[0] + found[1], pool)
 
 
 def test_searches_go_on_from_conditions_of_the_pool(recipe_file: RecipeFile) -> None:
@@ -162,7 +190,7 @@ def test_searches_go_on_from_conditions_of_the_pool(recipe_file: RecipeFile) -> 
 
     recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"continued": 1.0, "steps": 3}))
     denoiser = denoisers.load(recipe.model)
-    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"), mean=lambda tensor: tensor)
+    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"))
     found = starting_vectors(denoiser, [], 1, 0, seed=0)
     for step in range(3):
         stream = adversary.pictures["cat"].noised(denoiser, 2, step)
