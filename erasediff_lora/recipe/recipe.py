@@ -139,11 +139,10 @@ class Recipe(Section):
     @classmethod
     def _value(cls, name: str, given: Mapping[str, Any]) -> Any:
         field = cls.model_fields[name]
-        if name not in given:
-            return field.get_default(call_default_factory=True)
+        value = given[name] if name in given else field.get_default(call_default_factory=True)
         try:
             annotation: Any = Annotated[field.annotation, field]
-            value = TypeAdapter(annotation).validate_python(given[name])
+            value = TypeAdapter(annotation).validate_python(value)
             return expanded(value, name) if isinstance(value, Path) else value
         except ValidationError as error:
             raise UserError(*(restated(name, cls, detail) for detail in error.errors())) from None

@@ -55,7 +55,7 @@ def test_targets_that_match_nothing(recipe_file: RecipeFile, cli: Cli) -> None:
     refused(
         cli("train", recipe_file(), "--adapter.targets", r"['.*attn3\.to_q']"),
         r"adapter.targets = '.*attn3\\.to_q': matches no module",
-        "Presets: cross_attention, self_attention",
+        "Presets: text, cross_attention, self_attention",
         "attn2.to_q",
     )
     refused(cli("train", recipe_file(), "--adapter.targets", "atention"), "Did you mean 'attention'?")

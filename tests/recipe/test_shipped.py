@@ -52,7 +52,7 @@ def test_a_name_stands_for_a_shipped_recipe(cli: Cli, tmp_path: Path, monkeypatc
     by_name = Recipe.load("sd15_artist_style", {"training.steps": 7})
     assert by_name == Recipe.load(ROOT / "recipes/sd15_artist_style.yaml", {"training.steps": 7})
     assert by_name == Recipe.load(str(ROOT / "recipes/sd15_artist_style.yaml"), {"training.steps": 7})
-    refused(cli("train", "sd15_artist_style", "--training.steps", "0"), "training.steps = 0")
+    refused(cli("train", "sd15_artist_style", "--training.steps", "-1"), "training.steps = -1")
     refused(cli("evaluate", "demo_concept"), "holds no adapter. Train first")
     refused(
         cli("plan", "sd15_artist_stile"),
