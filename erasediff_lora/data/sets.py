@@ -65,6 +65,14 @@ class EncodedSet:
     cut: list[str] = field(default_factory=list)
     report: SetReport = field(default_factory=SetReport)
 
+    def select(self, rows: Tensor) -> EncodedSet:
+        """The pictures of these rows."""
+        pictures = {
+            name: getattr(self, name)[rows] for name in ("latents", "shapes", "captions", "anchors", "concepts")
+        }
+        counterparts = None if self.counterparts is None else self.counterparts[rows]
+        return replace(self, counterparts=counterparts, **pictures)
+
     def rows_of(self, concept: str) -> list[int]:
         """Which pictures show the concept.
 

@@ -150,11 +150,20 @@ def _offloaded_search(sections: Sections) -> Iterator[Problem]:
 
 def _no_steps(sections: Sections) -> Iterator[Problem]:
     training, adapter, objective = sections.training, sections.adapter, sections.objective
-    if not (training and adapter and objective) or training.steps or objective.closed_form:
+    if not (training and adapter and objective) or training.steps != 0 or objective.closed_form:
         return
     if adapter.start == "zero":
         what = "leaves the base as it is."
         yield Problem("training.steps", 0, what, "Take some, or set adapter.start: closed_form.")
+
+
+def _until_gone(sections: Sections) -> Iterator[Problem]:
+    training = sections.training
+    if training is None or training.steps != "auto":
+        return
+    if training.average > 1:
+        what = "is the mean of steps counted from the last, which training.steps: auto does not know."
+        yield Problem("training.average", training.average, what, "Set it to 1, or give a number of steps.")
 
 
 def _selection(sections: Sections) -> Iterator[Problem]:
@@ -186,6 +195,7 @@ TOPICS: list[Callable[[Sections], Iterator[Problem]]] = [
     _family,
     _offloaded_search,
     _no_steps,
+    _until_gone,
     _selection,
     _patterns,
 ]

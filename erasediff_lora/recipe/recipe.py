@@ -33,7 +33,7 @@ from erasediff_lora.storage.paths import expanded
 
 RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "adversary", "training"}
 FREE_FIELDS = {
-    *("steps", "threads", "checkpoint_every", "keep_checkpoints", "sample_every"),
+    *("steps", "max_steps", "gone", "threads", "checkpoint_every", "keep_checkpoints", "sample_every"),
     *("log_with", "check_memory", "shard"),
 }
 """Fields of `training` that may differ when a run is resumed."""
@@ -149,8 +149,8 @@ class Recipe(Section):
 
     @property
     def steps(self) -> int:
-        """Outer steps that are taken."""
-        return 0 if self.objective.closed_form else self.training.steps
+        """Outer steps that are taken; of `training.steps: auto` the most."""
+        return 0 if self.objective.closed_form else self.training.most_steps
 
     @property
     def starts_from_closed_form(self) -> bool:

@@ -304,7 +304,14 @@ class ObjectiveSettings(Variant):
 class Training(Section):
     """The outer optimisation."""
 
-    steps: int = Field(300, ge=0, description="outer steps; 0: where the adapter starts is where it ends")
+    steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        300,
+        description="outer steps; 0: where the adapter starts is where it ends; auto: until every concept is gone",
+    )
+    max_steps: int = Field(300, ge=1, description="steps: auto: the most that are taken")
+    gone: float = Field(
+        0.25, gt=0, lt=1, description="steps: auto: share of the base's own forget loss at which a concept is gone"
+    )
     batch_size: int = Field(16, ge=1, description="samples of each set a step, over all processes")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches that a batch is cut into")
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "lion8bit"] = Field(
@@ -339,3 +346,8 @@ class Training(Section):
     log_with: list[Literal["tensorboard", "wandb"]] = Field(
         default_factory=list, description="trackers beside the JSONL log"
     )
+
+    @property
+    def most_steps(self) -> int:
+        """Steps that are taken; of `auto` the most."""
+        return self.max_steps if self.steps == "auto" else self.steps

@@ -37,6 +37,10 @@ class Hook:
     def after_saving(self, done: int) -> None:
         """The step's checkpoint is written, if one was due: what fails from here on costs no step."""
 
+    def is_enough(self) -> bool | None:
+        """Whether the run may end here; None: no opinion."""
+        return None
+
     def metrics(self) -> dict[str, float | None]:
         """What a line of the log says of it."""
         return {}
@@ -87,6 +91,11 @@ class Hooks(Hook):
     def after_saving(self, done: int) -> None:
         for hook in self.hooks:
             hook.after_saving(done)
+
+    def is_enough(self) -> bool | None:
+        """If all say so that have an opinion."""
+        opinions = [opinion for hook in self.hooks if (opinion := hook.is_enough()) is not None]
+        return all(opinions) if opinions else None
 
     def metrics(self) -> dict[str, float | None]:
         return {name: value for hook in self.hooks for name, value in hook.metrics().items()}

@@ -60,8 +60,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         run = set_up(recipe, accelerator, resume=resume)
         progress = Progress(run, accelerator)
         with StopSignal() as stop:
-            erase(run, progress, stop)
-        save(run)
+            done = erase(run, progress, stop)
+        save(run, done)
         progress.close()
     return folder
 
@@ -82,9 +82,11 @@ def save_start(recipe: Recipe, accelerator: Accelerator) -> None:
         trainable.save(recipe.output, provenance(recipe, denoiser))
 
 
-def erase(run: Run, progress: Progress, stop: StopSignal) -> None:
-    """The loop: step, report, and save what a stop or a crash must not cost."""
+def erase(run: Run, progress: Progress, stop: StopSignal) -> int:
+    """The loop: step, report, and save what a stop or a crash must not cost; returns the steps that were taken."""
     training = run.recipe.training
+    if is_enough(run, progress):  # it ended before it was resumed
+        return run.start
     for step in progress:
         began = time.perf_counter()
         direction = take_step(run, step)
@@ -92,11 +94,21 @@ def erase(run: Run, progress: Progress, stop: StopSignal) -> None:
         progress.report(done, direction, time.perf_counter() - began)
         run.hooks.after_step(done, direction.metrics)
         signum = distributed.agreed(progress.accelerator, stop)
-        if signum is not None or (done % training.checkpoint_every == 0 and done < training.steps):
+        if signum is not None or (done % training.checkpoint_every == 0 and done < run.recipe.steps):
             checkpoint(run, done)
         if signum is not None:
             raise Interrupted(signum, run.recipe.output, done)
         run.hooks.after_saving(done)
+        if is_enough(run, progress):
+            return done
+    return run.recipe.steps
+
+
+def is_enough(run: Run, progress: Progress) -> bool:
+    """Whether a run without a number of steps may end here: all processes end together."""
+    return run.recipe.training.steps == "auto" and distributed.all_have(
+        progress.accelerator, run.hooks.is_enough() or None
+    )
 
 
 def take_step(run: Run, step: int) -> Direction:
@@ -156,9 +168,9 @@ def checkpoint(run: Run, done: int) -> Path | None:
     )
 
 
-def save(run: Run) -> None:
+def save(run: Run, done: int) -> None:
     """Write the last checkpoint, and the adapter in every format: the last step's, or what a hook has in its place."""
-    checkpoint(run, run.recipe.training.steps)
+    checkpoint(run, done)
     if run.processes.is_main:
         chosen = run.hooks.adapter()
         if chosen is not None:

@@ -43,7 +43,9 @@ def create_optimizer(training: Training, parameters: Sequence[torch.nn.Parameter
 def create_schedule(training: Training, optimizer: torch.optim.Optimizer) -> LambdaLR:
     """Linear warm-up, then constant, linear or cosine."""
     name = "constant_with_warmup" if training.lr_schedule == "constant" else training.lr_schedule
-    return get_scheduler(name, optimizer, num_warmup_steps=training.warmup_steps, num_training_steps=training.steps)
+    return get_scheduler(
+        name, optimizer, num_warmup_steps=training.warmup_steps, num_training_steps=training.most_steps
+    )
 
 
 def state_bytes(training: Training, parameters: Sequence[torch.Tensor]) -> int:

@@ -26,7 +26,7 @@ class Progress:
         self.run, self.accelerator = run, accelerator
         accelerator.init_trackers("erasediff-lora", config={"recipe": run.recipe.to_yaml()})
         self.log = JsonLog(run.recipe.output / LOG_FILE, run.start) if run.processes.is_main else None
-        steps = run.recipe.training.steps
+        steps = run.recipe.steps
         self.bar = tqdm(
             range(run.start, steps),
             initial=run.start,

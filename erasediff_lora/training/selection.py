@@ -71,6 +71,13 @@ class Selection(Hook):
             ", the best so far" if best_row(rows) is row else "",
         )
 
+    def is_enough(self) -> bool | None:
+        """Whether the last look saw none of the concepts, and the rest kept."""
+        rows = self._read()
+        return (
+            bool(rows) and rows[-1]["unlearning_accuracy"] == 1.0 and rows[-1]["retain_accuracy"] >= rows[-1]["floor"]
+        )
+
     def adapter(self) -> dict[str, Tensor] | None:
         """The adapter to keep; None if none was evaluated or all fall below the floor."""
         rows = self._read()

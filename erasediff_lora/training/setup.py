@@ -38,6 +38,7 @@ from erasediff_lora.training.precompute import Preparation, prepared
 from erasediff_lora.training.sample_sheets import SampleSheets
 from erasediff_lora.training.selection import Selection
 from erasediff_lora.training.trainables import Trainable
+from erasediff_lora.training.until_gone import UntilGone, hold_out
 from erasediff_lora.training.weight_averaging import WeightAverage
 
 log = logging.getLogger(__name__)
@@ -183,15 +184,24 @@ def build(
         denoiser.release_encoders()
     optimizer = create_optimizer(recipe.training, trainable.parameters)
     objective = create_objective(recipe, denoiser, trainable, processes)
+    held: EncodedSet | None = None
+    if recipe.training.steps == "auto":
+        forget, held = hold_out(forget)
+    sampler = BatchSampler.of(recipe, forget, retain, denoiser, rank=processes.rank, world=processes.world)
+    hooks = create_hooks(recipe, denoiser, trainable, objective, forget, retain, processes)
+    if held is not None:
+        names = [concept.name for concept in recipe.forget.concepts]
+        unseen = BatchSampler.of(recipe, held, retain, denoiser, rank=processes.rank, world=processes.world).forget
+        hooks.hooks.append(UntilGone(recipe.training, objective, unseen, names))
     return Run(
         recipe,
         denoiser,
         trainable,
-        BatchSampler.of(recipe, forget, retain, denoiser, rank=processes.rank, world=processes.world),
+        sampler,
         objective,
         optimizer,
         create_schedule(recipe.training, optimizer),
-        create_hooks(recipe, denoiser, trainable, objective, forget, retain, processes),
+        hooks,
         processes,
     )
 

@@ -30,7 +30,7 @@ class WeightAverage(Hook):
     name = "average"
 
     def __init__(self, training: Training, trainable: Trainable) -> None:
-        self.earlier = {training.steps - ago * training.average_every for ago in range(1, training.average)}
+        self.earlier = {training.most_steps - ago * training.average_every for ago in range(1, training.average)}
         self.trainable = trainable
         self.steps: list[int] = []
         """Those that are in the sum."""
