@@ -301,10 +301,16 @@ class ObjectiveSettings(Variant):
         return ()
 
 
+def _number_or_auto(value: Any) -> int | str:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ValueError("must be a valid integer, 0 or more, or auto")
+
+
 class Training(Section):
     """The outer optimisation."""
 
-    steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    steps: Annotated[int | str, BeforeValidator(_number_or_auto)] = Field(
         300,
         description="outer steps; 0: where the adapter starts is where it ends; auto: until every concept is gone",
     )
@@ -350,4 +356,4 @@ class Training(Section):
     @property
     def most_steps(self) -> int:
         """Steps that are taken; of `auto` the most."""
-        return self.max_steps if self.steps == "auto" else self.steps
+        return self.max_steps if isinstance(self.steps, str) else self.steps

@@ -90,9 +90,10 @@ def erase(run: Run, progress: Progress, stop: StopSignal) -> int:
     for step in progress:
         began = time.perf_counter()
         direction = take_step(run, step)
+        seconds = time.perf_counter() - began
         done = step + 1
-        progress.report(done, direction, time.perf_counter() - began)
         run.hooks.after_step(done, direction.metrics)
+        progress.report(done, direction, seconds)
         signum = distributed.agreed(progress.accelerator, stop)
         if signum is not None or (done % training.checkpoint_every == 0 and done < run.recipe.steps):
             checkpoint(run, done)

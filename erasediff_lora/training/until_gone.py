@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,7 +59,7 @@ class UntilGone(Hook):
 
     def __init__(self, training: Training, objective: Objective, sampler: ForgetSampler, names: Sequence[str]) -> None:
         self.training, self.objective = training, objective
-        self.sampler, self.names = replace(sampler), list(names)
+        self.sampler, self.names = sampler, list(names)
         size = room(training.batch_size)
         self.groups = [self.names[start : start + size] for start in range(0, len(self.names), size)]
         self.every = EVERY * len(self.groups)
