@@ -108,7 +108,10 @@ def test_native_names_of_sd3_are_those_that_diffusers_converts() -> None:
         assert torch.equal(converted[f"{path}.weight"], expected), path
 
 
-@pytest.mark.parametrize("size", [size for name in FAMILIES for size in sizes(FAMILIES[name])], ids=str)
+SIZES = {f"{name} {number}": size for name in FAMILIES for number, size in enumerate(sizes(FAMILIES[name]))}
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_no_two_modules_are_spelled_alike(size: Size) -> None:
     for component, mine in size.layouts.items():
         paths = [spelled(path) for path, _ in mine.weights()]

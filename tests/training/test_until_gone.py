@@ -107,5 +107,5 @@ def test_without_a_last_step_there_is_no_mean_of_the_last(recipe_file: RecipeFil
     refused(cli("train", recipe_of(recipe_file, gone=1.5)), "training.gone = 1.5")
     refused(
         cli("train", recipe_of(recipe_file), "--training.steps", "many"),
-        "training.steps = 'many': must be a number of steps, 0 or more, or auto",
+        "training.steps = 'many': must be a valid integer, 0 or more, or auto",
     )
