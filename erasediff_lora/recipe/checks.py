@@ -44,6 +44,11 @@ class Sections:
     training: Training | None = None
     evaluation: Evaluation | None = None
 
+    @property
+    def takes_no_steps(self) -> bool:
+        """Whether the adapter ends where it starts, and no picture is needed for it."""
+        return bool(self.objective and self.objective.closed_form) or bool(self.training and self.training.steps == 0)
+
     def __iter__(self) -> Iterator[Section]:
         """Those that there are."""
         values = (getattr(self, field.name) for field in fields(self))

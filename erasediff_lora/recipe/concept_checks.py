@@ -63,8 +63,10 @@ def _anchors_forgotten(forget: ForgetSet, retain: RetainSet | None) -> Iterator[
 
 
 def _pictures_for_all(sections: Sections) -> Iterator[Problem]:
-    """The base draws at least one picture of every concept."""
+    """The base draws at least one picture of every concept, if it draws any."""
     forget = sections.forget
+    if sections.takes_no_steps:
+        return
     if forget and forget.images is None and forget.count < len(forget.concepts):
         without = forget.concepts[forget.count].name
         what = f"is less than the number of concepts, {len(forget.concepts)}: some, like {without!r}, have no picture."

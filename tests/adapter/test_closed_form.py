@@ -231,6 +231,13 @@ def test_what_has_no_closed_form_is_refused(recipe_file: RecipeFile, cli: Cli, t
     )
 
 
+def test_more_concepts_than_pictures(recipe_file: RecipeFile, cli: Cli) -> None:
+    """No picture is drawn, so that none can be missing."""
+    forget = {"concepts": [{"name": f"thing {n}", "anchor": "dog"} for n in range(9)], "count": 1}
+    assert cli("train", recipe_file(forget=forget, objective=UCE)).status == 0
+    refused(cli("train", recipe_file(forget=forget), "--overwrite"), "forget.count = 1")
+
+
 def test_a_small_rank_is_said_to_cut_it(recipe_file: RecipeFile, cli: Cli) -> None:
     file = recipe_file(forget=FORGET, retain=RETAIN, objective=UCE, adapter={"rank": 1})
     assert "it is cut by adapter.rank" in cli("train", file).err
