@@ -47,6 +47,7 @@ class AdversarialSet(Hook):
     ) -> None:
         self.settings, self.seed = recipe.adversary, recipe.training.seed
         self.denoiser, self.processes = denoiser, processes or Processes()
+        self.alone = self.processes.world == 1 or recipe.training.shard  # all predict with split weights, or none does
         texts = [forget.prompts[row] for row in forget.captions.tolist()]
         names = [concept.name for concept in recipe.forget.concepts]
         self.pictures: dict[str, CaptionedPictures] = {}
@@ -116,9 +117,9 @@ class AdversarialSet(Hook):
         return int(torch.randint(known, (1,), generator=generator))
 
     def _shared(self, pictures: CaptionedPictures, start: Tensor, seed: int, turn: int | None) -> Tensor:
-        """What a search finds: of several, each process makes its part; a single one is made by all alike."""
+        """What a search finds: of several, each process makes its part, if it can; a single one is made by all."""
         rank, world, mean = self.processes.rank, self.processes.world, self.processes.mean
-        if turn is None or world == 1:
+        if turn is None or self.alone:
             return mean(self._search(pictures, start, seed))
         found = self._search(pictures, start, seed) if turn % world == rank else torch.zeros_like(start)
         return mean(found) * world

@@ -84,6 +84,27 @@ def test_two_processes_take_the_step_of_one_with_the_joint_batch(exact: Any, cli
     assert_same_training(tmp_path / "split", tmp_path / "run")
 
 
+def test_two_processes_solve_for_the_same_multipliers(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    """Of several concepts, from the closed form, with the weights whole and split; searches are shared out."""
+    file = recipe_file(
+        model={"dtype": "float64"},
+        forget={"concepts": [{"name": name, "anchor": "dog"} for name in ("cat", "car", "tree")], "count": 6},
+        retain={"concepts": ["dog"]},
+        training={"batch_size": 8},
+        adapter={"start": "closed_form"},
+        adversary={"pool": 2, "refresh_every": 2, "steps": 2, "batch_size": 2},
+    )
+    assert cli("train", file).status == 0
+    for name, options in (("two", ()), ("split", ("--training.shard", "true"))):
+        status, errors = launch(file, "--output", tmp_path / name, *options)
+        assert status == 0, errors
+        for a, b in zip(log_of(tmp_path / name), log_of(tmp_path / "run"), strict=True):
+            for key in (f"{metric}/{name}" for metric in ("lambda", "forget_loss") for name in ("cat", "car", "tree")):
+                assert a[key] == pytest.approx(b[key], rel=1e-6, abs=1e-12)
+        for key, tensor in adapter_of(tmp_path / "run").items():
+            torch.testing.assert_close(adapter_of(tmp_path / name)[key], tensor, rtol=0, atol=1e-5)
+
+
 def test_a_stopped_run_of_two_ends_like_the_whole(exact: Any, cli: Cli, tmp_path: Path) -> None:
     status, errors = launch(exact, "--output", tmp_path / "whole", "--training.steps", 40)
     assert status == 0, errors
