@@ -91,6 +91,9 @@ def _prepare(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora.storage.run_folder import SET_SHEETS
 
     recipe = _recipe(parsed, rest)
+    if recipe.steps == 0:
+        print("nothing to prepare: the adapter is made from the prompts alone, without pictures")
+        return
     denoiser = denoisers.load(recipe.model)
     recipe = choose_near(recipe, denoiser, recipe.output)
     sheets = {kind: recipe.output / name for kind, name in SET_SHEETS.items()}

@@ -21,6 +21,7 @@ from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import mean_squared_error
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.training import loop
+from erasediff_lora.training.closed_form_start import AT_ONCE
 from erasediff_lora.training.concept_turns import room
 from erasediff_lora.training.fsdp import largest_group
 from erasediff_lora.training.optimizers import create_schedule, state_bytes
@@ -82,6 +83,8 @@ class MemoryPlan:
 def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train")) -> MemoryPlan:
     """Predict the memory of drawing the sets and of training, from configuration files alone.
 
+    Where no steps are taken, there is one stage: making the adapter as it starts.
+
     Args:
         recipe: The run.
         phases: Which of its stages.
@@ -93,6 +96,8 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train")) -> MemoryPla
     device = denoiser.device.type
     runtime = CUDA_CONTEXT if device == "cuda" else psutil.Process().memory_info().rss + CPU_LIBRARIES
     denoiser.device = torch.device("meta")
+    if recipe.steps == 0:
+        phases = ("start",)
     if device == "cpu":  # where what waits takes memory too
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"offload": False})})
     else:
@@ -127,6 +132,20 @@ def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         activations = memory.peak - before
         kernels = max(_kernel_bytes(network) for network in networks.values())
     return {"weights": weights, "activations": int(activations * (1 + SLACK)), "kernels": kernels}
+
+
+def _starting(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
+    """The whole pipeline and the adapter; the closed form itself takes a few square matrices of a token's width."""
+    with on_meta() as memory, torch.no_grad():
+        networks = denoiser.without_weights()
+        others = [part for part in networks.values() if part is not denoiser.network]
+        weights = sum(map(_weight_bytes, others)) + _frozen_bytes(recipe, denoiser.network)
+        trained = sum(parameter.nbytes for parameter in adapt(recipe, denoiser).parameters)
+        memory.reset()
+        prompts = torch.empty(AT_ONCE, *denoiser.prompt_shape, dtype=denoiser.dtype)
+        width = prompts.shape[-1]
+        solved = 6 * 8 * width**2 + 3 * 8 * prompts.numel()  # float64: sums, their inverse; tokens, twice as many goals
+    return {"weights": weights, "trained": trained, "activations": prompts.nbytes + solved}
 
 
 def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
@@ -228,7 +247,7 @@ def _search(denoiser: Denoiser, batch: Batch) -> None:
     torch.autograd.grad(loss, [prompts])
 
 
-PHASES = {"draw": _drawing, "train": _training}
+PHASES = {"draw": _drawing, "train": _training, "start": _starting}
 """The stages of a run, in order."""
 
 

@@ -231,6 +231,14 @@ def test_what_has_no_closed_form_is_refused(recipe_file: RecipeFile, cli: Cli, t
     )
 
 
+def test_plan_and_prepare_know_that_there_are_no_steps(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    file = recipe_file(forget=FORGET, retain=RETAIN, objective=UCE)
+    planned = cli("plan", file)
+    assert planned.status == 0 and "start" in planned.out and "draw" not in planned.out
+    assert "nothing to prepare" in cli("prepare", file).out
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_concepts_than_pictures(recipe_file: RecipeFile, cli: Cli) -> None:
     """No picture is drawn, so that none can be missing."""
     forget = {"concepts": [{"name": f"thing {n}", "anchor": "dog"} for n in range(9)], "count": 1}
