@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -80,8 +79,7 @@ def test_what_is_built_has_them(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     (source,) = _build(tree, "sdist")
-    with tarfile.open(source) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
+    shutil.unpack_archive(source, tmp_path / "unpacked")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     for place in (tree, unpacked):
         (wheel,) = _build(place, "wheel")
