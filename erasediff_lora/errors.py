@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-LONGEST = 120
-"""Characters of a value in a message."""
+LONGEST, LONGEST_PATH = 120, 400
+"""Characters of a value in a message; the end of a path is what tells it from others."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Problem:
 def brief(value: object) -> str:
     """A value as messages show it: of a long one the beginning."""
     shown = repr(value)
-    return shown if len(shown) <= LONGEST else shown[: LONGEST - 3] + "..."
+    longest = LONGEST_PATH if isinstance(value, str) and ("/" in value or "\\" in value) else LONGEST
+    return shown if len(shown) <= longest else shown[: longest - 3] + "..."
 
 
 def printable(text: str) -> str:
