@@ -26,7 +26,7 @@ AT_ONCE = 32
 """Prompts that are moved together."""
 TEXT = "text"
 """The preset of target modules that read the prompt; families whose network reads none do without it."""
-ENOUGH = 0.99
+ENOUGH = 0.9
 """Share of the change below which a rank counts as too small."""
 
 Pair = tuple[str, list[str]]
