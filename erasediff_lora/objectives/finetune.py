@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -13,6 +13,7 @@ from erasediff_lora.objectives.base import Batch, ObjectiveSettings, WeightedSum
 class FinetuneSettings(ObjectiveSettings):
     """Options of the objective."""
 
+    falls: ClassVar[bool] = False
     name: Literal["finetune"] = Field("finetune", description="the method")
     preset: Literal["default"] = Field("default", description="starting point of the fields below")
 

@@ -13,6 +13,7 @@ from erasediff_lora.objectives.base import Batch, ObjectiveSettings, WeightedSum
 class NegativeGradientSettings(ObjectiveSettings):
     """Options of the objective."""
 
+    falls: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         # `ga` in the DDPM code of SalUn (OPTML-Group/Unlearn-Saliency): both losses are sums over a picture's elements,

@@ -29,6 +29,7 @@ from erasediff_lora.recipe.checks import Sections, no_whole_weights
 class SelectiveAmnesiaSettings(ObjectiveSettings):
     """Options of the objective; sources: clear-nus/selective-amnesia, ddpm/configs and sd/configs."""
 
+    falls: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         "sa_ddpm": {"surrogate_pictures": "noise", "penalty": 10.0, "reduction": "sum"},

@@ -166,6 +166,9 @@ def _until_gone(sections: Sections) -> Iterator[Problem]:
     training = sections.training
     if training is None or training.steps != "auto":
         return
+    if sections.objective and not sections.objective.falls:
+        what = f"ends by a forget loss that falls, which objective.name: {sections.objective.name} has not."
+        yield Problem("training.steps", "auto", what, "Give a number of steps.")
     if training.average > 1:
         what = "is the mean of steps counted from the last, which training.steps: auto does not know."
         yield Problem("training.average", training.average, what, "Set it to 1, or give a number of steps.")

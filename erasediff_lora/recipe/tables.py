@@ -268,6 +268,9 @@ class ObjectiveSettings(Variant):
     closed_form: ClassVar[bool] = False
     """Whether the adapter is the closed form and nothing else: no steps are taken."""
 
+    falls: ClassVar[bool] = True
+    """Whether the forget loss falls as the concept goes: `training.steps: auto` ends by it."""
+
     repeats: ClassVar[tuple[str, ...]] = ()
     """Fields that say how often `prepare` repeats what takes as much memory when done once."""
 

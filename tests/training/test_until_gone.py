@@ -102,6 +102,12 @@ def test_what_is_measured_on_is_not_trained_on(recipe_file: RecipeFile) -> None:
     assert [len(part.latents) for part in hold_out(only)] == [2, 2], "a concept's only picture serves for both"
 
 
+@pytest.mark.parametrize("name", ["finetune", "negative_gradient", "selective_amnesia"])
+def test_methods_whose_forget_loss_does_not_fall_need_a_number(name: str, recipe_file: RecipeFile, cli: Cli) -> None:
+    file = recipe_file(forget=FORGET, retain=RETAIN, objective={"name": name}, training=AUTO)
+    refused(cli("train", file), "training.steps = 'auto'", f"objective.name: {name} has not", "Give a number of steps.")
+
+
 def test_without_a_last_step_there_is_no_mean_of_the_last(recipe_file: RecipeFile, cli: Cli) -> None:
     refused(cli("train", recipe_of(recipe_file, average=2)), "training.average = 2", "training.steps: auto")
     refused(cli("train", recipe_of(recipe_file, gone=1.5)), "training.gone = 1.5")
