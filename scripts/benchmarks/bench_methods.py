@@ -1,7 +1,7 @@
 """Erasure methods head to head: the same data, loop, budget and judge, on an adapter and on all weights.
 
     export OMP_NUM_THREADS=1
-    RUN="python scripts/benchmarks/bench_methods.py recipes/demo_concept.yaml --runs runs/methods --adapter.start zero"
+    RUN="python scripts/benchmarks/bench_methods.py recipes/demo_concept.yaml --runs runs/methods"
     $RUN --tune cat
     $RUN --concepts cat clock car --seeds 0 1 2
 

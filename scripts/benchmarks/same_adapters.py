@@ -33,7 +33,6 @@ EVALUATION = {"metrics": [], "attacks": [], "forget_samples": 1, "retain_samples
 def demo(**sections: dict[str, Any]) -> dict[str, Any]:
     """The demo recipe with sections changed."""
     values: dict[str, Any] = yaml.safe_load((ROOT / "recipes/demo_concept.yaml").read_text())
-    values["adapter"].pop("start", None)  # which earlier commits do not know
     for section, changes in sections.items():
         values[section] = values.get(section, {}) | changes
     return values | {"evaluation": EVALUATION}
