@@ -261,19 +261,17 @@ def _sums_by_concept(network: Network, batch: Batch, losses_of: Callable[[Batch]
     if network.group_gradients is not None:
         losses, gradients = network.group_gradients(lambda: losses_of(batch), shown.rows, count, network.loss_scale)
         return _by_concept(losses, batch), gradients / len(batch)
-    sums, rows = [], []
+    theta = flatten([parameter.detach() for parameter in network.parameters])
+    sums, gradients = theta.new_zeros(count), theta.new_zeros(count, len(theta))
     for number in range(count):
         chosen = (shown.rows == number).nonzero().flatten()
-        # Where the weights are split, every process takes every pass.
-        part = batch[chosen] if len(chosen) else batch[:1] if network.is_split else None
-        if part is None:
-            sums.append(torch.zeros((), device=batch.noisy.device))
-            rows.append(torch.zeros(sum(parameter.numel() for parameter in network.parameters), device=sums[-1].device))
+        if not len(chosen) and not network.is_split:
             continue
+        part = batch[chosen] if len(chosen) else batch[:1]  # with split weights every process takes every pass
         loss = losses_of(part).sum() * (len(chosen) > 0) / len(batch)
-        rows.append(flatten(unscaled_gradients(loss, network.parameters, network.loss_scale)))
-        sums.append(loss.detach())
-    return torch.stack([one.to(sums[0]) for one in sums]), torch.stack([one.to(rows[0]) for one in rows])
+        gradients[number] = flatten(unscaled_gradients(loss, network.parameters, network.loss_scale))
+        sums[number] = loss.detach()
+    return sums, gradients
 
 
 class WeightedSum(Objective):
