@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.objectives import Batch, Direction, Network, Objective, aim
 
 
@@ -23,13 +24,13 @@ class Toy(nn.Module):
         self.calls = 0
         self.adapted = True
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, timesteps: Tensor, prompts: Condition) -> Tensor:
         self.calls += 1
         weight = self.base + self.up @ self.down if self.adapted else self.base
-        hidden = (noisy.flatten(1) + prompts.mean(dim=1)) @ weight.T + timesteps[:, None] / 1000
+        hidden = (noisy.flatten(1) + prompts.tokens.mean(dim=1)) @ weight.T + timesteps[:, None] / 1000
         return torch.tanh(hidden).view_as(noisy)
 
-    def forward_base(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+    def forward_base(self, noisy: Tensor, timesteps: Tensor, prompts: Condition) -> Tensor:
         self.adapted = False
         try:
             return self(noisy, timesteps, prompts)
@@ -57,11 +58,11 @@ def batch(seed: int, count: int = 4) -> Batch:
     return Batch(
         noisy=draw(count, 6, 1, 1),
         timesteps=torch.randint(0, 1000, (count,), generator=g),
-        prompts=draw(count, 3, 6),
+        prompts=Condition(draw(count, 3, 6)),
         target=draw(count, 6, 1, 1),
         extras={
-            "anchors": draw(count, 3, 6),
-            "empty": draw(count, 3, 6),
+            "anchors": Condition(draw(count, 3, 6)),
+            "empty": Condition(draw(count, 3, 6)),
             "uniform": torch.rand(count, 6, 1, 1, generator=g, dtype=torch.float64),
             "surrogate_noisy": draw(count, 6, 1, 1),
             "surrogate_target": draw(count, 6, 1, 1),

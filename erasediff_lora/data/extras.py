@@ -6,12 +6,14 @@ A new one is a class here, or in another package, and a line in the registry; ob
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.data.buckets import cut, of_shape
 from erasediff_lora.data.noising import counterpart_shift, denoising_target
 from erasediff_lora.data.sets import EncodedSet
@@ -58,21 +60,21 @@ class Extra(ABC):
         self.forget, self.retain, self.noise_scheduler = forget, retain, noise_scheduler
 
     @abstractmethod
-    def __call__(self, drawn: Drawn) -> dict[str, Tensor]:
-        """The fields by their names in `Batch.extras`, each (B, …), of a joint batch on the CPU."""
+    def __call__(self, drawn: Drawn) -> Mapping[str, Tensor | Condition]:
+        """The fields by their names in `Batch.extras`, each (B, …) or of B prompts, of a joint batch on the CPU."""
 
 
 class Anchors(Extra):
-    """`anchors`: embeddings of the anchors' prompts, (B, L, D)."""
+    """`anchors`: what the network is told of the B anchors' prompts."""
 
-    def __call__(self, drawn: Drawn) -> dict[str, Tensor]:
+    def __call__(self, drawn: Drawn) -> dict[str, Condition]:
         return {"anchors": self.forget.embeddings[chosen_anchors(self.forget, drawn)].to(drawn.dtype)}
 
 
 class Empty(Extra):
-    """`empty`: the embedding of the empty prompt, (B, L, D)."""
+    """`empty`: what the network is told of the empty prompt, B times."""
 
-    def __call__(self, drawn: Drawn) -> dict[str, Tensor]:
+    def __call__(self, drawn: Drawn) -> dict[str, Condition]:
         return {"empty": self.forget.embeddings[torch.zeros_like(drawn.rows)].to(drawn.dtype)}
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.data.buckets import by_shape, cut, padded
 from erasediff_lora.data.imaging import contact_sheet
 from erasediff_lora.data.latents import counterpart_latents, picture_latents, picture_sizes
@@ -30,7 +31,8 @@ from erasediff_lora.storage.files import atomic, sha256
 from erasediff_lora.storage.locks import making
 
 log = logging.getLogger(__name__)
-FORMAT = 4
+FORMAT = 5
+TOLD = "embeddings."
 MEGABYTE = 2**20
 NO_CONCEPT = -1
 
@@ -42,7 +44,7 @@ class EncodedSet:
     Attributes:
         latents: (N, C, H, W), scaled as the network takes them; of several shapes as `buckets.padded` puts them.
         shapes: (N, 2), heights and widths.
-        embeddings: (P, L, D), one a distinct prompt; row 0 is the empty prompt.
+        embeddings: What the network is told of P distinct prompts; row 0 is the empty one.
         captions: (N,) rows of `embeddings`.
         anchors: (N, A) rows of `embeddings`: what may take the caption's place. A = 0 in a retain set.
         prompts: The P distinct prompts.
@@ -55,7 +57,7 @@ class EncodedSet:
 
     latents: Tensor
     shapes: Tensor
-    embeddings: Tensor
+    embeddings: Condition
     captions: Tensor
     anchors: Tensor
     prompts: list[str]
@@ -151,8 +153,9 @@ def _encode(
         _require_finite(
             counterparts, [sample.anchors[0] for sample in samples], kind, "counterpart", denoiser, drawn=True
         )
-    embeddings = denoiser.encode_prompts(prompts).to(denoiser.dtype).cpu().contiguous()
-    _require_finite(embeddings, prompts, kind, "prompt", denoiser)
+    embeddings = denoiser.encode_prompts(prompts).to(denoiser.dtype).to(torch.device("cpu"))
+    for part in embeddings.parts.values():
+        _require_finite(part, prompts, kind, "prompt", denoiser)
     return EncodedSet(
         latents=latents,
         shapes=shapes,
@@ -244,11 +247,13 @@ def _read(file: Path, kind: Kind) -> EncodedSet | None:
     tensors, header = found
     log.info("%s set: %d pictures from the cache %s", kind, len(tensors["latents"]), file)
     named: dict[str, Any] = {name: json.loads(header[name]) for name in ("prompts", "cut")}
-    return EncodedSet(**(named | tensors))
+    told = {name.removeprefix(TOLD): tensors.pop(name) for name in list(tensors) if name.startswith(TOLD)}
+    return EncodedSet(embeddings=Condition(**told), **(named | tensors))
 
 
 def _write(file: Path, encoded: EncodedSet) -> None:
     tensors = {name: value for name, value in vars(encoded).items() if isinstance(value, Tensor) and len(value)}
+    tensors |= {TOLD + name: part.contiguous() for name, part in encoded.embeddings.parts.items()}
     checksummed.write(tensors, file, {"prompts": json.dumps(encoded.prompts), "cut": json.dumps(encoded.cut)})
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.recipe import Sampling
 
 SLOT = "<*>"
@@ -78,23 +79,23 @@ class Denoiser(Protocol):
         """SHA-256 over the base's weights and configuration, read once."""
         ...
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
-        """The network's prediction (B, C, h, w) for x_t (B, C, h, w), t (B,), embeddings (B, L, D)."""
+    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Condition) -> Tensor:
+        """The network's prediction (B, C, h, w) for x_t (B, C, h, w), t (B,), what it is told of B prompts."""
         ...
 
     def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
         """What the network gets to know of each prompt: two of the same tokens are the same to it."""
         ...
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Prompt embeddings, (N, L, D)."""
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """What the network is told of N prompts."""
         ...
 
-    def prompt_tokens(self, prompts: Tensor) -> dict[str, list[Tensor]]:
+    def prompt_tokens(self, prompts: Condition) -> dict[str, list[Tensor]]:
         """What the layers of the network that read a prompt see of it.
 
         Args:
-            prompts: Embeddings as `encode_prompts` returns them.
+            prompts: As `encode_prompts` returns them.
 
         Returns:
             Regex of the layers' paths -> tokens, (N, T, D), of each sequence that they see; nothing where the network
@@ -102,8 +103,8 @@ class Denoiser(Protocol):
         """
         ...
 
-    def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
-        """Prompt embeddings (N, L, D) with `vectors` in the place of SLOT; differentiable in them.
+    def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Condition:
+        """What the network is told with `vectors` in the place of SLOT; differentiable in them.
 
         Args:
             prompts: N texts.
@@ -142,14 +143,14 @@ class Denoiser(Protocol):
 
     def generate(
         self,
-        prompts: Sequence[str] | Tensor,
+        prompts: Sequence[str] | Condition,
         seeds: Sequence[int],
         sampling: Sampling,
         *,
         output: str,
         size: tuple[int, int] | None = None,
     ) -> Any:
-        """Draw one picture a prompt or row of embeddings (N, L, D), each from its own seed, as 'pil' or 'latent'.
+        """Draw a picture for each prompt, given as text or encoded, from its own seed, as 'pil' or 'latent'.
 
         `size` is width and height, for families whose pictures have several; None: the recipe's square.
         """
@@ -174,9 +175,16 @@ class Denoiser(Protocol):
         """
         ...
 
-    @property
-    def prompt_shape(self) -> tuple[int, int]:
-        """(L, D) of what `encode_prompts` returns a prompt."""
+    def latent_shape(self, side: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a square picture with sides of so many pixels."""
+        ...
+
+    def rows_drawn(self, guidance: float) -> int:
+        """How many rows the network predicts for a picture that is drawn with that guidance."""
+        ...
+
+    def hollow_prompts(self, count: int) -> Condition:
+        """Zeros in place of what `encode_prompts` returns for so many prompts of the greatest length."""
         ...
 
     def release_encoders(self) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers import loading, noise_schedule, on_meta
 from erasediff_lora.denoisers.base import SLOT, Tokens
 from erasediff_lora.denoisers.pixels import to_unit_tensor
@@ -192,14 +193,14 @@ class ClassConditional:
         parts = [file for part in ("unet", "scheduler") for file in sorted((self.source / part).iterdir())]
         return fingerprint([self.source / "model_index.json", *parts], self.source) + noise_schedule.mark(self.model)
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
-        return self.network(noisy, timesteps, prompts[:, 0]).sample
+    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Condition) -> Tensor:
+        return self.network(noisy, timesteps, prompts.tokens[:, 0]).sample
 
     def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
         return [Tokens(((prompt,),), cut=False) for prompt in prompts]
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Conditions, (N, 1, K + E).
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """Of tokens (N, 1, K + E).
 
         Raises:
             UserError: If a prompt is no class's name.
@@ -213,19 +214,19 @@ class ClassConditional:
                     )
                 )
         rows = [classes.index(prompt) if prompt else len(classes) for prompt in prompts]
-        return one_hot(rows, self.network.class_embedding)[:, None].to(self.device, self.dtype)
+        return Condition(one_hot(rows, self.network.class_embedding)[:, None].to(self.device, self.dtype))
 
-    def prompt_tokens(self, prompts: Tensor) -> dict[str, list[Tensor]]:
+    def prompt_tokens(self, prompts: Condition) -> dict[str, list[Tensor]]:
         """The class is part of the time embedding, which no layer reads alone."""
         return {}
 
-    def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
+    def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Condition:
         """Where a prompt is SLOT, the mean of the vectors is the condition; there is one place for it."""
-        rows = self.encode_prompts(["" if prompt.strip() == SLOT else prompt for prompt in prompts])
+        rows = self.encode_prompts(["" if prompt.strip() == SLOT else prompt for prompt in prompts]).tokens
         free = vectors.mean(dim=-2).to(rows).expand(len(prompts), -1)
         free = F.pad(free, (self.network.class_embedding.num_embeddings, 0))
         is_slot = torch.tensor([prompt.strip() == SLOT for prompt in prompts], device=self.device)
-        return torch.where(is_slot[:, None, None], free[:, None], rows)
+        return Condition(torch.where(is_slot[:, None, None], free[:, None], rows))
 
     @property
     def token_embeddings(self) -> Tensor:
@@ -253,7 +254,7 @@ class ClassConditional:
 
     def generate(
         self,
-        prompts: Sequence[str] | Tensor,
+        prompts: Sequence[str] | Condition,
         seeds: Sequence[int],
         sampling: Sampling,
         *,
@@ -276,14 +277,14 @@ class ClassConditional:
 
     def _draw(
         self,
-        prompts: Sequence[str] | Tensor,
+        prompts: Sequence[str] | Condition,
         seeds: Sequence[int],
         sampling: Sampling,
         start: tuple[Tensor, float] | None = None,
     ) -> Tensor:
-        conditions = prompts if isinstance(prompts, Tensor) else self.encode_prompts(prompts)
+        told = prompts if isinstance(prompts, Condition) else self.encode_prompts(prompts)
         return self.pipeline(
-            conditions[:, 0],
+            told.tokens[:, 0],
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
             generator=loading.generators(seeds),
@@ -297,10 +298,15 @@ class ClassConditional:
         self._hollow = networks["unet"]
         return networks
 
-    @property
-    def prompt_shape(self) -> tuple[int, int]:
+    def latent_shape(self, side: int) -> tuple[int, int, int]:
+        return int(self.network.config.in_channels), side, side
+
+    def rows_drawn(self, guidance: float) -> int:
+        return 2 if guidance > 1 else 1
+
+    def hollow_prompts(self, count: int) -> Condition:
         table = self.network.class_embedding
-        return 1, table.num_embeddings + table.embedding_dim
+        return Condition(torch.zeros(count, 1, table.num_embeddings + table.embedding_dim, dtype=self.dtype))
 
     def release_encoders(self) -> None:
         """There are none."""

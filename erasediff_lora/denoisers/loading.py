@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from erasediff_lora import demo, families
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Model
+from erasediff_lora.storage.files import PICKLE_SUFFIXES
+from erasediff_lora.storage.paths import existing
 
 
 @contextmanager
@@ -81,3 +86,70 @@ def quantization(model: Model, device: torch.device, dtype: torch.dtype, *, is_f
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     }
+
+
+def locate(model: Model, pipeline_class: Any) -> Path:
+    """The local folder or file of the base; hub models are downloaded."""
+    if model.base == "demo":
+        return demo.MODEL_DIR
+    path = existing(model.base, "model.base")
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise UserError(
+                Problem(
+                    "model.base",
+                    model.base,
+                    "is not a diffusers folder: it has no model_index.json.",
+                    "Give the folder that save_pretrained wrote, or a single-file checkpoint.",
+                )
+            )
+        _require_family(model, path, pipeline_class)
+        return path
+    if (
+        path.is_absolute()
+        or path.suffix in {".safetensors", *PICKLE_SUFFIXES}
+        or len(path.parts) != 2
+        or model.base[0] in ".~"
+    ):
+        raise UserError(
+            Problem(
+                "model.base",
+                model.base,
+                "there is no such folder or file.",
+                "Give 'demo', a diffusers folder, a hub id such as owner/name, or a checkpoint file.",
+            )
+        )
+    try:
+        return Path(
+            pipeline_class.download(
+                model.base,
+                revision=model.revision,
+                variant=model.variant,
+                use_safetensors=None if model.allow_pickle else True,
+            )
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            Problem(
+                "model.base",
+                model.base,
+                f"is neither a local path nor a hub model within reach: {reason}",
+                "Check the name, the connection and the access rights.",
+            )
+        ) from error
+
+
+def _require_family(model: Model, folder: Path, pipeline_class: Any) -> None:
+    """The folder holds a pipeline of the family that the recipe names, as far as it says."""
+    try:
+        named = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # the loader says what is wrong with it
+    family = families.of_pipeline(named) or model.family
+    if family != model.family:
+        raise UserError(
+            Problem("model.family", model.family, f"{model.base} is a {named}.", f"Set model.family: {family}.")
+        )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
 
 
 class PooledStableDiffusion(StableDiffusion):
-    """Prompt embeddings have a row more than the prompt has tokens: the pooled embedding, filled up with zeros."""
+    """Conditions have a vector for each prompt beside the tokens'."""
 
     clips: ClassVar[tuple[str, str]] = ("text_encoder", "text_encoder_2")
     other_prompts: ClassVar[tuple[str, ...]] = ("prompt_2",)
@@ -24,25 +25,15 @@ class PooledStableDiffusion(StableDiffusion):
         """P, the width of the pooled embedding."""
         raise NotImplementedError
 
-    def pooled(self, prompts: Tensor) -> Tensor:
-        """(N, P) of embeddings (N, L + 1, D)."""
-        return prompts[:, -1, : self.pooled_width]
+    def _encode(self, prompts: list[str]) -> Condition:
+        tokens, _, pooled, _ = self.pipeline.encode_prompt(
+            prompts, **dict.fromkeys(self.other_prompts), device=self.device, do_classifier_free_guidance=False
+        )
+        return Condition(tokens, pooled=pooled)
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        chunks = []
-        for start in range(0, len(prompts), 32):
-            tokens, _, pooled, _ = self.pipeline.encode_prompt(
-                list(prompts[start : start + 32]),
-                **dict.fromkeys(self.other_prompts),
-                device=self.device,
-                do_classifier_free_guidance=False,
-            )
-            chunks.append(packed(tokens, pooled))
-        return torch.cat(chunks)
-
-    def prompt_tokens(self, prompts: Tensor) -> dict[str, list[Tensor]]:
-        return super().prompt_tokens(prompts[:, :-1])
+    def hollow_prompts(self, count: int) -> Condition:
+        pooled = torch.zeros(count, self.pooled_width, dtype=self.dtype)
+        return replace(super().hollow_prompts(count), pooled=pooled)
 
     def encode_clip_slots(self, prompts: Sequence[str], vectors: Tensor) -> list[Any]:
         """Outputs of both CLIP encoders; the vectors hold the embeddings for the two side by side."""
@@ -57,12 +48,6 @@ class PooledStableDiffusion(StableDiffusion):
     def _table(self) -> Tensor:
         return torch.cat([getattr(self.pipeline, name).get_input_embeddings().weight for name in self.clips], dim=1)
 
-    def _given(self, prompts: Sequence[str] | Tensor) -> dict[str, Any]:
-        if not isinstance(prompts, Tensor):
-            return super()._given(prompts)
-        return {"prompt_embeds": prompts[:, :-1], "pooled_prompt_embeds": self.pooled(prompts)}
-
-
-def packed(tokens: Tensor, pooled: Tensor) -> Tensor:
-    """(N, L, D) and (N, P) as (N, L + 1, D)."""
-    return torch.cat([tokens, F.pad(pooled, (0, tokens.shape[2] - pooled.shape[1]))[:, None]], dim=1)
+    def _given(self, prompts: Sequence[str] | Condition) -> dict[str, Any]:
+        pooled = {"pooled_prompt_embeds": prompts.pooled} if isinstance(prompts, Condition) else {}
+        return super()._given(prompts) | pooled

@@ -16,10 +16,11 @@ from diffusers import (
 from torch import Tensor
 from torch.nn import functional as F
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers import loading
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.denoisers.flow_matching import FlowMatching
-from erasediff_lora.denoisers.pooled import PooledStableDiffusion, packed
+from erasediff_lora.denoisers.pooled import PooledStableDiffusion
 from erasediff_lora.denoisers.stable_diffusion import CLIP_TOKENS
 from erasediff_lora.families.stable_diffusion_3 import ARCHITECTURE, FAMILY
 
@@ -62,35 +63,35 @@ class StableDiffusion3(PooledStableDiffusion):
     def architecture(self) -> str:
         return ARCHITECTURE.id
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Condition) -> Tensor:
         """The network is told σ in thousandths."""
         return self.network(
             hidden_states=noisy,
             timestep=self.noise_scheduler.sigmas(timesteps) * 1000,
-            encoder_hidden_states=prompts[:, :-1],
-            pooled_projections=self.pooled(prompts),
+            encoder_hidden_states=prompts.tokens,
+            pooled_projections=prompts.pooled,
         ).sample
 
     @property
     def pooled_width(self) -> int:
         return int(self.network.config.pooled_projection_dim)
 
-    @property
-    def prompt_shape(self) -> tuple[int, int]:
-        return CLIP_TOKENS + T5_TOKENS + 1, int(self.network.config.joint_attention_dim)
+    def hollow_prompts(self, count: int) -> Condition:
+        width = int(self.network.config.joint_attention_dim)
+        tokens = torch.zeros(count, CLIP_TOKENS + T5_TOKENS, width, dtype=self.dtype)
+        return Condition(tokens, pooled=torch.zeros(count, self.pooled_width, dtype=self.dtype))
 
-    def prompt_tokens(self, prompts: Tensor) -> dict[str, list[Tensor]]:
+    def prompt_tokens(self, prompts: Condition) -> dict[str, list[Tensor]]:
         """Without cross attention: the tokens pass one layer before all blocks, and the pooled embedding another."""
-        tokens = prompts[:, :-1]
         return {
-            _READS_TOKENS: [tokens[:, :CLIP_TOKENS], tokens[:, CLIP_TOKENS:]],
-            _READS_POOLED: [self.pooled(prompts)[:, None]],
+            _READS_TOKENS: [prompts.tokens[:, :CLIP_TOKENS], prompts.tokens[:, CLIP_TOKENS:]],
+            _READS_POOLED: [prompts.required_pooled[:, None]],
         }
 
-    def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
+    def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Condition:
         """The vectors go to both CLIP encoders; T5 reads the prompt without SLOT."""
-        rest = self.encode_prompts([prompt.replace(SLOT, "").strip() for prompt in prompts])[:, :-1]
+        rest = self.encode_prompts([prompt.replace(SLOT, "").strip() for prompt in prompts]).tokens
         outputs = self.encode_clip_slots(prompts, vectors)
         tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         tokens = torch.cat([F.pad(tokens, (0, rest.shape[2] - tokens.shape[2])), rest[:, tokens.shape[1] :]], dim=1)
-        return packed(tokens, torch.cat([output.text_embeds for output in outputs], dim=-1))
+        return Condition(tokens, pooled=torch.cat([output.text_embeds for output in outputs], dim=-1))

@@ -10,7 +10,8 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
-from erasediff_lora.denoisers.pooled import PooledStableDiffusion, packed
+from erasediff_lora.condition import Condition
+from erasediff_lora.denoisers.pooled import PooledStableDiffusion
 from erasediff_lora.families.stable_diffusion_xl import ARCHITECTURE, FAMILY
 
 TIME_IDS = 6
@@ -35,30 +36,26 @@ class StableDiffusionXL(PooledStableDiffusion):
         config = self.network.config
         return int(config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim)
 
-    @property
-    def prompt_shape(self) -> tuple[int, int]:
-        tokens, width = super().prompt_shape
-        return tokens + 1, width
-
     @cached_property
     def _pixels_per_latent(self) -> int:
         return self.resolution // int(self.network.config.sample_size)
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, prompts: Condition) -> Tensor:
         """The picture counts as uncropped, of the size that it has."""
         height, width = (side * self._pixels_per_latent for side in noisy.shape[2:])
-        time_ids = torch.tensor([height, width, 0, 0, height, width], device=noisy.device, dtype=prompts.dtype)
-        added = {"text_embeds": self.pooled(prompts), "time_ids": time_ids.expand(len(noisy), -1)}
-        tokens = prompts[:, :-1]
-        return self.network(noisy, timesteps, encoder_hidden_states=tokens, added_cond_kwargs=added).sample
+        time_ids = torch.tensor([height, width, 0, 0, height, width], device=noisy.device, dtype=prompts.tokens.dtype)
+        added = {"text_embeds": prompts.pooled, "time_ids": time_ids.expand(len(noisy), -1)}
+        return self.network(noisy, timesteps, encoder_hidden_states=prompts.tokens, added_cond_kwargs=added).sample
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         """The empty prompt is what guidance takes for it: zeros, where the base says so."""
-        embeddings = super().encode_prompts(prompts)
+        told = super().encode_prompts(prompts)
         if self.pipeline.config.force_zeros_for_empty_prompt:
-            embeddings[[index for index, prompt in enumerate(prompts) if not prompt]] = 0
-        return embeddings
+            for part in told.parts.values():
+                part[[index for index, prompt in enumerate(prompts) if not prompt]] = 0
+        return told
 
-    def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:
+    def encode_slots(self, prompts: Sequence[str], vectors: Tensor) -> Condition:
         outputs = self.encode_clip_slots(prompts, vectors)
-        return packed(torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds)
+        tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        return Condition(tokens, pooled=outputs[-1].text_embeds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -120,7 +120,7 @@ def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         before = memory.live
         has_images = [data.images is not None for data in (recipe.forget, recipe.retain)]
         if not all(has_images) or recipe.objective.counterparts:
-            rows = 2 * count if recipe.sampling.guidance > 1 else count
+            rows = count * denoiser.rows_drawn(recipe.sampling.guidance)
             batch = _batch(recipe, denoiser, rows)
             denoiser.predict(batch.noisy, batch.timesteps, batch.prompts)
             del batch
@@ -142,7 +142,7 @@ def _starting(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         weights = sum(map(_weight_bytes, others)) + _frozen_bytes(recipe, denoiser.network)
         trained = sum(parameter.nbytes for parameter in adapt(recipe, denoiser).parameters)
         memory.reset()
-        prompts = torch.empty(AT_ONCE, *denoiser.prompt_shape, dtype=denoiser.dtype)
+        prompts = denoiser.hollow_prompts(AT_ONCE).tokens
         width = prompts.shape[-1]
         solved = 6 * 8 * width**2 + 3 * 8 * prompts.numel()  # float64: sums, their inverse; tokens, twice as many goals
     return {"weights": weights, "trained": trained, "activations": prompts.nbytes + solved}
@@ -215,11 +215,10 @@ class Repeated:
         """What the run's own sampler draws, of sets of one picture; on the CPU."""
         denoiser = copy.copy(denoiser)
         denoiser.device = torch.device("cpu")
-        channels, side = _latent_shape(recipe, denoiser)
-        latents = torch.zeros(1, channels, side, side)
+        latents = torch.zeros(1, *_latent_shape(recipe, denoiser))
         first = torch.zeros(1, dtype=torch.long)
-        embeddings = torch.zeros(1, *denoiser.prompt_shape, dtype=denoiser.dtype)
-        shapes = torch.tensor([[side, side]])
+        embeddings = denoiser.hollow_prompts(1)
+        shapes = torch.tensor([latents.shape[2:]])
         hollow = EncodedSet(latents, shapes, embeddings, first, first[None], [""], latents, first, [""])
         return cls(BatchSampler.of(recipe, hollow, hollow, denoiser).draw(0))
 
@@ -242,9 +241,10 @@ class Repeated:
 
 def _search(denoiser: Denoiser, batch: Batch) -> None:
     """A step of the adversary's search, as far as the network goes."""
-    prompts = batch.prompts.clone().requires_grad_()
+    tokens = batch.prompts.tokens.clone().requires_grad_()
+    prompts = replace(batch.prompts, tokens=tokens)
     loss = mean_squared_error(denoiser.predict(batch.noisy, batch.timesteps, prompts), batch.target)
-    torch.autograd.grad(loss, [prompts])
+    torch.autograd.grad(loss, [tokens])
 
 
 PHASES = {"draw": _drawing, "train": _training, "start": _starting}
@@ -256,18 +256,14 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _latent_shape(recipe: Recipe, denoiser: Denoiser) -> tuple[int, int]:
-    """Channels and side."""
-    config = denoiser.network.config
-    side = recipe.sampling.resolution or denoiser.resolution
-    return config.in_channels, side * int(config.sample_size) // denoiser.resolution
+def _latent_shape(recipe: Recipe, denoiser: Denoiser) -> tuple[int, int, int]:
+    return denoiser.latent_shape(recipe.sampling.resolution or denoiser.resolution)
 
 
 def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
     """Noised pictures with their prompts."""
-    channels, side = _latent_shape(recipe, denoiser)
-    latents = torch.empty(count, channels, side, side, dtype=denoiser.dtype)
-    prompts = torch.empty(count, *denoiser.prompt_shape, dtype=denoiser.dtype)
+    latents = torch.empty(count, *_latent_shape(recipe, denoiser), dtype=denoiser.dtype)
+    prompts = denoiser.hollow_prompts(count)
     return Batch(latents, torch.zeros(count, dtype=torch.long), prompts, torch.empty(latents.shape))
 
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.objectives.loss_scaling import unscaled_gradients
 from erasediff_lora.recipe.tables import ObjectiveSettings as ObjectiveSettings  # methods take it from here
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x_t (B, C, H, W), t (B,), prompt embeddings (B, L, D)) -> prediction (B, C, H, W)."""
+Predict = Callable[[Tensor, Tensor, Condition], Tensor]
+"""(x_t (B, C, H, W), t (B,), what the network is told of B prompts) -> prediction (B, C, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Batch:
     Attributes:
         noisy: x_t, (B, C, H, W).
         timesteps: t, (B,) int64.
-        prompts: Embeddings of the captions, (B, L, D).
+        prompts: What the network is told of the B captions.
         target: True denoising target of the scheduler's prediction type; once aimed, what the prediction is pulled to.
             (B, C, H, W).
         weights: Per-sample loss weights, (B,).
-        extras: What the objective's settings ask for by `needs` (forget set only), each (B, …).
+        extras: What the objective's settings ask for by `needs` (forget set only), each (B, …) or of B prompts.
         rows: Which samples of the set they are, (B,) int64, on the CPU; to name them.
         condition_draw: What decides who is trained under an adversarial condition, (B,) in [0, 1), spread evenly
             over the joint batch of all processes; on the CPU (forget set only).
@@ -57,10 +58,10 @@ class Batch:
 
     noisy: Tensor
     timesteps: Tensor
-    prompts: Tensor
+    prompts: Condition
     target: Tensor
     weights: Tensor | None = None
-    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
     rows: Tensor | None = None
     condition_draw: Tensor | None = None
     contrasted: Tensor | None = None
@@ -71,7 +72,8 @@ class Batch:
 
     def __getitem__(self, rows: slice | Tensor) -> Batch:
         """The samples of these rows."""
-        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        parts = {name: value for name, value in vars(self).items() if isinstance(value, Tensor | Condition)}
+        tensors: dict[str, Any] = {name: value[rows] for name, value in parts.items()}
         extras = {name: value[rows] for name, value in self.extras.items()}
         return replace(self, **tensors, extras=extras, shown=None if self.shown is None else self.shown[rows])
 

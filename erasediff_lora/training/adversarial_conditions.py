@@ -150,6 +150,6 @@ class AdversarialSet(Hook):
         if not places:
             return batch
         with torch.no_grad():
-            encoded = self.denoiser.encode_slots(captions, torch.stack(conditions)).to(batch.prompts)
-        rows = torch.tensor(places, device=encoded.device)
-        return replace(batch, prompts=batch.prompts.index_copy(0, rows, encoded))
+            encoded = self.denoiser.encode_slots(captions, torch.stack(conditions))
+        rows = torch.tensor(places, device=batch.noisy.device)
+        return replace(batch, prompts=batch.prompts.replaced(rows, encoded))

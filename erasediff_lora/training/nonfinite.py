@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.objectives import Batch, Direction, Objective
 from erasediff_lora.objectives.base import flatten, mean_squared_error
@@ -79,8 +80,8 @@ def _broken(objective: Objective, sample: Batch) -> str | None:
     for field, words in WORDS.items():
         if not _finite(getattr(sample, field)):
             return words
-    for name, tensor in sample.extras.items():
-        if not _finite(tensor):
+    for name, value in sample.extras.items():
+        if not _finite(value):
             return EXTRA_WORDS.get(name, name)
     network = objective.network
     prediction = network.predict(sample.noisy, sample.timesteps, sample.prompts)
@@ -95,5 +96,6 @@ def _broken(objective: Objective, sample: Batch) -> str | None:
     return None
 
 
-def _finite(tensor: Tensor | None) -> bool:
-    return tensor is None or bool(torch.isfinite(tensor).all())
+def _finite(value: Tensor | Condition) -> bool:
+    tensors = value.parts.values() if isinstance(value, Condition) else [value]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

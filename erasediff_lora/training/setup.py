@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from erasediff_lora import denoisers, objectives
+from erasediff_lora.condition import Condition
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler, Sampler
 from erasediff_lora.data.near import choose_near
@@ -283,7 +284,7 @@ def create_objective(
     """The recipe's objective on the network; one process without `processes`."""
     processes = processes or Processes()
 
-    def predict_base(noisy: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+    def predict_base(noisy: Tensor, timesteps: Tensor, prompts: Condition) -> Tensor:
         with trainable.disabled():
             return denoiser.predict(noisy, timesteps, prompts)
 

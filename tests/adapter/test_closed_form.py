@@ -171,7 +171,7 @@ def test_diffusers_draws_with_it_what_the_trainer_would(recipe_file: RecipeFile,
     noisy, timesteps = torch.randn(2, 4, 4, 4), torch.tensor([10, 900])
     prompts = denoiser.encode_prompts(["a photo of a cat", "the sea"])
     with torch.no_grad():
-        ours, theirs = denoiser.predict(noisy, timesteps, prompts), pipe.unet(noisy, timesteps, prompts).sample
+        ours, theirs = denoiser.predict(noisy, timesteps, prompts), pipe.unet(noisy, timesteps, prompts.tokens).sample
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-4)
 
 

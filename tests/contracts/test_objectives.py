@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from toy import Toy, batch, direction, finite_difference, network
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.objectives import Batch
 from erasediff_lora.registry import OBJECTIVES
 
@@ -37,10 +38,10 @@ def flat(toy: Toy) -> Tensor:
     return torch.cat([toy.down.detach().flatten(), toy.up.detach().flatten()])
 
 
-def predict(toy: Toy, at: Tensor | None, data: Batch, prompts: Tensor) -> Tensor:
+def predict(toy: Toy, at: Tensor | None, data: Batch, prompts: Condition) -> Tensor:
     """The toy's prediction at any point, None for its base; no code of the objectives."""
     weight = toy.base if at is None else toy.base + at[12:].view(6, 2) @ at[:12].view(2, 6)
-    hidden = (data.noisy.flatten(1) + prompts.mean(dim=1)) @ weight.T
+    hidden = (data.noisy.flatten(1) + prompts.tokens.mean(dim=1)) @ weight.T
     return torch.tanh(hidden + data.timesteps[:, None] / 1000)
 
 
@@ -89,7 +90,7 @@ def fisher(toy: Toy, samples: int) -> Tensor:
         data = batch(200 + number // 4)[number % 4 : number % 4 + 1]
 
         def at(weight: Tensor, data: Batch = data) -> float:
-            hidden = (data.noisy.flatten(1) + data.prompts.mean(dim=1)) @ weight.view(6, 6).T
+            hidden = (data.noisy.flatten(1) + data.prompts.tokens.mean(dim=1)) @ weight.view(6, 6).T
             prediction = torch.tanh(hidden + data.timesteps[:, None] / 1000)
             return float(((data.target.flatten(1) - prediction) ** 2).mean())
 

@@ -118,7 +118,7 @@ def test_a_class_embedding_can_be_given_and_learned(base: Any) -> None:
     given = denoiser.predict(noisy, timesteps, slots)
     torch.testing.assert_close(given, denoiser.predict(noisy, timesteps, denoiser.encode_prompts(["coat", "bag"])))
     own = torch.stack([denoiser.embed_word("coat"), denoiser.embed_word("bag")])
-    assert torch.equal(denoiser.encode_slots(["<*>", "<*>"], own)[:, 0, -own.shape[-1] :], own[:, 0])
+    assert torch.equal(denoiser.encode_slots(["<*>", "<*>"], own).tokens[:, 0, -own.shape[-1] :], own[:, 0])
     (gradient,) = torch.autograd.grad(F.mse_loss(given, torch.zeros_like(given)), [word])
     assert float(gradient.abs().sum()) > 0
 

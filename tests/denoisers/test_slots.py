@@ -23,8 +23,8 @@ def denoiser(tiny_base: Path) -> Any:
 def test_a_words_own_embeddings_give_the_words_own_encoding(denoiser: Any) -> None:
     vectors = denoiser.embed_word("cat")
     texts = [f"a photo of a {SLOT} on grass", f"{SLOT}"]
-    filled = denoiser.encode_slots(texts, vectors)
-    plain = denoiser.encode_prompts([text.replace(SLOT, "cat") for text in texts])
+    filled = denoiser.encode_slots(texts, vectors).tokens
+    plain = denoiser.encode_prompts([text.replace(SLOT, "cat") for text in texts]).tokens
     assert torch.equal(filled.detach(), plain)
 
 
@@ -34,7 +34,7 @@ def test_vectors_get_the_gradient_that_finite_differences_give(denoiser: Any) ->
     weights = torch.randn(32, 32, generator=generator)
 
     def value(given: torch.Tensor) -> torch.Tensor:
-        return (denoiser.encode_slots([f"a {SLOT}"], given)[0] * weights).sum()
+        return (denoiser.encode_slots([f"a {SLOT}"], given).tokens[0] * weights).sum()
 
     (gradient,) = torch.autograd.grad(value(vectors.requires_grad_()), [vectors])
     assert bool((gradient != 0).any(dim=1).all()), "both vectors count"
@@ -47,18 +47,18 @@ def test_vectors_get_the_gradient_that_finite_differences_give(denoiser: Any) ->
 def test_a_slot_beyond_the_models_length_is_cut_like_any_word(denoiser: Any) -> None:
     long = "word " * 12
     vectors = denoiser.embed_word("cat")
-    filled = denoiser.encode_slots([f"{SLOT} {long}", f"{long}{SLOT}"], vectors)
-    plain = denoiser.encode_prompts([f"cat {long}", f"{long}cat"])
+    filled = denoiser.encode_slots([f"{SLOT} {long}", f"{long}{SLOT}"], vectors).tokens
+    plain = denoiser.encode_prompts([f"cat {long}", f"{long}cat"]).tokens
     assert torch.equal(filled.detach(), plain)
-    beyond = denoiser.encode_slots([f"{long * 3}{SLOT}"], vectors)
-    assert torch.equal(beyond.detach(), denoiser.encode_prompts([f"{long * 3}cat"])), "nothing of it is left"
+    beyond = denoiser.encode_slots([f"{long * 3}{SLOT}"], vectors).tokens
+    assert torch.equal(beyond.detach(), denoiser.encode_prompts([f"{long * 3}cat"]).tokens), "nothing of it is left"
 
 
 def test_every_prompt_can_have_vectors_of_its_own(denoiser: Any) -> None:
     words = ["cat", "dog"]
     vectors = torch.stack([denoiser.embed_word(word) for word in words])
-    filled = denoiser.encode_slots([f"a {SLOT} on grass", f"{SLOT}"], vectors)
-    assert torch.equal(filled.detach(), denoiser.encode_prompts(["a cat on grass", "dog"]))
+    filled = denoiser.encode_slots([f"a {SLOT} on grass", f"{SLOT}"], vectors).tokens
+    assert torch.equal(filled.detach(), denoiser.encode_prompts(["a cat on grass", "dog"]).tokens)
 
 
 def test_tokens_are_spelled(denoiser: Any) -> None:

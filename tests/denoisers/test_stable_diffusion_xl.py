@@ -59,15 +59,16 @@ def test_slots_hold_embeddings_of_both_encoders(denoiser: Any) -> None:
     word = denoiser.embed_word("cat").detach().requires_grad_()
     assert word.shape[1] == 48 == denoiser.token_embeddings.shape[1]
     slots = denoiser.encode_slots(["a photo of a <*>"], word)
-    torch.testing.assert_close(slots, denoiser.encode_prompts(["a photo of a cat"]))
-    for part in (slots[:, :, :32], slots[:, :-1, 32:], slots[:, -1]):
+    torch.testing.assert_close(slots.parts, denoiser.encode_prompts(["a photo of a cat"]).parts)
+    for part in (slots.tokens[:, :, :32], slots.tokens[:, :, 32:], slots.pooled):
         (gradient,) = torch.autograd.grad(part.square().sum(), [word], retain_graph=True)
         assert float(gradient.abs().sum()) > 0
 
 
 def test_the_empty_prompt_is_what_guidance_takes_for_it(denoiser: Any) -> None:
-    empty, other = denoiser.encode_prompts(["", "a dog"])
-    assert not bool(empty.any()) and bool(other.any())
+    told = denoiser.encode_prompts(["", "a dog"])
+    for part in told.parts.values():
+        assert not bool(part[0].any()) and bool(part[1].any())
 
 
 def test_train_evaluate_merge_convert_publish(base: Any, recipe: Any, cli: Cli, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def poison(cache: Any, kind: str, field: str, row: int, value: float = float("na
     [
         ("forget", "latents", 2, "because of the latents of forget sample 2 at timestep"),
         ("retain", "latents", 1, "because of the latents of retain sample 1 at timestep"),
-        ("retain", "embeddings", 1, "because of the prompt embedding of retain sample"),
+        ("retain", "embeddings.tokens", 1, "because of the prompt embedding of retain sample"),
     ],
 )
 def test_the_sample_is_named(
@@ -114,7 +114,7 @@ def half_precision(size: float, scale: float) -> torch.Tensor:
     scaled = replace(whole, loss_scale=scale)
 
     def loss(samples: Any) -> Any:
-        prediction = scaled.predict(samples.noisy.half(), samples.timesteps.half(), samples.prompts.half())
+        prediction = scaled.predict(samples.noisy.half(), samples.timesteps.half(), samples.prompts.to(torch.float16))
         return mean_squared_error(prediction.float() * size, torch.zeros_like(prediction))
 
     return loss_and_gradient(scaled, [data], loss)[1].double()

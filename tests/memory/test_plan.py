@@ -89,7 +89,7 @@ def test_activations_are_those_that_torch_saves(tiny_base: Path, saved: dict[int
         denoiser.network.requires_grad_(True).train()
         side, rows = denoiser.network.config.sample_size, 8
         noisy = torch.ones(rows, denoiser.network.config.in_channels, side, side, device=device)
-        prompts = torch.ones(rows, 77, denoiser.prompt_shape[1], device=device)
+        prompts = denoiser.hollow_prompts(rows).to(torch.device(device))
         return denoiser.predict(noisy, torch.ones(rows, dtype=torch.long, device=device), prompts)
 
     real = denoisers.load(model)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from toy import Toy, batch, direction, network
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.objectives import Batch
 from erasediff_lora.registry import OBJECTIVES
 
@@ -36,10 +37,10 @@ class Model:
     def change(self) -> Tensor:
         return self.theta[12:].view(6, 2) @ self.theta[:12].view(2, 6)
 
-    def __call__(self, data: Batch, prompts: Tensor, *, adapted: bool = True) -> Tensor:
+    def __call__(self, data: Batch, prompts: Condition, *, adapted: bool = True) -> Tensor:
         weight = self.base + self.change() if adapted else self.base
         return torch.tanh(
-            (data.noisy.flatten(1) + prompts.mean(dim=1)) @ weight.T + data.timesteps[:, None] / 1000
+            (data.noisy.flatten(1) + prompts.tokens.mean(dim=1)) @ weight.T + data.timesteps[:, None] / 1000
         ).view_as(data.noisy)
 
     def gradient(self, loss: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ COMBINATIONS = list(itertools.product(("grad_norm", "gap", "fixed"), ("detached"
 def forget_loss_at(toy: Toy, flat: Tensor, data: Batch, target: Tensor) -> Tensor:
     """L_f at any point, restated: no code of the objective."""
     down, up = flat[:12].view(2, 6), flat[12:].view(6, 2)
-    hidden = (data.noisy.flatten(1) + data.prompts.mean(dim=1)) @ (toy.base + up @ down).T
+    hidden = (data.noisy.flatten(1) + data.prompts.tokens.mean(dim=1)) @ (toy.base + up @ down).T
     prediction = torch.tanh(hidden + data.timesteps[:, None] / 1000)
     return ((target.flatten(1) - prediction) ** 2).mean()
 

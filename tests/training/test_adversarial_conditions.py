@@ -64,10 +64,10 @@ def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(mad
         (mixed,) = adversary.change_forget([batch])
         texts = [forget.prompts[row] for row in forget.captions[batch.rows].tolist()]
         changed.append(0)
-        for text, before, after in zip(texts, batch.prompts, mixed.prompts, strict=True):
+        for text, before, after in zip(texts, batch.prompts.tokens, mixed.prompts.tokens, strict=True):
             concept = "cat" if "cat" in text else "car"
             candidates = [
-                denoiser.encode_slots([text.replace(concept, "<*>")], vectors)[0]
+                denoiser.encode_slots([text.replace(concept, "<*>")], vectors).tokens[0]
                 for vectors in adversary.pools[concept]
             ]
             if not torch.equal(before, after):
@@ -138,7 +138,11 @@ def test_a_search_that_is_not_finite_is_left_out(
     made: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     adversary, _, sampler = made
-    monkeypatch.setattr(adversary.denoiser, "predict", lambda noisy, t, prompts: noisy * prompts.mean() * float("nan"))
+
+    def broken(noisy: Any, timesteps: Any, prompts: Any) -> Any:
+        return noisy * prompts.tokens.mean() * float("nan")
+
+    monkeypatch.setattr(adversary.denoiser, "predict", broken)
     adversary.before_step(0)
     assert adversary.pools == {}
     assert "the search for a condition of cat at step 1 is not finite and left out" in caplog.text

@@ -11,6 +11,7 @@ from fixtures import RecipeFile
 from torch import Tensor
 
 from erasediff_lora import denoisers
+from erasediff_lora.condition import Condition
 from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import Shown, flatten, losses_and_gradients, losses_by_concept
 from erasediff_lora.recipe import Recipe
@@ -26,7 +27,8 @@ def batch(denoiser: Any) -> Batch:
     size, dtype = len(GROUPS), denoiser.dtype
     channels, side = denoiser.network.config.in_channels, denoiser.network.config.sample_size
     noisy, target = torch.randn(2, size, channels, side, side, generator=generator, dtype=torch.float64).to(dtype)
-    prompts = torch.randn(size, *denoiser.prompt_shape, generator=generator, dtype=torch.float64).to(dtype)
+    shape = denoiser.hollow_prompts(size).tokens.shape
+    prompts = Condition(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
     timesteps = torch.randint(0, 1000, (size,), generator=generator)
     return Batch(noisy, timesteps, prompts, target, shown=Shown(GROUPS, ("a", "b", "c"), SHARES))
 

@@ -276,7 +276,7 @@ def test_v_prediction_follows_the_schedulers_velocity(tmp_path: Path, cli: Cli) 
     torch.testing.assert_close(batch.target, scheduler.get_velocity(clean, noise, batch.timesteps), atol=1e-4, rtol=0)
     snr = (a / (1 - a)).flatten()
     torch.testing.assert_close(batch.weights, snr.clamp_max(5) / (snr + 1))
-    empty = (batch.prompts == data.embeddings[0]).all(dim=(1, 2))
+    empty = (batch.prompts.tokens == data.embeddings.tokens[0]).all(dim=(1, 2))
     assert 0 < int(empty.sum()) < 16
 
 

@@ -167,12 +167,12 @@ class FineTuning:
         self.optimizer = torch.optim.AdamW(adapter.parameters, lr=options.learning_rate, weight_decay=0.0)
         self.batches = pictures.noised(self.denoiser, options.batch_size, seed)
         texts = list(dict.fromkeys(pictures.captions))
-        self.prompts = dict(zip(texts, self.denoiser.encode_prompts(texts), strict=True))
+        self.rows = {text: row for row, text in enumerate(texts)}
+        self.prompts = self.denoiser.encode_prompts(texts)
         self.done = 0
 
     def advance(self, step: int) -> None:
         """Train on to that step, and leave the adapter active."""
-        import torch
         from torch.nn import functional as F
 
         from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
@@ -184,7 +184,7 @@ class FineTuning:
         progress = tqdm(todo, desc=f"relearning to step {step}, {self.candidate.name}", leave=False)
         for _, batch in zip(progress, itertools.islice(self.batches, len(todo)), strict=True):
             noisy, timesteps, target, captions = batch
-            prompts = torch.stack([self.prompts[caption] for caption in captions]).to(denoiser.dtype)
+            prompts = self.prompts[[self.rows[caption] for caption in captions]].to(denoiser.dtype)
             loss = F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
             gradients = unscaled_gradients(loss, self.adapter.parameters, loss_scale(denoiser.dtype))
             for parameter, gradient in zip(self.adapter.parameters, gradients, strict=True):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from erasediff_lora.condition import Condition
     from erasediff_lora.denoisers import Denoiser
     from erasediff_lora.evaluation.charts import Chart
     from erasediff_lora.evaluation.evidence import Evidence
@@ -126,7 +127,7 @@ def prediction_drift(evidence: Evidence, drawn: Sequence[Drawn]) -> dict[str, li
     return {"timesteps": timesteps, "drift": drifts, "relative": relative}  # type: ignore[dict-item]
 
 
-def _in_batches(denoiser: Denoiser, noisy: Tensor, steps: Tensor, prompts: Tensor, size: int) -> Tensor:
+def _in_batches(denoiser: Denoiser, noisy: Tensor, steps: Tensor, prompts: Condition, size: int) -> Tensor:
     import torch
 
     predict: Callable[..., Tensor] = denoiser.predict

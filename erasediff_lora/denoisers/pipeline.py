@@ -1,0 +1,275 @@
+"""A base whose pipeline diffusers has: finding it, loading it whole or in part, drawing with it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from erasediff_lora.condition import Condition
+from erasediff_lora.denoisers import loading, noise_schedule, on_meta
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.recipe import Model, Sampling
+from erasediff_lora.storage.files import fingerprint
+
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+
+LARGE_LATENTS = 96
+"""Side from which on the autoencoder takes one picture at a time: 768 pixels."""
+
+
+class PipelineDenoiser:
+    """What all families do alike whose pipeline is one of diffusers': a folder, a hub id, or a single file."""
+
+    component: ClassVar[str]
+    network_class: ClassVar[Any]
+    pipeline_class: ClassVar[Any]
+    image_pipeline_class: ClassVar[Any]
+    pipeline_options: ClassVar[dict[str, Any]] = {}
+    encoders: ClassVar[tuple[str, ...]]
+    tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Parts that a base may do without."""
+    noise_scheduler: Any
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.device = loading.device(model)
+        self.dtype = loading.dtype(model, self.device)
+        self.source = loading.locate(model, self.pipeline_class)
+        self._quantization = loading.quantization(model, self.device, self.dtype, is_file=self.source.is_file())
+        self._pipeline: Any = None
+        self._network: Any = None
+
+    @property
+    def pipeline(self) -> Any:
+        """The whole pipeline, quiet, frozen, without safety checker; around `network` if that is loaded."""
+        if self._pipeline is None:
+            self._pipeline = self._load_pipeline()
+            self._network = getattr(self._pipeline, self.component)
+        return self._pipeline
+
+    @property
+    def network(self) -> Any:
+        """The network that predicts; loaded alone where the weights lie in a folder."""
+        if self._network is None and self.source.is_file():
+            return getattr(self.pipeline, self.component)
+        if self._network is None:
+            self._network = self._load_network()
+        return self._network
+
+    def _load_pipeline(self) -> Any:
+        options: dict[str, Any] = {"dtype": self.dtype, **self.pipeline_options}
+        if self._network is not None or self._quantization:
+            options[self.component] = self.network
+        if self.source.is_dir():
+            options |= {name: None for name in self.optional if not (self.source / name).is_dir()}
+        with loading.readable(self.model):
+            pipeline = self._read_file(options) if self.source.is_file() else self._read_folder(options)
+        pipeline.set_progress_bar_config(disable=True)
+        for name in {self.component, "vae", *self.encoders} - options.keys():  # a network at hand may be in training
+            if (part := getattr(pipeline, name)) is not None:
+                part.requires_grad_(False)
+        self._cut_up(getattr(pipeline, self.component), pipeline.vae)
+        pipeline.scheduler = noise_schedule.drawing_scheduler(pipeline.scheduler, self._stated)
+        if self.model.offload:
+            pipeline.enable_model_cpu_offload(device=self.device)
+            return pipeline
+        return pipeline.to(self.device)
+
+    def _read_file(self, options: Mapping[str, Any]) -> Any:
+        return self.pipeline_class.from_single_file(
+            str(self.source),
+            config=None if self.model.config is None else str(self.model.config),
+            local_files_only=self.model.config is not None,
+            **options,
+        )
+
+    def _read_folder(self, options: Mapping[str, Any]) -> Any:
+        return self.pipeline_class.from_pretrained(
+            self.source,
+            use_safetensors=None if self.model.allow_pickle else True,
+            variant=self.model.variant,
+            **options,
+        )
+
+    def _load_network(self) -> Any:
+        with loading.readable(self.model):
+            network = self.network_class.from_pretrained(
+                self.source,
+                subfolder=self.component,
+                dtype=self.dtype,
+                use_safetensors=None if self.model.allow_pickle else True,
+                variant=self.model.variant,
+                **self._quantization,
+            )
+        network.requires_grad_(False)
+        return network if self._quantization else network.to(self.device)
+
+    def _cut_up(self, network: Any, vae: Any) -> None:
+        """Large pictures are decoded one at a time, which gives the same result; in tiles if asked, which does not."""
+        if self.is_large(network):
+            vae.enable_slicing()
+        if self.model.vae_tiling:
+            vae.enable_tiling()
+
+    def is_large(self, network: Any) -> bool:
+        """Whether the autoencoder takes one picture at a time."""
+        return int(network.config.sample_size) >= LARGE_LATENTS
+
+    @cached_property
+    def _stated(self) -> dict[str, Any]:
+        return noise_schedule.stated(self.model, self.source)
+
+    @property
+    def resolution(self) -> int:
+        """Pixels of the base's own pictures: latent side times the VAE's factor, which halves once a block but one."""
+        if self.source.is_dir() and self._pipeline is None:
+            with loading.readable(self.model):
+                vae = AutoencoderKL.load_config(self.source, subfolder="vae")
+        else:
+            vae = self.pipeline.vae.config
+        return int(self.network.config.sample_size) * 2 ** (len(vae["block_out_channels"]) - 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the base's weight and configuration files, names included; and how its pictures are decoded."""
+        files = [self.source]
+        if self.source.is_dir():
+            parts = (self.component, "vae", *self.encoders, *self.tokenizers, "scheduler")
+            files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
+        marks = ("-tiled" if self.model.vae_tiling else "") + noise_schedule.mark(self.model)
+        return fingerprint(files, self.source) + marks
+
+    @contextmanager
+    def _precise_vae(self) -> Iterator[Any]:
+        """The autoencoder, for the time being in float32 where its configuration says that float16 overflows."""
+        vae = self.pipeline.vae
+        if not (vae.dtype == torch.float16 and vae.config.force_upcast):
+            yield vae
+            return
+        vae.to(torch.float32)
+        try:
+            yield vae
+        finally:
+            vae.to(torch.float16)
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        with self._precise_vae() as vae:
+            latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
+        return ((latents - _shift(vae)) * vae.config.scaling_factor).to(self.dtype)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        with self._precise_vae() as vae:
+            pixels = vae.decode(latents.to(self.device, vae.dtype) / vae.config.scaling_factor + _shift(vae)).sample
+        return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str] | Condition,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        *,
+        output: str = "pil",
+        size: tuple[int, int] | None = None,
+    ) -> Any:
+        side = sampling.resolution or self.resolution
+        width, height = size or (side, side)
+        drawn = self.pipeline(
+            **self._given(prompts),
+            height=height,
+            width=width,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            generator=loading.generators(seeds),
+            output_type=output,
+        ).images
+        if output != "latent":
+            return drawn
+        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        return self.drawn_latents(drawn, height // factor, width // factor)
+
+    def drawn_latents(self, drawn: Tensor, height: int, width: int) -> Tensor:
+        """What the pipeline returns as latents, as (N, C, height, width)."""
+        return drawn
+
+    def latent_shape(self, side: int) -> tuple[int, int, int]:
+        config = self.network.config
+        height = side * int(config.sample_size) // self.resolution
+        return int(config.in_channels), height, height
+
+    def rows_drawn(self, guidance: float) -> int:
+        return 2 if guidance > 1 else 1
+
+    def _given(self, prompts: Sequence[str] | Condition) -> dict[str, Any]:
+        """Prompts, or their embeddings, as the pipeline takes them."""
+        return {"prompt_embeds": prompts.tokens} if isinstance(prompts, Condition) else {"prompt": list(prompts)}
+
+    @torch.no_grad()
+    def generate_from(
+        self,
+        images: Sequence[Image.Image],
+        strength: float,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        sampling: Sampling,
+    ) -> list[Image.Image]:
+        off = {name: value for name, value in self.pipeline_options.items() if name not in self.pipeline.components}
+        pipeline = self.image_pipeline_class(**self.pipeline.components, **off)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(
+            prompt=list(prompts),
+            image=list(images),
+            strength=strength,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            generator=loading.generators(seeds),
+        ).images
+
+    def without_weights(self) -> dict[str, Any]:
+        folder = self.model.config if self.source.is_file() else self.source
+        if folder is None:
+            raise UserError(
+                Problem(
+                    "model.config",
+                    None,
+                    f"is needed: {self.source.name} alone does not say what network it holds.",
+                    "Give the diffusers folder that describes it.",
+                )
+            )
+        with loading.readable(self.model):
+            networks = on_meta.networks(folder, self.dtype)
+        self._network = networks[self.component]
+        self._cut_up(networks[self.component], networks["vae"])
+        return networks
+
+    def release_encoders(self) -> None:
+        """Keep the network and the schedule, give the memory of autoencoder and text encoder back."""
+        _ = self.network, self.noise_scheduler
+        if self._pipeline is not None and self.model.offload:
+            self._pipeline.remove_all_hooks()
+            self.network.to(self.device)
+        self._pipeline = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        elif hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)  # glibc keeps freed pages otherwise
+
+
+def _shift(vae: Any) -> float:
+    return float(vae.config.shift_factor or 0.0)
