@@ -58,6 +58,10 @@ class WeightFile:
     @cached_property
     def slots(self) -> dict[str, Slot]:
         """Adapter name, such as 'unet.conv_in', -> where that weight lies."""
+        found = self._slots()
+        return {name: slot for name, slot in found.items() if slot.divides(self.tensors[slot.key].shape)}
+
+    def _slots(self) -> dict[str, Slot]:
         if self.component is None:
             return families.slots(self.tensors) | self._bare_slots()
         weights = [key for key in self.tensors if key.endswith(".weight")]

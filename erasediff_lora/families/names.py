@@ -133,8 +133,8 @@ def of_any_size(family: Family, name: str, *, trusted: bool = False) -> Modules 
         return None if found is None else (found,)
     if kohya is not None:
         component, _, path = kohya.partition(".")
-        if _path(family, component, spelled(path)) is not None:
-            return (kohya,)
+        if (found := _path(family, component, spelled(path))) is not None:
+            return (f"{component}.{found}",)
     flat = spelled(name)
     for component in (family.component, *family.encoders):
         for prefix in prefixes(family, component):
