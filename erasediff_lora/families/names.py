@@ -18,7 +18,10 @@ from erasediff_lora.families.base import Architecture, Family
 from erasediff_lora.families.layouts import Layout
 
 Modules = tuple[str, ...]
-"""Names of the modules, such as 'unet.conv_in', whose rows a tensor holds, from top to bottom: nearly always one."""
+"""Names of the modules, such as 'unet.conv_in', whose rows a tensor holds, from top to bottom: nearly always one.
+
+`layouts.Swapped` where the halves of its rows lie the other way round.
+"""
 Shape = tuple[int, ...]
 _NETWORK = ("lora_unet_", "lycoris_", "diffusion_model_", "model_diffusion_model_", "base_model_model_", "")
 _ENCODER = ("base_model_model_", "")
@@ -79,7 +82,7 @@ class Size:
         """Component -> spelled path -> modules."""
         return {
             component: {
-                spelled(theirs): tuple(f"{component}.{path}" for path in ours) for theirs, ours in layout.native()
+                spelled(theirs): type(ours)(f"{component}.{path}" for path in ours) for theirs, ours in layout.native()
             }
             | {spelled(path): (f"{component}.{path}",) for path, _ in layout.weights()}
             for component, layout in self.layouts.items()
