@@ -40,6 +40,8 @@ class Checkpoint:
                 for component in families.components()
                 for file in sorted((self.path / component).glob("*.safetensors"))
             ]
+            for file in self.files:
+                _require_whole(file)
             if not any(file.component in families.networks() for file in self.files):
                 raise UserError(
                     Problem(
@@ -53,6 +55,7 @@ class Checkpoint:
         else:
             file = WeightFile(self.path)
             file.component = families.network_in(file.tensors)
+            _require_whole(file)
             networks = families.networks()
             if not any(name.partition(".")[0] in networks for name in file.slots):
                 raise _unknown_layout(file)
@@ -155,12 +158,26 @@ def _unknown_layout(file: WeightFile) -> UserError:
     if any(_ADAPTER.search(key) for key in file.tensors):
         remedy = "It looks like an adapter: give the model first, and adapters behind it."
     elif like is not None:
-        remedy = f"It looks like {like}, which is none of the known families: Stable Diffusion 1, 2, XL and 3."
+        remedy = f"It looks like {like}, which is none of the known families: {_known()}."
     else:
-        remedy = (
-            "Known are single files, diffusers folders and files of the network of Stable Diffusion 1, 2, XL and 3."
-        )
+        remedy = f"Known are single files, diffusers folders and files of the network of {_known()}."
     return UserError(Problem("model", str(file.path), what + ".", remedy))
+
+
+def _require_whole(file: WeightFile) -> None:
+    """Stop at weights that bitsandbytes has packed.
+
+    Raises:
+        UserError: If the file has any.
+    """
+    if packed := next((key for key in file.tensors if key.endswith((".absmax", ".quant_map"))), None):
+        what = f"is quantised by bitsandbytes: {packed.rpartition('.')[0]} is packed."
+        raise UserError(Problem("model", str(file.path), what, "Take the model before it was quantised."))
+
+
+def _known() -> str:
+    """The families of which there are pipelines to be had."""
+    return ", ".join(name for name in families.FAMILIES if families.FAMILIES[name].in_diffusers)
 
 
 def _json(file: Path) -> dict[str, Any]:

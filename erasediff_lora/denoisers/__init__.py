@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from erasediff_lora.denoisers.base import SLOT, Denoiser, NoisedBatch
+from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Model
 from erasediff_lora.registry import FAMILIES
 
@@ -14,9 +15,14 @@ def load(model: Model) -> Denoiser:
     """Locate the base model that the recipe names; weights are read on first use.
 
     Raises:
-        UserError: If there is no such base, or it is of another family.
+        UserError: If there is no such base, it is of another family, or diffusers does not have the family's pipeline.
     """
-    denoiser: Denoiser = class_of(FAMILIES[model.family].denoiser)(model)
+    try:
+        kind = class_of(FAMILIES[model.family].denoiser)
+    except ImportError as error:
+        what = f"cannot be loaded: {error}."
+        raise UserError(Problem("model.family", model.family, what, "Run: pip install -U diffusers.")) from error
+    denoiser: Denoiser = kind(model)
     return denoiser
 
 

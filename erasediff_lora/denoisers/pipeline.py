@@ -97,6 +97,11 @@ class PipelineDenoiser:
         )
 
     def _read_folder(self, options: Mapping[str, Any]) -> Any:
+        missing = [name for name in self.encoders if name not in options and not (self.source / name).is_dir()]
+        if missing:
+            what = f"has no {' and no '.join(missing)}, which prompts are encoded by."
+            remedy = "Take the whole folder; a file of the transformer alone is read with model.config."
+            raise UserError(Problem("model.base", self.model.base, what, remedy))
         return self.pipeline_class.from_pretrained(
             self.source,
             use_safetensors=None if self.model.allow_pickle else True,

@@ -11,7 +11,8 @@ from collections.abc import Collection
 from erasediff_lora.families.base import Architecture, Family, License
 from erasediff_lora.families.kohya import KohyaNames
 from erasediff_lora.families.layouts import Shapes
-from erasediff_lora.families.names import Size, sizes
+from erasediff_lora.families.names import Size, shares, sizes
+from erasediff_lora.families.native import NativeNames
 from erasediff_lora.families.recognition import Recognised, Unfit, asked, identifiers, recognise, said_by
 from erasediff_lora.families.slot import Slot
 from erasediff_lora.registry import FAMILIES
@@ -69,6 +70,7 @@ __all__ = [
     "Family",
     "KohyaNames",
     "License",
+    "NativeNames",
     "Recognised",
     "Shapes",
     "Size",
@@ -85,6 +87,7 @@ __all__ = [
     "of_pipeline",
     "recognise",
     "said_by",
+    "shares",
     "sizes",
     "slots",
 ]

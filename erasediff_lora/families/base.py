@@ -8,6 +8,7 @@ from typing import Any
 
 from erasediff_lora.families.kohya import KohyaNames
 from erasediff_lora.families.layouts import Layout, Shapes
+from erasediff_lora.families.native import NativeNames
 from erasediff_lora.families.slot import Slot
 
 
@@ -58,10 +59,14 @@ class Family:
         recognise: The id of the architecture that layers of these shapes fit, asked where they are of no published
             size; None: not this family's, or it cannot be told.
         kohya: How kohya's files name its modules; None: they do not.
+        native: How the authors' own code names its modules, where single files and kohya's go by that; None: as
+            diffusers does, or in a way of its own.
         prefixes: Component -> what programs write before its module paths, underscores for dots.
         paths: Component -> its module paths, '#' for every number, where no size is published.
         single_file: Adapter name -> slot, for all weights of a single-file checkpoint with these keys that it knows;
             None: there are no single files of it.
+        read_by: Format -> programs that read its files of this family, besides those that say so themselves
+            (`adapter.programs`).
         in_diffusers: Whether diffusers has the pipeline, and so loads adapters into it.
         text_to_image: Whether prompts are text.
         has_autoencoder: Whether pictures are drawn in latents of an autoencoder.
@@ -76,9 +81,11 @@ class Family:
     architectures: tuple[Architecture, ...]
     recognise: Callable[[Shapes], str | None] = _nothing
     kohya: KohyaNames | None = None
+    native: NativeNames | None = None
     prefixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     single_file: Callable[[Collection[str]], dict[str, Slot]] | None = None
+    read_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     in_diffusers: bool = True
     text_to_image: bool = True
     has_autoencoder: bool = True

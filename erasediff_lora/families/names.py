@@ -16,12 +16,10 @@ from functools import cache, cached_property
 
 from erasediff_lora.families.base import Architecture, Family
 from erasediff_lora.families.layouts import Layout
+from erasediff_lora.registry import FAMILIES
 
 Modules = tuple[str, ...]
-"""Names of the modules, such as 'unet.conv_in', whose rows a tensor holds, from top to bottom: nearly always one.
-
-`layouts.Swapped` where the halves of its rows lie the other way round.
-"""
+"""Names of the modules, such as 'unet.conv_in', whose rows a tensor holds, from top to bottom: nearly always one."""
 Shape = tuple[int, ...]
 _NETWORK = ("lora_unet_", "lycoris_", "diffusion_model_", "model_diffusion_model_", "base_model_model_", "")
 _ENCODER = ("base_model_model_", "")
@@ -82,7 +80,7 @@ class Size:
         """Component -> spelled path -> modules."""
         return {
             component: {
-                spelled(theirs): type(ours)(f"{component}.{path}" for path in ours) for theirs, ours in layout.native()
+                spelled(theirs): tuple(f"{component}.{path}" for path in ours) for theirs, ours in layout.native()
             }
             | {spelled(path): (f"{component}.{path}",) for path, _ in layout.weights()}
             for component, layout in self.layouts.items()
@@ -111,8 +109,8 @@ class Size:
         """Whether the modules' weights, one below the other, have that shape, kernels also that of their matrices."""
         if shape is None:
             return True
-        rows, *rest = self.shapes[modules[0]]
-        there = (rows * len(modules), *rest)
+        _, *rest = self.shapes[modules[0]]
+        there = (sum(self.shapes[module][0] for module in modules), *rest)
         return squeezed(shape) == squeezed(there) or shape == (there[0], math.prod(rest))
 
 
@@ -136,8 +134,8 @@ def of_any_size(family: Family, name: str, *, trusted: bool = False) -> Modules 
         return None if found is None else (found,)
     if kohya is not None:
         component, _, path = kohya.partition(".")
-        if (found := _path(family, component, spelled(path))) is not None:
-            return (f"{component}.{found}",)
+        if _path(family, component, spelled(path)) is not None:
+            return (kohya,)
     flat = spelled(name)
     for component in (family.component, *family.encoders):
         for prefix in prefixes(family, component):
@@ -145,7 +143,20 @@ def of_any_size(family: Family, name: str, *, trusted: bool = False) -> Modules 
                 path = flat.removeprefix(prefix).removeprefix("text_model_")
                 if (found := _path(family, component, path)) is not None:
                     return (f"{component}.{found}",)
+                if component == family.component and family.native and (held := family.native.spelled(path)):
+                    return tuple(f"{component}.{ours}" for ours in held)
     return None
+
+
+def shares(modules: Modules) -> tuple[int, ...]:
+    """How the rows of a tensor that holds several modules are shared out among them, in units."""
+    component, _, path = modules[0].partition(".")
+    for name in FAMILIES if len(modules) > 1 else ():
+        native = FAMILIES[name].native
+        held = native.holding(path) if native is not None and native.component == component else None
+        if held is not None and tuple(f"{component}.{ours}" for ours in held.modules) == modules:
+            return held.shares
+    return (1,) * len(modules)
 
 
 def _unlisted(family: Family, name: str, trusted: bool) -> str | None:

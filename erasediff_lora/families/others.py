@@ -12,7 +12,6 @@ _BY_NAME = {
     "HunyuanVideo": r"individual_token_refiner|token_refiner_blocks",
     "HiDream": r"(double|single)_stream_blocks",
     "AuraFlow": r"joint_transformer_blocks|double_layers_\d|single_layers_\d",
-    "FLUX.1": r"(double|single)_blocks_\d|single_transformer_blocks_\d",
     "Qwen-Image": r"transformer_blocks_\d+_(img|txt)_(mlp|mod)",
     "Z-Image": r"all_(x|final)_|layers_\d+_attention_to_(q|k|v|out)",
     "Lumina": r"(noise|context)_refiner|cap_embedder|layers_\d+_(attention_(qkv|out)|feed_forward_w\d|adaln_mod)",
@@ -28,13 +27,10 @@ _BY_NAME = {
     "a language model": r"(^|_)model_layers_\d+_(self_attn|mlp)_(q|k|v|o|gate|up|down)_proj|h_\d+_attn_c_attn",
 }
 """Family -> what a name of its files has, dots written as underscores; the most telling first."""
-_BY_WIDTH = {3072: "FLUX.1 or Qwen-Image", 3840: "Z-Image", 5120: "Wan", 2304: "Lumina"}
+_BY_WIDTH = {3072: "Qwen-Image", 3840: "Z-Image", 5120: "Wan", 2304: "Lumina"}
 """Widths of transformers whose attention has the names of Stable Diffusion 3's."""
 _HEADERS = {
-    "flux-1": "FLUX.1",
-    "flux1": "FLUX.1",
     "flux2": "FLUX.2",
-    "flux": "FLUX.1",
     "chroma": "Chroma",
     "lumina": "Lumina",
     "hunyuan": "Hunyuan",

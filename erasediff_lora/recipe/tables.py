@@ -36,6 +36,9 @@ class Model(Section):
     prediction_type: PredictionType | None = Field(
         None, description="what the network predicts; omit for what the base's configuration, or its checkpoint, says"
     )
+    guidance: float = Field(
+        3.5, ge=0, description="strength of guidance that a network distilled from it is told in training: FLUX.1 dev"
+    )
     vae_tiling: bool = Field(False, description="encode and decode pictures in tiles: less memory, slightly different")
     config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
     revision: str | None = Field(None, description="hub revision")

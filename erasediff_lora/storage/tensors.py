@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,6 @@ class StoredTensor:
         shape: As stored.
         start: Offset of its first byte from the beginning of the file.
         end: Offset behind its last one.
-        is_swapped: Whether the two halves of its rows lie the other way round.
     """
 
     path: Path
@@ -53,7 +53,6 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
     end: int
-    is_swapped: bool = False
 
     @property
     def ndim(self) -> int:
@@ -78,18 +77,15 @@ class StoredTensor:
         """Torch's name of the dtype, such as 'float16', or safetensors' if it is no float."""
         return FLOATS.get(self.dtype, self.dtype)
 
-    def rows(self, parts: int) -> list[StoredTensor]:
-        """Equal shares of its rows, as tensors of their own."""
+    def shared(self, shares: Sequence[int]) -> list[StoredTensor]:
+        """Its rows, shared out in units, as tensors of their own."""
         height, *rest = self.shape
-        step = (self.end - self.start) // parts
-        return (
-            [
-                replace(self, shape=(height // parts, *rest), start=begin, end=begin + step)
-                for begin in range(self.start, self.end, step)[:parts]
-            ]
-            if step
-            else [replace(self, shape=(height // parts, *rest))] * parts
-        )
+        unit, step = height // sum(shares), (self.end - self.start) // sum(shares)
+        found, begin = [], self.start
+        for share in shares:
+            found.append(replace(self, shape=(unit * share, *rest), start=begin, end=begin + step * share))
+            begin += step * share
+        return found
 
     def data(self) -> bytearray:
         """Its bytes."""
@@ -97,8 +93,7 @@ class StoredTensor:
         with self.path.open("rb") as stream:
             stream.seek(self.start)
             stream.readinto(data)
-        half = len(data) // 2
-        return data[half:] + data[:half] if self.is_swapped else data
+        return data
 
     def tensor(self) -> Tensor:
         """Its values in their own dtype, which must be a float."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from erasediff_lora.adapter.programs import Limit, Program
+from erasediff_lora.adapter.programs import Limit, Program, families_read
 from erasediff_lora.registry import FAMILIES, FORMATS, PROGRAMS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -49,7 +49,7 @@ def notes(name: str) -> Iterator[tuple[str, Limit]]:
 def cell(name: str, format: str, family: str) -> str:
     """What a program makes of files in a format and of a family."""
     program: Program = PROGRAMS[name]
-    if family not in program.reads.get(format, ()):
+    if family not in families_read(name, program).get(format, ()):
         return "–"
     marks = [
         mark.rpartition(" ")[2]
@@ -65,7 +65,7 @@ def matrix() -> str:
         [format, f"`{family}`", *(cell(name, format, family) for name in PROGRAMS)]
         for format in FORMATS
         for family in FAMILIES
-        if any(family in PROGRAMS[name].reads.get(format, ()) for name in PROGRAMS)
+        if any(family in families_read(name, PROGRAMS[name]).get(format, ()) for name in PROGRAMS)
     ]
     heads = ["format", "family", *(f"{PROGRAMS[name].title} {PROGRAMS[name].version}" for name in PROGRAMS)]
     return rows(heads, lines)

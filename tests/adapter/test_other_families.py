@@ -35,18 +35,6 @@ def peft(name: str, rows: int, columns: int) -> dict[str, Tensor]:
 
 
 OTHERS: dict[str, tuple[dict[str, Tensor], str]] = {
-    "FLUX, kohya": (
-        kohya("lora_unet_double_blocks_0_img_attn_qkv", 192, 64) | kohya("lora_unet_single_blocks_37_linear1", 64, 64),
-        "FLUX.1",
-    ),
-    "FLUX, diffusers": (
-        peft("transformer.single_transformer_blocks.0.attn.to_q", 64, 64)
-        | peft("transformer.transformer_blocks.0.attn.to_q", 64, 64),
-        "FLUX.1",
-    ),
-    "FLUX, shared names only": (peft("transformer.transformer_blocks.3.attn.to_q", 3072, 3072), "FLUX.1 or Qwen-Image"),
-    "FLUX, its ends only": (peft("transformer.proj_out", 64, 3072), "FLUX.1 or Qwen-Image"),
-    "FLUX, ComfyUI": (peft("diffusion_model.double_blocks.1.txt_mlp.0", 64, 64), "FLUX.1"),
     "Lumina": (kohya("lora_unet_layers_3_attention_qkv", 192, 64), "Lumina"),
     "Z-Image": (peft("diffusion_model.layers.3.attention.to_q", 64, 64), "Z-Image"),
     "Qwen-Image": (peft("transformer_blocks.0.img_mlp.net.2", 64, 64), "Qwen-Image"),
@@ -72,15 +60,13 @@ def test_a_file_for_another_family_is_refused_by_its_name(name: str, tmp_path: P
 @pytest.mark.parametrize(
     ("field", "value", "family"),
     [
-        ("modelspec.architecture", "flux-1-dev/lora", "FLUX.1"),
-        ("ss_base_model_version", "flux1", "FLUX.1"),
         ("modelspec.architecture", "lumina-2/lora", "Lumina"),
     ],
 )
 def test_text_encoders_alone_are_told_by_the_header(
     field: str, value: str, family: str, tmp_path: Path, cli: Cli
 ) -> None:
-    """FLUX has Stable Diffusion's CLIP too."""
+    """Others have Stable Diffusion's CLIP too."""
     file = tmp_path / "a.safetensors"
     tensors = kohya("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", 768, 768)
     save_file(tensors, file, {field: value})

@@ -25,6 +25,7 @@ def test_a_description_agrees_with_the_class_that_it_names(name: str) -> None:
 
 
 V1, V2, XL, V3 = "stable-diffusion-v1", "stable-diffusion-v2", "stable-diffusion-xl-v1-base", "stable-diffusion-3"
+FLUX = ("flux-1-dev", "flux-1-schnell")
 V2S = (f"{V2}-512", f"{V2}-768-v")
 SELF = ATTENTION.replace("attn2.to_k", "attn1.to_q")
 DEEP = "unet.down_blocks.2.attentions.1.transformer_blocks.9.attn1.to_q"
@@ -41,13 +42,22 @@ DEEP = "unet.down_blocks.2.attentions.1.transformer_blocks.9.attn1.to_q"
         ({SELF: (320, 320)}, {"modelspec.architecture": f"{V1}/lora"}, (V1,)),
         ({DEEP: (1280, 1280)}, {}, (XL,)),
         ({DEEP: (1280, 1280)}, {"ss_base_model_version": "sd_v1"}, (XL,)),
-        ({"lora_te1_text_model_encoder_layers_0_mlp_fc1": (3072, 768)}, {}, (XL,)),
+        ({"lora_te1_text_model_encoder_layers_0_mlp_fc1": (3072, 768)}, {}, (XL, *FLUX)),
+        (
+            {"lora_te1_text_model_encoder_layers_0_mlp_fc1": (3072, 768)},
+            {"ss_base_model_version": "sdxl_base_v1-0"},
+            (XL,),
+        ),
         ({"lora_te_text_model_encoder_layers_0_mlp_fc1": (3072, 768)}, {}, (V1,)),
         ({"lora_te1_text_model_encoder_layers_0_mlp_fc1": (3072, 768), ATTENTION: (320, 768)}, {}, (V1,)),
-        ({"text_encoder.encoder.layers.0.mlp.fc1": (3072, 768)}, {}, (V1, XL, V3)),
+        ({"text_encoder.encoder.layers.0.mlp.fc1": (3072, 768)}, {}, (V1, XL, V3, *FLUX)),
         ({"text_encoder_2.encoder.layers.0.mlp.fc1": (5120, 1280)}, {}, (XL, V3)),
         ({"transformer.transformer_blocks.0.attn.to_q": (1536, 1536)}, {}, (V3,)),
         ({"base_model.model.context_embedder": (1536, 4096), "base_model.model.proj_out": (64, 1536)}, {}, (V3,)),
+        ({"transformer.transformer_blocks.0.attn.to_q": (3072, 3072)}, {}, FLUX),
+        ({"transformer.proj_out": (64, 3072)}, {"modelspec.architecture": "flux-1-dev/lora"}, FLUX[:1]),
+        ({"diffusion_model.single_blocks.37.linear1": (21504, 3072)}, {}, FLUX),
+        ({"lora_unet_guidance_in_in_layer": (3072, 256)}, {"ss_base_model_version": "flux1"}, FLUX[:1]),
         ({"unet.conv_in": (320, 4, 3, 3)}, {}, (V1, *V2S, XL)),
         ({"unet.conv_in": (320, 9, 3, 3)}, {}, (V1, *V2S, XL)),
         ({"unet.mid_block.attentions.0.to_q": (64, 64)}, {}, ("ddpm-class-conditional",)),
@@ -63,8 +73,8 @@ def test_components_and_pipelines() -> None:
     assert families.networks() == ("unet", "transformer")
     assert families.components() == ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
     assert families.of_pipeline("StableDiffusion3Pipeline") == "stable_diffusion_3"
-    assert families.of_pipeline("FluxPipeline") is None
-    assert families.of_architecture("flux-1-dev") is None
+    assert families.of_pipeline("PixArtAlphaPipeline") is None
+    assert families.of_architecture("pixart") is None
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl"])

@@ -18,8 +18,9 @@ from erasediff_lora.adapter.formats import reading
 from erasediff_lora.adapter.formats.base import Published, as_file
 from erasediff_lora.adapter.formats.reading import NOTHING, Asked, Part
 from erasediff_lora.adapter.scaling import beside_factors
+from erasediff_lora.adapter.stacked import in_native_names
 from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter
-from erasediff_lora.families import Architecture, KohyaNames
+from erasediff_lora.families import Architecture, Family, KohyaNames
 from erasediff_lora.storage.files import save_safetensors
 from erasediff_lora.storage.tensors import TensorFile
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 FILE = None
 FOLDER = ""
-DOWN, UP, ALPHA, MAGNITUDE, BIAS = ".lora_down.weight", ".lora_up.weight", ".alpha", ".dora_scale", ".diff_b"
+DOWN, UP, ALPHA, MAGNITUDE = ".lora_down.weight", ".lora_up.weight", ".alpha", ".dora_scale"
 _USAGE = """\
 **ComfyUI**: put `{file}` into `models/loras` and load it with *{node}* at strength 1.
 
@@ -67,17 +68,16 @@ def write(adapter: LoraAdapter, file: Path) -> list[Path]:
     adapter = beside_factors(adapter)
     import torch
 
-    names, architecture = _named(adapter)
+    family, names, architecture = _named(adapter)
+    layers = adapter.layers if family.native is None else in_native_names(adapter.layers, family.native)
     tensors = {}
-    for module, layer in adapter.layers.items():
+    for module, layer in layers.items():
         key = names.name(module)
         tensors[key + DOWN], tensors[key + UP] = layer.down, layer.up
         tensors[key + ALPHA] = torch.tensor(layer.scale * layer.rank if layer.rslora else layer.alpha)
         if layer.magnitude is not None:
             axis = (1, -1) if layer.by_input else (-1, 1)
             tensors[key + MAGNITUDE] = layer.magnitude.reshape(*axis, *[1] * (layer.down.ndim - 2))
-        if module in adapter.biases:
-            tensors[key + BIAS] = adapter.biases[module]
     notes = _training_notes(adapter, names, architecture, file)
     save_safetensors(tensors, file, _header(adapter, names, architecture, notes, _hashes(tensors, notes)))
     return [file]
@@ -97,11 +97,11 @@ def _all_names() -> list[KohyaNames]:
     return [family.kohya for family in families.asked() if family.kohya is not None]
 
 
-def _named(adapter: LoraAdapter) -> tuple[KohyaNames, Architecture]:
+def _named(adapter: LoraAdapter) -> tuple[Family, KohyaNames, Architecture]:
     found = families.of_architecture(adapter.architecture)
     if found is None or found[0].kohya is None:
         raise ValueError(f"kohya has no names for {adapter.architecture}")
-    return found[0].kohya, found[1]
+    return found[0], found[0].kohya, found[1]
 
 
 def _training_notes(adapter: LoraAdapter, names: KohyaNames, architecture: Architecture, file: Path) -> dict[str, str]:

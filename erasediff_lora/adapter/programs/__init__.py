@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from erasediff_lora.adapter.programs.base import Limit, Loss, Program, Which, losses
+from erasediff_lora.adapter.programs.base import Limit, Loss, Program, Which, families_read, losses
 from erasediff_lora.adapter.weights import Adapter
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.registry import PROGRAMS
@@ -60,4 +60,16 @@ def _cost(loss: Loss) -> int:
     return loss.layers[0] * (2 if loss.are == "not read" else 1)
 
 
-__all__ = ["ALL", "PROGRAMS", "Limit", "Loss", "Program", "Which", "asked", "lines_of_best", "losses", "losses_in"]
+__all__ = [
+    "ALL",
+    "PROGRAMS",
+    "Limit",
+    "Loss",
+    "Program",
+    "Which",
+    "asked",
+    "families_read",
+    "lines_of_best",
+    "losses",
+    "losses_in",
+]

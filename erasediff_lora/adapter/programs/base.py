@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from erasediff_lora import families
-from erasediff_lora.adapter.weights import BIAS, Adapter, Layer
-from erasediff_lora.registry import FORMATS
+from erasediff_lora.adapter.weights import Adapter, Layer
+from erasediff_lora.registry import FAMILIES, FORMATS
 
 SD, XL, SD3 = "stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3"
 """Names of families in the registry."""
@@ -129,14 +129,15 @@ def losses(name: str, program: Program, format: str, adapter: Adapter[Any]) -> l
     def all_lost(why: str, remedy: str, are: str = "not read") -> list[Loss]:
         return [Loss(name, program.version, (total, total), "", are, why, remedy)]
 
+    reads = families_read(name, program)
     found = None if adapter.architecture is None else families.of_architecture(adapter.architecture)
     family = None if found is None else families.name_of(found[0])
-    if format not in program.reads or (family is not None and family not in program.reads[format]):
-        others = [other for other, suited in program.reads.items() if family in suited and other != format]
+    if format not in reads or (family is not None and family not in reads[format]):
+        others = [other for other, suited in reads.items() if family in suited and other != format]
         remedy = f"Give it the {others[0]} file: convert --format {others[0]}." if others else MERGE
         if format not in FORMATS:
             return all_lost("its readers of this spelling were not looked at", remedy, "not known to be read")
-        of = "" if family is None or format not in program.reads else f" of {family}"
+        of = "" if family is None or format not in reads else f" of {family}"
         return all_lost(f"it reads no {format} files{of}", remedy)
     limits = [
         limit
@@ -155,6 +156,20 @@ def losses(name: str, program: Program, format: str, adapter: Adapter[Any]) -> l
         for x, count in counted
         if count
     ]
+
+
+def families_read(name: str, program: Program) -> dict[str, tuple[str, ...]]:
+    """Format -> families of which a program reads files in it, as the program's entry or the family's says.
+
+    Args:
+        name: The program's name in the registry.
+        program: The program.
+    """
+    return {
+        format: (*program.reads.get(format, ()), *(f for f in FAMILIES if name in FAMILIES[f].read_by.get(format, ())))
+        for format in {**program.reads, **dict.fromkeys(FORMATS)}
+        if format in program.reads or any(name in FAMILIES[f].read_by.get(format, ()) for f in FAMILIES)
+    }
 
 
 def named(pattern: str, words: str) -> Which:
@@ -179,15 +194,7 @@ def _scaled(adapter: Adapter[Any]) -> list[str]:
 
 
 def _of_other_kinds(adapter: Adapter[Any]) -> list[str]:
-    return [name for name, layer in adapter.layers.items() if not isinstance(layer, Layer) and not name.endswith(BIAS)]
-
-
-def _of_biases(adapter: Adapter[Any]) -> list[str]:
-    return [name for name in adapter.layers if name.endswith(BIAS)]
-
-
-def _all_beside_other_kinds(adapter: Adapter[Any]) -> list[str]:
-    return list(adapter.layers) if _of_other_kinds(adapter) or _of_biases(adapter) else []
+    return [name for name, layer in adapter.layers.items() if not isinstance(layer, Layer)]
 
 
 def _of_other_ranks(adapter: Adapter[Any]) -> list[str]:
@@ -220,8 +227,6 @@ DORA = _with_magnitudes("DoRA", None)
 DORA_OF_OUTPUTS = _with_magnitudes("DoRA, magnitudes of the outputs, as in peft", by_input=False)
 SCALED = Which("an alpha that is not the rank", _scaled)
 OTHER_KINDS = Which("LoHa, LoKr, whole differences and other kinds", _of_other_kinds)
-ALL_BESIDE_OTHER_KINDS = Which("all, where some are LoHa, LoKr, whole differences or biases", _all_beside_other_kinds)
-BIASES = Which("biases", _of_biases)
 OTHER_RANKS = Which("a rank that is not the first layer's", _of_other_ranks)
 ATTENTION = named(UNET_ATTENTION, "attention of a UNet")
 OUTSIDE_BLOCKS = named(r"unet\.(?!down_blocks|mid_block|up_blocks)", "first and last convolution, embeddings of a UNet")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from erasediff_lora.adapter.programs.base import (
-    ALL_BESIDE_OTHER_KINDS,
     DIFFUSERS,
     DORA,
     MERGE,
+    OTHER_KINDS,
     OTHER_RANKS,
     OUTSIDE_BLOCKS,
     SCALED,
@@ -17,6 +17,7 @@ from erasediff_lora.adapter.programs.base import (
     XL,
     Limit,
     Program,
+    named,
     of_other_alphas,
 )
 
@@ -80,12 +81,20 @@ PROGRAM = Program(
             versions="before 0.39",
         ),
         Limit(
-            ALL_BESIDE_OTHER_KINDS,
+            named(r"transformer\.(?!(single_)?transformer_blocks\.)", "first and last layers of FLUX.1, its embedders"),
             "not read",
-            "a file with other tensors than those of LoRA is refused",
-            "Give it the diffusers file: convert --format diffusers, with --as lora --rank RANK for other kinds.",
-            "loaders/lora_conversion_utils.py: _convert_non_diffusers_lora_to_diffusers",
+            "their names are translated without the component before them, and then left out",
+            DIFFUSERS,
+            "loaders/lora_conversion_utils.py: _convert_kohya_flux_lora_to_diffusers",
             formats=("kohya",),
+            families=("flux",),
+        ),
+        Limit(
+            OTHER_KINDS,
+            "not read",
+            "only LoRA and DoRA are known",
+            "Make it a LoRA: convert --as lora --rank RANK.",
+            "loaders/lora_conversion_utils.py: _convert_non_diffusers_lora_to_diffusers",
         ),
     ),
 )

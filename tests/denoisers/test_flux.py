@@ -1,0 +1,107 @@
+"""FLUX.1 on tiny random bases, with and without embedded guidance."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+from tiny_transformers import tiny_flux_pipeline
+from torch import Tensor
+from transformer_family import (
+    Case,
+    draws_as_the_pipeline,
+    goes_through_every_verb,
+    merges_a_single_file,
+    slots_are_words,
+)
+
+
+def to_diffusers(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
+    """diffusers' translation, which knows one width: its shares are taken of the tiny one."""
+
+    def split(tensor: Tensor, sizes: tuple[int, ...], dim: int) -> Any:
+        return tensor.split([size * tensor.shape[dim] // sum(sizes) for size in sizes], dim)
+
+    with patch.object(torch, "split", split):
+        translated: dict[str, Tensor] = convert_flux_transformer_checkpoint_to_diffusers(dict(checkpoint))
+    return translated
+
+
+FAMILY, PIPELINE = "flux", tiny_flux_pipeline
+CASE = Case(
+    family=FAMILY,
+    pipeline=FluxPipeline,
+    latents=4,
+    license="flux-1-dev-non-commercial-license",
+    fused="lora_unet_double_blocks_0_img_attn_qkv",
+    to_diffusers=to_diffusers,
+)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """The pipeline's own packing."""
+    return FluxPipeline._pack_latents(latents, *latents.shape)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+@pytest.mark.parametrize("size", [(32, 32), (64, 32)])
+def test_a_loop_over_predict_draws_the_pipelines_pictures(denoiser: Any, guidance: float, size: Any) -> None:
+    draws_as_the_pipeline(CASE, denoiser, guidance, size, pack)
+
+
+def test_the_loss_is_that_of_diffusers_example(denoiser: Any) -> None:
+    """`train_dreambooth_lora_flux.py`, a step of it restated with the pipeline's functions for packing and places."""
+    pipe = denoiser.pipeline
+    latents, noise = torch.randn(2, 2, 4, 8, 4, generator=torch.Generator().manual_seed(1))
+    tokens, pooled, text_ids = pipe.encode_prompt(["a cat", "a dog"], None, max_sequence_length=512)
+    timesteps = torch.tensor([100.0, 900.0])
+    sigmas = (timesteps / 1000).view(-1, 1, 1, 1)
+    noisy = (1.0 - sigmas) * latents + sigmas * noise
+    predicted = pipe.transformer(
+        hidden_states=pack(noisy),
+        timestep=timesteps / 1000,
+        guidance=torch.tensor([3.5]).expand(2),
+        pooled_projections=pooled,
+        encoder_hidden_states=tokens,
+        txt_ids=text_ids,
+        img_ids=FluxPipeline._prepare_latent_image_ids(2, 4, 2, "cpu", torch.float32),
+        return_dict=False,
+    )[0]
+    predicted = FluxPipeline._unpack_latents(predicted, height=64, width=32, vae_scale_factor=8)
+    theirs = ((predicted.float() - (noise - latents).float()) ** 2).reshape(2, -1).mean(1).mean()
+    scheduler = denoiser.noise_scheduler
+    ours = timesteps.long() - 1
+    same = scheduler.add_noise(latents, noise, ours)
+    from erasediff_lora.data.noising import denoising_target
+    from erasediff_lora.objectives.base import mean_squared_error
+
+    prediction = denoiser.predict(same, ours, denoiser.encode_prompts(["a cat", "a dog"]))
+    loss = mean_squared_error(prediction, denoising_target(scheduler, latents, noise, ours))
+    torch.testing.assert_close(loss, theirs, rtol=0, atol=1e-6)
+
+
+def test_slots_are_words_of_t5(denoiser: Any) -> None:
+    slots_are_words(denoiser)
+
+
+def test_every_verb(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
+    goes_through_every_verb(CASE, base, recipe, cli, tmp_path)
+
+
+def test_a_single_file_with_fused_weights(base: Any, cli: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    merges_a_single_file(CASE, base, cli, tmp_path)
+
+
+def test_schnell_is_told_no_guidance(tmp_path: Any) -> None:
+    from erasediff_lora import denoisers
+    from erasediff_lora.recipe import Model
+
+    tiny_flux_pipeline(guidance=False).save_pretrained(tmp_path / "schnell")
+    denoiser = denoisers.load(Model(base=str(tmp_path / "schnell"), family=FAMILY))
+    assert denoiser.architecture == "flux-1-schnell"
+    draws_as_the_pipeline(CASE, denoiser, 0.0, (32, 32), pack)
+    assert denoiser.encode_prompts(["a cat"]).tokens.shape[1] == 256

@@ -1,0 +1,61 @@
+"""The configuration files of published transformers, written out: enough to plan with, and no weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+CLIP_L: dict[str, Any] = {
+    "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_size": 768, "intermediate_size": 3072,
+    "num_attention_heads": 12, "num_hidden_layers": 12, "max_position_embeddings": 77, "vocab_size": 49408,
+    "projection_dim": 768,
+}  # fmt: skip
+T5_XXL: dict[str, Any] = {
+    "architectures": ["T5EncoderModel"], "model_type": "t5", "d_model": 4096, "d_kv": 64, "d_ff": 10240,
+    "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu", "vocab_size": 32128,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+FLUX_VAE: dict[str, Any] = {
+    "_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 16,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32, "sample_size": 1024,
+    "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+SCHEDULER: dict[str, Any] = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0,
+    "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}  # fmt: skip
+FLUX_DEV: dict[str, Any] = {
+    "_class_name": "FluxTransformer2DModel", "in_channels": 64, "num_layers": 19, "num_single_layers": 38,
+    "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+    "guidance_embeds": True, "axes_dims_rope": [16, 56, 56], "patch_size": 1,
+}  # fmt: skip
+BASES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
+    "flux": (
+        "FluxPipeline",
+        {
+            "transformer": ("diffusers", FLUX_DEV),
+            "vae": ("diffusers", FLUX_VAE),
+            "scheduler": ("diffusers", SCHEDULER),
+            "text_encoder": ("transformers", CLIP_L),
+            "text_encoder_2": ("transformers", T5_XXL),
+        },
+    ),
+}
+"""Family -> its pipeline, and the library and the configuration of each component."""
+
+
+def published(family: str, folder: Path) -> Path:
+    """A diffusers folder of the family's published model, without weights."""
+    pipeline, components = BASES[family]
+    index: dict[str, Any] = {"_class_name": pipeline}
+    for name, (library, config) in components.items():
+        kind = config.get("_class_name") or config["architectures"][0]
+        index[name] = [library, kind]
+        (folder / name).mkdir(parents=True)
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        (folder / name / file).write_text(json.dumps(config))
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

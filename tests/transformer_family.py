@@ -1,0 +1,207 @@
+"""What every transformer family must do on a tiny random base; each family's own file says how its pipeline differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from erasediff_lora.adapter import Checkpoint, LoraAdapter, LoraLayer, Provenance, fingerprint, formats
+from erasediff_lora.recipe import Sampling
+from erasediff_lora.registry import FAMILIES
+
+PROMPTS = ["a photo of a cat", "a dog"]
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+ADAPTER = "pytorch_lora_weights.safetensors"
+SIDE = 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family.
+
+    Attributes:
+        family: Its name in the registry.
+        pipeline: Of diffusers.
+        latents: Channels.
+        license: What the card must name.
+        fused: A weight of kohya's file that holds several of ours; None: the family is not fused there.
+        to_diffusers: diffusers' own translation of the authors' names.
+        options: For the pipeline, besides those that all take.
+    """
+
+    family: str
+    pipeline: Any
+    latents: int
+    license: str
+    fused: str | None
+    to_diffusers: Callable[..., dict[str, Tensor]] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def draws_as_the_pipeline(case: Case, denoiser: Any, guidance: float, size: Any, pack: Any) -> None:
+    width, height = size
+    noise = torch.randn(2, case.latents, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
+    arguments = {"width": width, "height": height, "num_inference_steps": 3, "output_type": "latent", **case.options}
+    if "max_sequence_length" in denoiser._given(PROMPTS):
+        arguments["max_sequence_length"] = denoiser.text_tokens
+    theirs = denoiser.pipeline(PROMPTS, guidance_scale=guidance, latents=pack(noise), **arguments).images
+    ours = denoiser.sample(noise, denoiser.encode_prompts(PROMPTS), Sampling(steps=3, guidance=guidance))
+    assert torch.equal(pack(ours), theirs)
+    assert float((ours - noise).abs().max()) > 0.01
+    again = denoiser.generate(PROMPTS, [1, 2], Sampling(steps=2, guidance=guidance), output="latent", size=size)
+    assert again.shape == noise.shape
+    encoded = denoiser.encode_prompts(PROMPTS)
+    by_embedding = denoiser.generate(encoded, [1, 2], Sampling(steps=2, guidance=guidance), output="latent", size=size)
+    assert torch.equal(again, by_embedding)
+
+
+def slots_are_words(denoiser: Any) -> None:
+    """A word's own embeddings in its place: all tokens of it are what they were, and they can be searched for."""
+    word = denoiser.embed_word("cat").detach().requires_grad_()
+    told = denoiser.encode_slots(["a photo of a <*>"], word)
+    plain = denoiser.encode_prompts(["a photo of a cat"])
+    assert told.parts.keys() == plain.parts.keys()
+    torch.testing.assert_close(told.tokens, plain.tokens)
+    (gradient,) = torch.autograd.grad(told.tokens.square().sum(), [word])
+    assert bool((gradient.abs().sum(dim=1) > 0).all())
+    assert denoiser.token_embeddings.shape[1] == word.shape[1]
+    assert denoiser.embed_words(["cat", "a dog"]).shape[0] == 2
+    assert denoiser.decode_tokens([5, 6])
+
+
+def goes_through_every_verb(case: Case, base: Path, recipe: Any, cli: Any, tmp_path: Path) -> None:
+    """prepare, plan, train, resume, evaluate, convert, stack, merge, extract, publish."""
+    robust = {"preset": "robust", "adversary": {"refresh_every": 2, "steps": 1, "batch_size": 2}}
+    sampling = {"steps": 2, "guidance": 2.0, "batch_size": 4, "resolution": SIDE}
+    file = recipe(sampling=sampling, **robust)
+    run, other = tmp_path / "run", tmp_path / "other"
+    for verb in ("prepare", "plan"):
+        result = cli(verb, file)
+        assert result.status == 0, result.err
+    result = cli("train", file, "--evaluation.metrics", "[drift]")
+    assert result.status == 0, result.err
+    adapter = load_file(run / ADAPTER)
+    assert all(name.startswith("transformer.") for name in adapter)
+    assert "drift" in json.loads((run / "evaluation.json").read_text())["metrics"]
+    assert cli("train", file, "--output", other, "--training.steps", "2").status == 0
+    assert cli("train", file, "--output", other, "--resume").status == 0
+    resumed = load_file(other / ADAPTER)
+    assert all(torch.equal(adapter[name], resumed[name]) for name in adapter), "resumed, to the last bit"
+
+    search = "{steps: 1, restarts: 1, samples: 2, batch_size: 2}"
+    late = ("--evaluation.latent_start", "{samples: 1}", "--evaluation.adversarial_prompt", search)
+    result = cli("evaluate", run, "--evaluation.inversion", search, *late, "--name", "more")
+    assert result.status == 0, result.err
+    closed = recipe(sampling=sampling, objective={"name": "uce"}, adapter={"rank": 4}, output=str(tmp_path / "uce"))
+    result = cli("train", closed)
+    assert result.status == 0, result.err
+    assert any(bool(tensor.any()) for name, tensor in load_file(tmp_path / "uce" / ADAPTER).items() if "lora_B" in name)
+    result = cli("stack", run, f"{other}:0.5", "--output", tmp_path / "both")
+    assert result.status == 0, result.err
+    result = cli("merge", base, tmp_path / "both", "--output", tmp_path / "merged")
+    assert result.status == 0, result.err
+    pipe = case.pipeline.from_pretrained(base)
+    pipe.load_lora_weights(tmp_path / "both")
+    pipe.fuse_lora()
+    fused = {name.replace(".base_layer", ""): tensor for name, tensor in pipe.transformer.state_dict().items()}
+    merged = load_file(tmp_path / "merged" / WEIGHTS)
+    for name, tensor in merged.items():
+        torch.testing.assert_close(fused[name], tensor, atol=1e-6, rtol=1e-5)
+    result = cli("extract", base, tmp_path / "merged", "--output", tmp_path / "found", "--rank", "8")
+    assert result.status == 0, result.err
+    kept = formats.read(tmp_path / "found")
+    both = formats.read(tmp_path / "both")
+    for name, layer in kept.layers.items():
+        torch.testing.assert_close(layer.delta(), both.layers[name].delta(), atol=1e-5, rtol=1e-4)
+    _names(case, run, cli, tmp_path, adapter)
+    assert cli("publish", run, "--repo", "me/it", "--dry_run").status == 0
+    card = (run / "hub/README.md").read_text()
+    assert case.license in card and case.pipeline.__name__ in card
+
+
+def _names(case: Case, run: Path, cli: Any, tmp_path: Path, adapter: dict[str, Tensor]) -> None:
+    """diffusers' names, peft's and kohya's, there and back."""
+    result = cli("convert", run, tmp_path / "peft", "--format", "peft")
+    assert result.status == 0, result.err
+    assert cli("convert", tmp_path / "peft", tmp_path / "back", "--format", "diffusers").status == 0
+    back = load_file(tmp_path / "back" / ADAPTER)
+    assert back.keys() == adapter.keys() and all(torch.equal(back[name], adapter[name]) for name in back)
+    if case.fused is None:
+        return
+    (kohya,) = run.glob("erase-*.safetensors")
+    theirs = load_file(kohya)
+    assert theirs[f"{case.fused}.lora_down.weight"].shape[0] == 6, "three of rank 2"
+    before, after = formats.read(run / ADAPTER), formats.read(kohya)
+    for name, layer in after.layers.items():
+        if name in before.layers:
+            assert torch.equal(layer.delta(), before.layers[name].delta()), name
+        else:
+            assert not bool(layer.delta().any()), "what lies in the same weight stays as it was"
+    assert before.layers.keys() <= after.layers.keys()
+    assert cli("convert", kohya, tmp_path / "again.safetensors", "--format", "kohya").status == 0
+    again = load_file(tmp_path / "again.safetensors")
+    assert all(again[name].shape == tensor.shape for name, tensor in theirs.items()), "it does not grow"
+
+
+def native(case: Case, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The transformer by the authors' names, of which diffusers' own translation must make it again."""
+    names = FAMILIES[case.family].native
+    found: dict[str, Tensor] = {}
+    for key in weights:
+        path, _, leaf = key.rpartition(".")
+        held = names.holding(path)
+        if held is None:
+            found[key] = weights[key]
+            continue
+        parts = [weights[f"{ours}.{leaf}"] for ours in held.modules]
+        whole = torch.cat(parts)
+        whole = torch.cat(whole.chunk(2)[::-1]) if held.swapped else whole
+        is_scale = leaf == "weight" and held.name.endswith(("query_norm", "key_norm"))
+        found[f"{held.name}.{'scale' if is_scale else leaf}"] = whole.contiguous()
+    return found
+
+
+def merges_a_single_file(case: Case, base: Path, cli: Any, tmp_path: Path) -> None:
+    """An adapter of every layer, merged into the authors' file, alone and whole, against the folder's."""
+    weights = load_file(base / WEIGHTS)
+    theirs = native(case, weights)
+    assert case.to_diffusers is not None
+    _same(case.to_diffusers(dict(theirs)), weights)
+    adapter = on_every_layer(case, weights)
+    formats.write(adapter, tmp_path / "a.safetensors", "diffusers")
+    assert cli("merge", base, tmp_path / "a.safetensors", "--output", tmp_path / "folder").status == 0
+    expected = load_file(tmp_path / "folder" / WEIGHTS)
+    for prefix in ("", "model.diffusion_model."):
+        file, out = tmp_path / f"{prefix}in.safetensors", tmp_path / f"{prefix}out.safetensors"
+        save_file({prefix + key: tensor for key, tensor in theirs.items()}, file)
+        assert fingerprint(Checkpoint(file)) == fingerprint(Checkpoint(base))
+        result = cli("merge", file, tmp_path / "a.safetensors", "--output", out)
+        assert result.status == 0, result.err
+        merged = {key.removeprefix(prefix): tensor for key, tensor in load_file(out).items()}
+        _same(case.to_diffusers(merged), expected)
+        result = cli("extract", file, out, "--output", tmp_path / f"{prefix}found", "--rank", "2")
+        assert result.status == 0, result.err
+
+
+def on_every_layer(case: Case, weights: dict[str, Tensor], rank: int = 2) -> LoraAdapter:
+    generator = torch.Generator().manual_seed(3)
+    layers = {}
+    for key, tensor in sorted(weights.items()):
+        if key.endswith(".weight") and tensor.ndim == 2:
+            down = torch.randn(rank, tensor.shape[1], generator=generator) * 0.1
+            up = torch.randn(tensor.shape[0], rank, generator=generator)
+            layers[f"transformer.{key.removesuffix('.weight')}"] = LoraLayer(down, up, float(rank))
+    return LoraAdapter(layers, Provenance(architecture=FAMILIES[case.family].architectures[0].id))
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
