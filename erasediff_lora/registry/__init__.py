@@ -23,6 +23,7 @@ _METRICS = "erasediff_lora.evaluation.metrics"
 _ATTACKS = "erasediff_lora.evaluation.attacks"
 _JUDGES = "erasediff_lora.evaluation.judges"
 _FEATURES = "erasediff_lora.evaluation.features"
+_LAUNCHERS = "erasediff_lora.sweeps.launchers"
 
 OBJECTIVES = Registry(
     "objectives",
@@ -153,6 +154,16 @@ FEATURES = Registry(
 DETECTORS = Registry("detectors", {"nudenet": f"{_JUDGES}.nudenet:NudeNet", "opennsfw": f"{_JUDGES}.opennsfw:OpenNsfw"})
 """What finds nudity in a picture: judges that are an `evaluation.judges.nudity.NudityJudge`."""
 
+LAUNCHERS = Registry(
+    "launchers",
+    {
+        "processes": f"{_LAUNCHERS}.processes:Processes",
+        "submitit": f"{_LAUNCHERS}.submitit:Submitit",
+        "ray": f"{_LAUNCHERS}.ray:Ray",
+    },
+)
+"""What starts the runs of a sweep: classes that are a `sweeps.launchers.Launcher`."""
+
 __all__ = [
     "ATTACKS",
     "DETECTORS",
@@ -160,6 +171,7 @@ __all__ = [
     "FORMATS",
     "JUDGES",
     "KINDS",
+    "LAUNCHERS",
     "METRICS",
     "OBJECTIVES",
     "PROGRAMS",
