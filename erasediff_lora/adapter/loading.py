@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from erasediff_lora import families
 from erasediff_lora.adapter import formats
 from erasediff_lora.adapter.checkpoint import fingerprint_of, fingerprint_of_network
+from erasediff_lora.adapter.formats import Asked
 from erasediff_lora.adapter.pointwise import like
 from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError
@@ -19,7 +21,13 @@ from erasediff_lora.storage.paths import existing
 
 
 def load(
-    pipeline: Any, path: Path | str, *, name: str = "erasure", base: Path | None = None, strict: bool = False
+    pipeline: Any,
+    path: Path | str,
+    *,
+    name: str = "erasure",
+    base: Path | None = None,
+    strict: bool = False,
+    family: str | None = None,
 ) -> None:
     """Load an adapter of any format with diffusers' own loader, and compare the base with the one it was trained on.
 
@@ -31,11 +39,13 @@ def load(
         name: The adapter's name in the pipeline.
         base: Where the pipeline's weights come from, if the pipeline does not know.
         strict: Refuse an adapter that was trained on another base, instead of warning.
+        family: What base the adapter is for, such as 'stable-diffusion-v1'; where the file does not tell, the
+            pipeline's.
 
     Raises:
         UserError: If the file cannot be used or does not fit the pipeline, or `strict` and the bases differ.
     """
-    form, adapter = formats.read_as(path)
+    form, adapter = _read(path, family or families.of_pipeline(type(pipeline).__name__), is_asked=family is not None)
     where = base or Path(str(getattr(pipeline, "name_or_path", None) or "."))
     network = _network(pipeline)
     if network.dtype in (torch.float32, torch.float16):
@@ -49,6 +59,19 @@ def load(
         if form != "diffusers" or fitted is not adapter:
             (file,) = formats.write(fitted, folder, "diffusers")
         pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+
+
+def _read(path: Path | str, family: str | None, *, is_asked: bool) -> tuple[str, LoraAdapter]:
+    """The format and the adapter: by what the user says, or else by what the file tells, or else by the pipeline."""
+    asked = Asked.parse(family)
+    if is_asked:
+        return formats.read_as(path, asked)
+    try:
+        return formats.read_as(path)
+    except UserError:
+        with contextlib.suppress(UserError):
+            return formats.read_as(path, asked)
+        raise
 
 
 def _network(pipeline: Any) -> Any:

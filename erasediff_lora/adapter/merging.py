@@ -14,6 +14,7 @@ import torch
 from erasediff_lora.adapter import updates
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
 from erasediff_lora.adapter.fp8 import Rounding
+from erasediff_lora.adapter.merged_card import Merged, tells_of_base
 from erasediff_lora.adapter.placing import columns_of, require_places
 from erasediff_lora.adapter.updates import Update
 from erasediff_lora.adapter.weight_file import EMA, WeightFile
@@ -40,8 +41,9 @@ def merge(
     """Write a copy of a base with adapters merged into it: W' = W + Σ s · ΔW, where ΔW = scale · B A for LoRA.
 
     The sum is taken in float32 and cast once to the tensor's dtype; weights in 8 bits are widened by their scales for
-    it. Running averages (EMA) of the weights are changed too. Every other tensor, the header and every other file stay
-    as they are, byte for byte. A few blocks of the file are in memory at a time.
+    it. Running averages (EMA) of the weights are changed too. Every other tensor and every other file stay as they are,
+    byte for byte, but for what says how the base was: a folder gets a card of its own, and the header of a single file
+    an entry. A few blocks of the file are in memory at a time.
 
     Args:
         model: Diffusers folder, single-file checkpoint (LDM or SD 3 keys), or file of the network alone.
@@ -63,10 +65,10 @@ def merge(
     _check_output(checkpoint, output, overwrite=overwrite)
     for weighted in adapters:
         weighted.warn_of_strength()
+    mark = fingerprint(checkpoint)
     if unmerge:
         _require_no_dora(adapters)
     else:
-        mark = fingerprint(checkpoint)
         for weighted in adapters:
             weighted.adapter.provenance.require_base(mark, str(model), strict=strict)
     sign = -1.0 if unmerge else 1.0
@@ -76,27 +78,29 @@ def merge(
     plan = {file.path: _updates(file, adapters, sign, drop_ema) for file in checkpoint.files}
     _tell_of_averages(checkpoint, plan, drop_ema)
 
-    touched = {component for weighted in adapters for component in weighted.adapter.components}
+    merged = Merged(checkpoint, adapters, unmerge, mark)
     total = sum(file.path.stat().st_size for file in checkpoint.files)
     with tqdm(total=total, desc="unmerge" if unmerge else "merge", unit="B", unit_scale=True) as bar:
         if checkpoint.is_folder:
-            _write_folder(checkpoint, output, plan, touched, bar.update)
+            _write_folder(merged, output, plan, bar.update)
         else:
+            file = checkpoint.files[0]
             with atomic(output) as temporary:
-                _rewrite(checkpoint.files[0], temporary, plan[checkpoint.path], bar.update, drops)
+                _rewrite(file, temporary, plan[checkpoint.path], bar.update, drops, merged.header(file.metadata))
     _tell_of_rounding(checkpoint)
     return output
 
 
 def _write_folder(
-    checkpoint: Checkpoint,
+    merged: Merged,
     output: Path,
     plan: Mapping[Path, Mapping[str, Sequence[Update]]],
-    touched: set[str],
     progress: Callable[[int], object],
 ) -> None:
+    checkpoint = merged.checkpoint
+    touched = {component for weighted in merged.adapters for component in weighted.adapter.components}
     with atomic_folder(output) as folder:
-        _copy_others(checkpoint, folder, touched)
+        merged.write_card(folder, _copy_others(checkpoint, folder, touched))
         for file in checkpoint.files:
             with atomic(folder / file.path.relative_to(checkpoint.path)) as temporary:
                 _rewrite(file, temporary, plan[file.path], progress)
@@ -139,6 +143,7 @@ def _rewrite(
     plan: Mapping[str, Sequence[Update]],
     progress: Callable[[int], object],
     drop: Sequence[str] = (),
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     adders = {
         key: partial(updates.apply, rows=file.tensors[key].shape[0], updates=[update.prepared(file) for update in mine])
@@ -147,7 +152,7 @@ def _rewrite(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the blocks are shared out among threads already
     try:
-        file.rewrite(target, adders, progress, drop)
+        file.rewrite(target, adders, progress, drop, metadata)
     finally:
         torch.set_num_threads(threads)
 
@@ -209,14 +214,17 @@ def _holds_base(file: Path) -> bool:
         return False
 
 
-def _copy_others(checkpoint: Checkpoint, folder: Path, touched: set[str]) -> None:
+def _copy_others(checkpoint: Checkpoint, folder: Path, touched: set[str]) -> list[str]:
     """Copy all other files, but no second set of the touched weights: it would be the model as it was.
 
     diffusers' trainers keep running averages in a folder of their own, such as unet_ema.
+
+    Returns:
+        Files that tell of the base, and were not copied.
     """
     merged = {file.path for file in checkpoint.files}
     touched = touched | {f"{component}_ema" for component in touched}
-    left = []
+    left, told = [], []
     for source in sorted(checkpoint.path.rglob("*")):
         inside = source.relative_to(checkpoint.path)
         if source.is_dir() or source in merged:
@@ -228,7 +236,13 @@ def _copy_others(checkpoint: Checkpoint, folder: Path, touched: set[str]) -> Non
         ):
             left.append(str(inside))
             continue
+        if tells_of_base(inside):
+            told.append(str(inside))
+            continue
         (folder / inside).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, folder / inside)
     if left:
         log.warning("warning: not copied, as they hold the model before merging: %s", ", ".join(left))
+    if told:
+        log.info("note: not copied, as they tell of the model before merging: %s", ", ".join(told))
+    return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,8 @@ from erasediff_lora.storage.tensors import StoredTensor
 
 T = TypeVar("T")
 DOWN, UP, ALPHA, MAGNITUDE = "lora_down.weight", "lora_up.weight", "alpha", "dora_scale"
+UP_BIAS = "lora_up.bias"
+"""B's own bias (peft's `lora_bias`), which adds itself times the scale to the bias of the base."""
 _LORA = frozenset((DOWN, UP))
 
 
@@ -61,10 +64,26 @@ def layers_of(
         if kind is not None:
             found[name] = composite(kind, mine, alpha, rank, magnitude)
         elif mine:
-            found[name] = _lora(mine, alpha, magnitude, rslora, source, theirs)
+            found[name] = layer = _lora(mine, alpha, magnitude, rslora, source, theirs)
+            if UP_BIAS in parts:
+                found[name + BIAS] = replace(_bias_of(parts), scale=layer.scale)
     except ValueError as error:
         raise unusable(source, f"has parts that do not fit at {theirs}: {error}.") from None
     return found
+
+
+def _bias_of(parts: Mapping[str, StoredTensor]) -> StoredComposite:
+    """B's bias, as a difference of the base's.
+
+    Raises:
+        ValueError: If there is another one, or DoRA, with which it would mean something else.
+    """
+    if others := {MAGNITUDE, *full.BIASES} & parts.keys():
+        raise ValueError(f"{UP_BIAS} beside {', '.join(sorted(others))}")
+    bias = parts[UP_BIAS]
+    if bias.shape != parts[UP].shape[:1]:
+        raise ValueError(f"{UP_BIAS} is {list(bias.shape)}, {UP} {list(parts[UP].shape)}")
+    return composite(KINDS["full"], {full.WEIGHT: bias}, None)
 
 
 def shape_of(parts: Mapping[str, StoredTensor]) -> tuple[int, ...] | None:
@@ -82,8 +101,11 @@ def _kind_of(parts: Mapping[str, T]) -> tuple[Kind | None, dict[str, T]]:
     Raises:
         ValueError: If they are of more than one kind; it says which parts are left over.
     """
-    rest = {part: tensor for part, tensor in parts.items() if part not in {ALPHA, MAGNITUDE, *full.BIASES}}
+    beside = {ALPHA, MAGNITUDE, *full.BIASES}
+    rest = {part: tensor for part, tensor in parts.items() if part not in beside}
     kind: Kind | None = next((KINDS[name] for name in KINDS if rest.keys() & KINDS[name].marks), None)
+    if kind is None and rest.keys() & _LORA:
+        rest.pop(UP_BIAS, None)
     foreign = rest.keys() - (_LORA if kind is None else kind.parts)
     if foreign:
         raise ValueError(f"{', '.join(sorted(foreign))} beside {', '.join(sorted(rest.keys() - foreign))}")

@@ -13,7 +13,7 @@ from typing import Any
 from erasediff_lora.adapter.checkpoint import Checkpoint
 from erasediff_lora.adapter.composite import Composite
 from erasediff_lora.adapter.weighted import Weighted
-from erasediff_lora.adapter.weights import Adapter, AnyLayer, squeezed
+from erasediff_lora.adapter.weights import BIAS, Adapter, AnyLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ def require_places(weighted: Weighted, checkpoint: Checkpoint) -> None:
     for name, layer in weighted.adapter.layers.items():
         found = checkpoint.find(name)
         if found is None:
-            missing.append(name)
+            if not name.endswith(BIAS) or bool(layer.delta().any()):
+                missing.append(name)
             continue
         shape = found[0].shape(found[1])
         columns = columns_of(name, layer, shape)
@@ -58,6 +59,16 @@ def require_places(weighted: Weighted, checkpoint: Checkpoint) -> None:
     if other:
         more = f" ({len(other)} of {count} weights differ)" if len(other) > 1 else ""
         what = f"does not fit {checkpoint.path}: {other[0]}{more}."
+    elif missing and all(name.endswith(BIAS) for name in missing):
+        first = missing[0].removesuffix(BIAS)
+        raise UserError(
+            Problem(
+                "adapter",
+                weighted.source,
+                f"has biases for {len(missing)} layers that have none in {checkpoint.path}, such as {first}.",
+                "Load it beside the model with peft or diffusers: merged, there is no place for them.",
+            )
+        )
     elif missing:
         what = f"adapts {len(missing)} weights that {checkpoint.path} does not have, such as {missing[0]}."
     else:

@@ -49,7 +49,11 @@ def stack(adapters: Sequence[Weighted]) -> LoraAdapter:
             up=torch.cat([layer.up.double() * (layer.scale * strength) for layer, strength in parts], dim=1).float(),
             alpha=float(sum(layer.rank for layer, _ in parts)),
         )
-    return LoraAdapter(with_one_alpha(layers), _provenance(adapters))
+    biases: dict[str, torch.Tensor] = {}
+    for adapter, strength in plain:
+        for name, bias in adapter.biases.items():
+            biases[name] = bias * strength + biases[name] if name in biases else bias * strength
+    return LoraAdapter(with_one_alpha(layers), _provenance(adapters), biases=biases)
 
 
 def compress(adapter: LoraAdapter, rank: int) -> tuple[LoraAdapter, float]:
@@ -138,8 +142,9 @@ class Overlap:
 def interference(one: Weighted, other: Weighted) -> list[Overlap]:
     """The layers that two adapters share, those that interfere most first."""
     overlaps = []
-    for name in one.adapter.layers.keys() & other.adapter.layers.keys():
-        first, second = one.adapter.layers[name], other.adapter.layers[name]
+    ours, theirs = one.plain("stack").layers, other.plain("stack").layers
+    for name in ours.keys() & theirs.keys():
+        first, second = ours[name], theirs[name]
         (u1, s1, v1), (u2, s2, v2) = factors.orthonormal(first), factors.orthonormal(second)
         s1, s2 = s1 * abs(one.strength), s2 * abs(other.strength)
         r1, r2 = _numerical_rank(s1), _numerical_rank(s2)

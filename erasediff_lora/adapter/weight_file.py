@@ -24,6 +24,7 @@ from erasediff_lora.storage.tensors import open_tensors
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16} | fp8.DTYPES
 EMA = "model_ema."
 """Before the names of the running averages of an LDM checkpoint, which have no dots."""
+PAGE = 4096
 _NETWORK = "model.diffusion_model."
 _BARE = ("", "diffusion_model.")
 """What stands instead of `_NETWORK` in files of the network alone."""
@@ -58,6 +59,10 @@ class WeightFile:
     @cached_property
     def slots(self) -> dict[str, Slot]:
         """Adapter name, such as 'unet.conv_in', -> where that weight lies."""
+        found = self._slots()
+        return {name: slot for name, slot in found.items() if slot.divides(self.tensors[slot.key].shape)}
+
+    def _slots(self) -> dict[str, Slot]:
         if self.component is None:
             return families.slots(self.tensors) | self._bare_slots()
         weights = [key for key in self.tensors if key.endswith(".weight")]
@@ -81,12 +86,24 @@ class WeightFile:
             return self.slots.get(name)
         slot = self.slots.get(name.removesuffix(BIAS))
         key = None if slot is None else bias_key(slot.key)
-        return replace(slot, key=key) if slot is not None and key in self.tensors else None
+        if slot is None or key not in self.tensors or not slot.divides(self.tensors[key].shape):
+            return None
+        return replace(slot, key=key)
 
     def averaged(self, slot: Slot) -> Slot | None:
-        """Where the running average (EMA) of what lies in a slot is kept; None if it is not."""
+        """Where the running average (EMA) of what lies in a slot is kept; None if it is not.
+
+        Raises:
+            UserError: If it has another shape.
+        """
         key = EMA + slot.key.removeprefix("model.").replace(".", "")
-        return replace(slot, key=key) if slot.key.startswith("model.") and key in self.tensors else None
+        if not slot.key.startswith("model.") or key not in self.tensors:
+            return None
+        shape, there = self.tensors[slot.key].shape, self.tensors[key].shape
+        if shape != there:
+            what = f"has a running average {key} {list(there)} of a weight that is {list(shape)}."
+            raise UserError(Problem("model", str(self.path), what, "Leave the averages out with --drop_ema."))
+        return replace(slot, key=key)
 
     def shape(self, slot: Slot) -> tuple[int, ...]:
         """Shape of the weight in a slot."""
@@ -182,14 +199,16 @@ class WeightFile:
         change: Mapping[str, Change],
         progress: Callable[[int], object],
         drop: Collection[str] = (),
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Write a copy in which some tensors are changed and every other byte is the same.
+        """Write a copy in which some tensors are changed and all others are the same, byte for byte.
 
         Args:
             target: Where to; not this file.
             change: Tensor name -> what changes a block of its rows.
             progress: Called with the number of bytes just written, from any thread.
-            drop: Tensors to leave out; the header is then written anew.
+            drop: Tensors to leave out.
+            metadata: Of the new header; None: the header stays, but for what is dropped.
 
         Raises:
             UserError: If a changed value is not finite in the tensor's dtype, or the dtype is no plain float.
@@ -199,16 +218,17 @@ class WeightFile:
             if block.key is not None:
                 self._change(block.key, data, block.first_row, change[block.key], scratch)
 
-        blocks = list(self._blocks(change, drop))
-        if drop:
-            header = self._header_without(drop)
+        is_anew = bool(drop) or metadata is not None
+        blocks = list(self._blocks(change, drop, is_anew))
+        if is_anew:
+            header = self._header_without(drop, self.metadata if metadata is None else metadata)
             target.write_bytes(header)
             blocks = list(_packed(blocks, len(header)))
         block_copy.copy(self.path, target, blocks, alter, progress)
 
-    def _blocks(self, change: Mapping[str, Change], drop: Collection[str]) -> Iterator[Block]:
+    def _blocks(self, change: Mapping[str, Change], drop: Collection[str], without_header: bool) -> Iterator[Block]:
         """The file from beginning to end, cut so that a block is unchanged or some rows of one changed tensor."""
-        position = min(stored.start for stored in self.tensors.values()) if drop else 0
+        position = self._begin if without_header else 0
         for key, stored in self.tensors.items():
             if key not in change and key not in drop:
                 continue
@@ -222,9 +242,14 @@ class WeightFile:
                 yield Block(stored.start + first * row, min(stride, stored.shape[0] - first) * row, key, first)
         yield from block_copy.stretch(position, self.path.stat().st_size)
 
-    def _header_without(self, drop: Collection[str]) -> bytes:
-        """The header of the file without some tensors, as safetensors aligns it."""
-        header: dict[str, object] = {"__metadata__": self.metadata} if self.metadata else {}
+    @property
+    def _begin(self) -> int:
+        """Where the values begin."""
+        return min(stored.start for stored in self.tensors.values())
+
+    def _header_without(self, drop: Collection[str], metadata: Mapping[str, str]) -> bytes:
+        """The header of the file without some tensors; what follows lies at the same place of a page as before."""
+        header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
         position = 0
         for key, stored in self.tensors.items():
             if key not in drop:
@@ -232,7 +257,7 @@ class WeightFile:
                 header[key] = {"dtype": stored.dtype, "shape": stored.shape, "data_offsets": [position, end]}
                 position = end
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * ((self._begin - 8 - len(text)) % PAGE)
         return len(text).to_bytes(8, "little") + text
 
     def _change(self, key: str, data: memoryview, first: int, change: Change, scratch: Tensor) -> None:

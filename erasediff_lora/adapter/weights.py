@@ -225,10 +225,15 @@ class Adapter(Generic[L]):
         for name, layer in self.layers.items():
             if isinstance(layer, LoraLayer):
                 layers[name] = layer
+        biases: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            if isinstance(layer, CompositeLayer) and name.endswith(BIAS) and name.removesuffix(BIAS) in layers:
+                biases[name.removesuffix(BIAS)] = layer.delta()
         others: dict[str, Any] = {
             name: layer
             for name, layer in self.layers.items()
-            if name not in layers or (layer.magnitude is not None and not dora)
+            if (name not in layers and name.removesuffix(BIAS) not in biases)
+            or (layer.magnitude is not None and not dora)
         }
         if others:
             titles = sorted({layer.title for layer in others.values()})
@@ -244,12 +249,23 @@ class Adapter(Generic[L]):
                     + ", or merge it.",
                 )
             )
-        return LoraAdapter(layers, self.provenance, self.header)
+        return LoraAdapter(layers, self.provenance, self.header, biases)
 
 
 @dataclass(frozen=True)
 class LoraAdapter(Adapter[LoraLayer]):
-    """An adapter in memory, all of it LoRA or DoRA."""
+    """An adapter in memory, all of it LoRA or DoRA.
+
+    Attributes:
+        biases: Of some of the layers' modules, what is added to the base's bias, (out,) in float32.
+    """
+
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def biases_of(self, component: str) -> dict[str, Tensor]:
+        """Those of one component, by module path."""
+        prefix = component + "."
+        return {name.removeprefix(prefix): bias for name, bias in self.biases.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,14 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     _add_asked(parser)
 
 
-def _add_asked(parser: argparse.ArgumentParser) -> None:
+def _add_family(parser: argparse.ArgumentParser, told_by: str = "the file") -> None:
     parser.add_argument(
-        "--family", help="what base it is for, such as stable-diffusion-v1, where the file does not tell"
+        "--family", help=f"what base it is for, such as stable-diffusion-v1, where {told_by} does not tell"
     )
+
+
+def _add_asked(parser: argparse.ArgumentParser) -> None:
+    _add_family(parser)
     parser.add_argument("--only", nargs="+", default=(), metavar="PART", help="leave out all but these, such as unet")
 
 
@@ -259,7 +263,7 @@ def _extract_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="the most that a layer may have")
     parser.add_argument("--energy", type=float, help="share of a layer's change to keep, such as 0.99")
     parser.add_argument("--concepts", nargs="+", default=[], metavar="NAME", help="what was erased, for the header")
-    parser.add_argument("--family", help="what the base is, such as stable-diffusion-v1, where it does not tell")
+    _add_family(parser, told_by="the base")
     parser.add_argument("--format", default="diffusers", help="file format, such as diffusers, kohya or peft")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
 
@@ -294,6 +298,7 @@ def _publish_arguments(parser: argparse.ArgumentParser) -> None:
         "--force", action="store_true", help="make public also what failed or was not measured; the card says so"
     )
     parser.add_argument("--base_model", help="hub id of the base, if the recipe does not have it")
+    _add_family(parser)
     parser.add_argument("--license", help="licence id, or other:NAME:LINK; that of the base's family otherwise")
     parser.add_argument(
         "--pictures",
@@ -321,6 +326,7 @@ def _publish(parsed: argparse.Namespace, rest: list[str]) -> None:
         license=parsed.license,
         pictures=parsed.pictures,
         training_images=parsed.training_images,
+        family=parsed.family,
     )
     print(f"hub folder {folder}")
     if not parsed.dry_run:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+OUTSIDE_TEXT_MODEL = ("text_projection",)
+"""What a text encoder has beside its `text_model`: ComfyUI, Forge and diffusers know lora_te2_text_projection only."""
+
 
 def _same(name: str) -> str | None:
     return name
@@ -52,4 +55,7 @@ class KohyaNames:
     def name(self, module: str) -> str:
         """The inverse of `module`; where they have no name for it, it is ours with underscores."""
         component, _, path = (self.to_theirs(module) or module).partition(".")
-        return self.prefixes[component] + path.replace(".", "_")
+        prefix = self.prefixes[component]
+        if path in OUTSIDE_TEXT_MODEL:
+            prefix = prefix.removesuffix("text_model_")
+        return prefix + path.replace(".", "_")

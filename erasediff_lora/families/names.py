@@ -19,7 +19,10 @@ from erasediff_lora.families.layouts import Layout
 from erasediff_lora.registry import FAMILIES
 
 Modules = tuple[str, ...]
-"""Names of the modules, such as 'unet.conv_in', whose rows a tensor holds, from top to bottom: nearly always one."""
+"""Names of the modules, such as 'unet.conv_in', whose rows a tensor holds, from top to bottom: nearly always one.
+
+`layouts.Swapped` where the halves of its rows lie the other way round.
+"""
 Shape = tuple[int, ...]
 _NETWORK = ("lora_unet_", "lycoris_", "diffusion_model_", "model_diffusion_model_", "base_model_model_", "")
 _ENCODER = ("base_model_model_", "")
@@ -80,7 +83,7 @@ class Size:
         """Component -> spelled path -> modules."""
         return {
             component: {
-                spelled(theirs): tuple(f"{component}.{path}" for path in ours) for theirs, ours in layout.native()
+                spelled(theirs): type(ours)(f"{component}.{path}" for path in ours) for theirs, ours in layout.native()
             }
             | {spelled(path): (f"{component}.{path}",) for path, _ in layout.weights()}
             for component, layout in self.layouts.items()
@@ -134,8 +137,8 @@ def of_any_size(family: Family, name: str, *, trusted: bool = False) -> Modules 
         return None if found is None else (found,)
     if kohya is not None:
         component, _, path = kohya.partition(".")
-        if _path(family, component, spelled(path)) is not None:
-            return (kohya,)
+        if (found := _path(family, component, spelled(path))) is not None:
+            return (f"{component}.{found}",)
     flat = spelled(name)
     for component in (family.component, *family.encoders):
         for prefix in prefixes(family, component):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from erasediff_lora.families.layouts.mmdit import IMAGE, OUTER, TEXT
+from erasediff_lora.families.layouts.mmdit import IMAGE, LAST, OUTER, TEXT
 from erasediff_lora.families.slot import Slot
 
 NETWORK = "model.diffusion_model."
@@ -19,7 +19,6 @@ ENCODERS = {
     "text_encoders.t5xxl.transformer.": "text_encoder_3",
 }
 _BLOCK = re.compile(r"joint_blocks\.(\d+)\.(x|context)_block\.(.+)")
-_LAST = {"final_layer.adaLN_modulation.1": "norm_out.linear"}
 
 
 def slots(keys: Collection[str]) -> dict[str, Slot]:
@@ -43,8 +42,8 @@ def slots(keys: Collection[str]) -> dict[str, Slot]:
 def _network(key: str, path: str, last: int) -> dict[str, Slot]:
     if path in OUTER:
         return {f"transformer.{OUTER[path]}": Slot(key)}
-    if path in _LAST:
-        return {f"transformer.{_LAST[path]}": Slot(key, swapped=True)}
+    if path in LAST:
+        return {f"transformer.{LAST[path]}": Slot(key, swapped=True)}
     match = _BLOCK.fullmatch(path)
     names = () if match is None else (IMAGE if match[2] == "x" else TEXT).get(match[3], ())
     if match is None or not names:

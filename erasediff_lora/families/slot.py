@@ -28,6 +28,10 @@ class Slot:
         """Rows of the weight in a tensor of so many."""
         return rows // self.parts * self.span
 
+    def divides(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape can hold the slice: it has rows, and so many that they can be shared out."""
+        return 0 not in shape and bool(shape) and shape[0] % (self.parts * (1 + self.swapped)) == 0
+
     def stretches(self, rows: int) -> Iterator[tuple[int, int, int]]:
         """First row in a tensor of so many rows, first row in the weight, and number, of each unbroken stretch."""
         height = self.height(rows)

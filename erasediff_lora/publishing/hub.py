@@ -16,6 +16,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 from huggingface_hub.utils import validate_repo_id
 
 from erasediff_lora.adapter import formats
+from erasediff_lora.adapter.formats import NOTHING, Asked
 from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import License
@@ -54,6 +55,7 @@ def publish(
     license: str | None = None,
     pictures: Pictures = "both",
     training_images: bool = False,
+    family: str | None = None,
 ) -> Path:
     """Assemble the hub folder of a run, and upload it.
 
@@ -68,6 +70,7 @@ def publish(
         pictures: 'after' leaves out what the base draws for the erased concept; 'none' leaves out all; 'unblurred'
             shows both as they are, where nudity is the subject too.
         training_images: Include the contact sheets of the forget and the retain set.
+        family: What base the adapter is for, such as 'stable-diffusion-v1', where its file does not tell.
 
     Returns:
         The folder, RUN/hub.
@@ -76,7 +79,7 @@ def publish(
         UserError: If something given cannot be used, or the hub refuses.
     """
     named = _checked(repo, base_model, license)
-    source = read_source(existing(run, "run"))
+    source = read_source(existing(run, "run"), Asked.parse(family))
     _require_proof(source, public=public, force=force)
     folder = assemble(
         source, repo, base_model=base_model, license=named, pictures=pictures, training_images=training_images
@@ -116,8 +119,12 @@ class Source:
         return self.is_sensitive if chosen is None else chosen
 
 
-def read_source(run: Path) -> Source:
+def read_source(run: Path, asked: Asked = NOTHING) -> Source:
     """What a folder has to be published.
+
+    Args:
+        run: The folder.
+        asked: What the user says of the adapter.
 
     Raises:
         UserError: If it is no folder, has no adapter, or something in it is damaged.
@@ -131,7 +138,7 @@ def read_source(run: Path) -> Source:
         file = formats.locate(run)
     except UserError as error:
         raise UserError(*(Problem("run", str(run), problem.what, remedy) for problem in error.problems)) from None
-    adapter = formats.read(file)
+    adapter = formats.read(file, asked)
     recipe = Recipe.load(run / RECIPE_FILE) if (run / RECIPE_FILE).is_file() else None
     return Source(run, adapter, recipe, read_findings(run, file, adapter.provenance.concepts))
 

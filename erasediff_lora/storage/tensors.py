@@ -46,6 +46,7 @@ class StoredTensor:
         shape: As stored.
         start: Offset of its first byte from the beginning of the file.
         end: Offset behind its last one.
+        is_swapped: Whether the two halves of its rows lie the other way round.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
     end: int
+    is_swapped: bool = False
 
     @property
     def ndim(self) -> int:
@@ -93,7 +95,8 @@ class StoredTensor:
         with self.path.open("rb") as stream:
             stream.seek(self.start)
             stream.readinto(data)
-        return data
+        half = len(data) // 2
+        return data[half:] + data[:half] if self.is_swapped else data
 
     def tensor(self) -> Tensor:
         """Its values in their own dtype, which must be a float."""

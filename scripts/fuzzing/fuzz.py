@@ -2,8 +2,9 @@
 
     python scripts/fuzzing/fuzz.py TARGET [-runs=1000000] [OPTIONS] [CORPUS]
 
-TARGET is one of recipe, adapter, configuration, labelled, captions, table, picture. It fails on anything but a result
-or a UserError, on a result that cannot be shown, and after 5 s.
+TARGET is one of recipe, adapter, update, configuration, checkpoint, labelled, captions, table, picture. It fails on
+anything but a result or a UserError, on a result that cannot be shown, after 1 s of processor time, and past 500 MB.
+What took longest stands in $FUZZ_LOG, if that is set, one JSON a line.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import json
+import os
+import resource
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -20,7 +25,9 @@ from types import FunctionType
 import hostile_files
 import torch
 
-from erasediff_lora.adapter import formats
+from erasediff_lora.adapter import Checkpoint, Weighted, fingerprint, formats, merge
+from erasediff_lora.adapter.parts import part_names
+from erasediff_lora.adapter.reduction import as_lora
 from erasediff_lora.data import images, layouts
 from erasediff_lora.data.pictures import open_picture
 from erasediff_lora.errors import UserError
@@ -44,6 +51,74 @@ METADATA = [
     *("erasediff.history", "erasediff.architecture", "format"),
     *("ss_base_model_version", "ss_v2", "modelspec.architecture", "erasediff.alphas", "erasediff_component"),
 ]
+NAMES = [
+    *("unet.mid_block.attentions.0.proj_in", "lora_unet_mid_block_attentions_0_proj_in", "mid_block.resnets.0.conv1"),
+    *("lora_unet_input_blocks_4_1_proj_in", "lora_te1_text_model_encoder_layers_0_mlp_fc1", "lora_unet_conv_in"),
+    *("lora_te_text_model_encoder_layers_0_mlp_fc1", "text_encoder_2.text_projection", "transformer.proj_out"),
+    *("diffusion_model.joint_blocks.3.x_block.attn.qkv", "transformer.transformer_blocks.3.norm1.linear"),
+    *("base_model.model.down_blocks.0.resnets.1.conv2", "lora_unet_mid_block_attentions_0_norm", "unet.conv_norm_out"),
+]
+"""Modules, as programs spell them."""
+PARTS = sorted(
+    {*part_names(), "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "lora.down.weight"}
+)
+WEIGHTS = [
+    *("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.middle_block.1.proj_in.weight"),
+    *("model.diffusion_model.middle_block.1.proj_in.bias", "model_ema.diffusion_modelmiddle_block1proj_inweight"),
+    *("cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight", "middle_block.1.proj_in.weight"),
+    *(
+        "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight",
+        "mid_block.attentions.0.proj_in.weight",
+    ),
+    *(
+        "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",
+        "model.diffusion_model.final_layer.linear.weight",
+    ),
+    *("model.diffusion_model.middle_block.1.proj_in.scale_weight", "scaled_fp8", "logvar", "first_stage_model.x"),
+]
+CONFIG_FIELDS = [
+    *("r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias"),
+    *("init_lora_weights", "target_modules", "modules_to_save", "fan_in_fan_out", "layer_replication", "arrow_config"),
+    *("trainable_token_indices", "layers_to_transform", "use_effective_conv2d", "decompose_both", "use_bdlora"),
+]
+DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F64": 8, "I64": 8, "BOOL": 1}
+SECONDS, BYTES = 1.0, 500e6
+"""What no input may take."""
+
+
+class Choices:
+    """Bytes read as choices, 0 where there are none left."""
+
+    def __init__(self, data: bytes) -> None:
+        self._rest = list(data)
+
+    def take(self, limit: int) -> int:
+        """A number below the limit."""
+        return self._rest.pop(0) % limit if self._rest else 0
+
+    def text(self) -> str:
+        """Some of the bytes as text."""
+        text, self._rest = self._rest[:60], self._rest[60:]
+        return bytes(text).decode("utf-8", "replace")
+
+    def notes(self) -> dict[str, str]:
+        """A header's metadata."""
+        return {METADATA[self.take(len(METADATA))]: self.text() for _ in range(self.take(3))}
+
+    def write(self, file: Path, names: list[str], *, alike: bool) -> None:
+        """A safetensors file of tensors with these names, of any dtypes, or mostly of one."""
+        header, position, dtypes = dict[str, object](), 0, list(DTYPES)
+        common = dtypes[self.take(len(dtypes))]
+        for name in names:
+            dtype = common if alike or self.take(4) else dtypes[self.take(len(dtypes))]
+            shape = [1 + self.take(4) for _ in range((0, 1, 2, 2, 2, 4, 4, 3)[self.take(8)])]
+            size = DTYPES[dtype] * int(torch.tensor(shape).prod()) if shape else DTYPES[dtype]
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + size]}
+            position += size
+        values = (bytes(1), b"\x38\x3c\x00\x3f", b"\xff")[self.take(3)]
+        notes = self.notes()
+        content = (values * (position // len(values) + 1))[:position]
+        file.write_bytes(hostile_files.safetensors(header | ({"__metadata__": notes} if notes else {}), content))
 
 
 def recipe(data: bytes) -> None:
@@ -64,21 +139,49 @@ def adapter(data: bytes) -> None:
 
 
 def _assembled(data: bytes) -> bytes:
-    """Reads bytes as choices: fragments of a name, a shape; the last ones are metadata."""
-    rest = list(data)
-
-    def take(limit: int) -> int:
-        return rest.pop(0) % limit if rest else 0
-
-    header, position = {}, 0
+    """Names put together from fragments, shapes, and metadata."""
+    choices, header, position = Choices(data), {}, 0
+    take = choices.take
     for _ in range(take(6)):
         key = "".join(FRAGMENTS[take(len(FRAGMENTS))] for _ in range(1 + take(5)))
         entry = hostile_files.tensor([take(5) for _ in range(take(5))], position)
         header[key] = entry
         position = entry["data_offsets"][1]
-    notes = {METADATA[take(len(METADATA))]: bytes(rest[: take(60)]).decode("utf-8", "replace") for _ in range(take(3))}
+    notes = choices.notes()
     content = torch.full((position // 4,), float(take(3))).numpy().tobytes()
     return hostile_files.safetensors(header | ({"__metadata__": notes} if notes else {}), content)
+
+
+def update(data: bytes) -> None:
+    """Real modules with parts of any kinds: read, measured, made a LoRA, written in every format and read again."""
+    choices, file = Choices(data), WORK / "update.safetensors"
+    modules = [NAMES[choices.take(len(NAMES))] for _ in range(1 + choices.take(2))]
+    names = [f"{module}.{PARTS[choices.take(len(PARTS))]}" for module in modules for _ in range(1 + choices.take(5))]
+    choices.write(file, list(dict.fromkeys(names)), alike=bool(choices.take(8)))
+    formats.describe(file)[1].norm()
+    made = as_lora(formats.read_any(file), "this", rank=1 + choices.take(4)).adapter
+    for name in formats.suited(made):
+        folder = WORK / name
+        written = formats.write(made, folder, name, overwrite=True)
+        again = formats.read(folder if name == "peft" else written[0])
+        assert again.layers.keys() == made.layers.keys()
+        for path in written:
+            path.unlink()
+
+
+def checkpoint(data: bytes) -> None:
+    """The file of a base: what it is, its fingerprint, and an adapter merged into it."""
+    choices, file, out = Choices(data), WORK / "base.safetensors", WORK / "merged.safetensors"
+    names = [WEIGHTS[choices.take(len(WEIGHTS))] for _ in range(1 + choices.take(6))]
+    choices.write(file, list(dict.fromkeys(names)), alike=bool(choices.take(2)))
+    base, adapter = Checkpoint(file), WORK / "middle.safetensors"
+    fingerprint(base)
+    assert isinstance(base.architectures, tuple)
+    if not adapter.exists():
+        down, up = hostile_files.tensor([1, 2]), hostile_files.tensor([2, 1], 8)
+        pair = {f"{NAMES[0]}.lora_A.weight": down, f"{NAMES[0]}.lora_B.weight": up}
+        adapter.write_bytes(hostile_files.safetensors(pair, bytes(16)))
+    merge(base.path, [Weighted.read(adapter)], out, overwrite=True, drop_ema=bool(choices.take(2)))
 
 
 def configuration(data: bytes) -> None:
@@ -90,8 +193,29 @@ def configuration(data: bytes) -> None:
     if not file.exists():
         tensors = {names[0]: hostile_files.tensor([2, 8], 0), names[1]: hostile_files.tensor([8, 2], 64)}
         file.write_bytes(hostile_files.safetensors(tensors, bytes(128)))
-    file.with_name("adapter_config.json").write_bytes(b'{"peft_type": "LORA", ' + data if data[:1] != b"{" else data)
-    formats.describe(folder)
+    text = _fields(data[1:]) if data[:1] < b"\x80" else b'{"peft_type": "LORA", ' + data
+    file.with_name("adapter_config.json").write_bytes(data if data[:1] == b"{" else text)
+    formats.describe(folder)[1].norm()
+
+
+def _fields(data: bytes) -> bytes:
+    """A configuration with some of the fields that there are, and values that may stand there or not."""
+    choices, fields = Choices(data), dict[str, object]()
+    types = ("LORA", "LOHA", "LOKR", "IA3", None)
+    fields["peft_type"] = types[choices.take(len(types))]
+    for _ in range(choices.take(6)):
+        name = CONFIG_FIELDS[choices.take(len(CONFIG_FIELDS))]
+        kind = choices.take(9)
+        values: tuple[object, ...] = (
+            True,
+            None,
+            choices.take(256) - 128,
+            10.0 ** (choices.take(80) - 20),
+            "gaussian",
+            [],
+        )
+        fields[name] = values[kind] if kind < len(values) else {choices.text(): choices.take(256)}
+    return json.dumps(fields).encode()
 
 
 def labelled_set(data: bytes) -> None:
@@ -138,7 +262,9 @@ def _listing(name: str, data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "recipe": recipe,
     "adapter": adapter,
+    "update": update,
     "configuration": configuration,
+    "checkpoint": checkpoint,
     "labelled": labelled_set,
     "captions": captions,
     "table": table,
@@ -147,11 +273,35 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 
 def once(name: str, data: bytes) -> None:
-    """Run a target; what a user would be told is no failure."""
+    """Run a target; what a user would be told is no failure.
+
+    Raises:
+        AssertionError: If it cannot be shown, or took too long or too much memory.
+    """
+    begin, before = time.process_time(), _peak()
     try:
         TARGETS[name](data)
     except UserError as error:
         assert str(error).replace("\n", "").isprintable()
+    _charge(name, data, time.process_time() - begin, _peak() - before)
+
+
+WORST = [0.0, 0.0]
+"""Seconds and bytes of the worst inputs so far."""
+
+
+def _charge(name: str, data: bytes, seconds: float, size: float) -> None:
+    if seconds > WORST[0] or size > WORST[1]:
+        WORST[:] = [max(pair) for pair in zip(WORST, (seconds, size), strict=True)]
+        if log := os.environ.get("FUZZ_LOG"):
+            entry = {"target": name, "seconds": round(seconds, 4), "bytes": size, "input": data.hex()[:400]}
+            with Path(log).open("a") as stream:
+                stream.write(json.dumps(entry) + "\n")
+    assert seconds < SECONDS and size < BYTES, f"{seconds:.2f} s, {size / 1e6:.0f} MB"
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _functions(*packages: str) -> set[FunctionType]:
@@ -167,6 +317,10 @@ def main() -> None:
     import atheris
 
     name = sys.argv.pop(1)
+    for empty in (bytes(8), bytes([2] * 40)):  # what is imported late is
+        with contextlib.suppress(AssertionError):
+            once(name, empty)
+    WORST[:] = [0.0, 0.0]
     for function in _functions("erasediff_lora", "yaml"):
         atheris.instrument_func(function)
     atheris.Setup([*sys.argv, "-timeout=5"], lambda data: once(name, data))

@@ -12,6 +12,7 @@ import torch
 from adapters import close, draw, inject, pipeline, random_adapter
 from diffusers import StableDiffusionPipeline
 from fixtures import Cli, RecipeFile
+from huggingface_hub import ModelCard
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from single_file import pack
@@ -20,12 +21,13 @@ from torch import Tensor
 from erasediff_lora import demo
 from erasediff_lora.adapter import Checkpoint, LoraAdapter, LoraLayer, Provenance, fingerprint, formats
 
+FAMILY = ("--family", "stable-diffusion-v1")  # which a small model does not tell
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
-def header(file: Path) -> bytes:
+def header(file: Path) -> dict[str, Any]:
     data = file.read_bytes()
-    return data[: 8 + int.from_bytes(data[:8], "little")]
+    return dict(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]))
 
 
 def single(file: Path, config: Path) -> StableDiffusionPipeline:
@@ -62,7 +64,10 @@ def test_sum_is_rounded_once_and_all_else_stays(dtype: Any, tiny_base: Path, tmp
     result = cli("merge", file, tmp_path / "one:0.5", f"{tmp_path / 'two'}:1", "--output", out)
     assert result.status == 0, result.err
     assert file.read_bytes() == before
-    assert header(out) == header(file)
+    before_header, after_header = header(file), header(out)
+    notes = json.loads(after_header.pop("__metadata__").pop("erasediff.merged"))
+    assert [note["strength"] for note in notes] == [0.5, 1.0] and [note["adapter"] for note in notes] == ["one", "two"]
+    assert before_header.pop("__metadata__") == {"note": "keep me"} and after_header == before_header
 
     old, new, slots = load_file(file), load_file(out), Checkpoint(file).files[0].slots
     exact: dict[str, Tensor] = {}
@@ -96,11 +101,12 @@ def test_folder_keeps_its_other_files_and_drops_unerased_copies(tiny_base: Path,
     result = cli("merge", model, tmp_path / "adapter", "--output", tmp_path / "out")
     assert result.status == 0, result.err
     assert "they hold the model before merging: unet/diffusion_pytorch_model.bin, whole.safetensors" in result.err
+    assert "note: not copied, as they tell of the model before merging: README.md" in result.err
     files = {p.relative_to(model) for p in model.rglob("*") if p.is_file()}
     left = {Path("unet/diffusion_pytorch_model.bin"), Path("whole.safetensors")}
     assert {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*") if p.is_file()} == files - left
     variants = {Path(UNET), Path("unet/diffusion_pytorch_model.fp16.safetensors")}
-    for inside in files - left - variants:
+    for inside in files - left - variants - {Path("README.md")}:
         assert (tmp_path / "out" / inside).read_bytes() == (model / inside).read_bytes(), inside
     key = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     for variant, original in ((UNET, unet), ("unet/diffusion_pytorch_model.fp16.safetensors", half)):
@@ -108,6 +114,68 @@ def test_folder_keeps_its_other_files_and_drops_unerased_copies(tiny_base: Path,
         expected = (original[f"{key}.weight"].float() + adapter.layers[f"unet.{key}"].delta()).to(merged.dtype)
         assert torch.allclose(merged.float(), expected.float(), rtol=1e-3, atol=1e-6)
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_the_card_of_a_merged_model_says_what_was_done_and_nothing_else(tmp_path: Path, cli: Cli) -> None:
+    """The demo's own card praises the cats that it draws, with numbers and a picture."""
+    origin = Provenance(concepts=("cat",), base_fingerprint=fingerprint(Checkpoint(demo.MODEL_DIR)))
+    formats.write(inject(pipeline(demo.MODEL_DIR), provenance=origin), tmp_path / "erase_cat", "peft")
+    formats.write(inject(pipeline(demo.MODEL_DIR), provenance=Provenance()), tmp_path / "other|one", "peft")
+    arguments = (f"{tmp_path / 'erase_cat'}:0.8", tmp_path / "other|one", *FAMILY)
+    result = cli("merge", demo.MODEL_DIR, *arguments, "--output", tmp_path / "out")
+    assert result.status == 0, result.err
+    assert "tell of the model before merging: README.md, contact_sheet.webp, measured.json" in result.err
+    assert not any((tmp_path / "out" / name).exists() for name in ("measured.json", "contact_sheet.webp"))
+    assert (tmp_path / "out/judge.safetensors").read_bytes() == demo.JUDGE_FILE.read_bytes()
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.to_dict() | {"erasediff.merged": 0} == {
+        "license": "apache-2.0", "library_name": "diffusers", "erasediff.merged": 0
+    }  # fmt: skip
+    said = [
+        {"adapter": "erase_cat", "strength": 0.8, "concepts": ["cat"]},
+        {"adapter": "other|one", "strength": 1.0, "concepts": []},
+    ]
+    assert card.data["erasediff.merged"] == said
+    assert "| erase\\_cat | 0.8 | cat | yes |" in card.text
+    assert "| other\\|one | 1 | nothing is recorded | unknown |" in card.text
+    assert "keep it from drawing cat. Whether they do was not measured" in card.text
+    assert "that of the base, apache-2.0, as its card says" in card.text
+    assert "%" not in card.text and str(tmp_path) not in card.text and "contact\\_sheet.webp" in card.text
+
+    result = cli("merge", tmp_path / "out", *arguments, "--unmerge", "--output", tmp_path / "back")
+    assert result.status == 0, result.err
+    card = ModelCard.load(tmp_path / "back/README.md")
+    assert [entry["strength"] for entry in card.data["erasediff.merged"]] == [0.8, 1.0, -0.8, -1.0]
+    assert "adapters taken out" in card.text and "keep it from drawing" not in card.text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "---\na: [\n---\n", "---\nlicense: [1]\n---", "---\n- 1\n---\n", "\0" * 2_000_000]
+)
+def test_a_base_with_a_damaged_card_or_none(text: str, tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
+    model = tmp_path / "models--some--base/snapshots/abc"
+    shutil.copytree(tiny_base, model)
+    (model / "README.md").write_text(text)
+    formats.write(random_adapter(tiny_base), tmp_path / "adapter", "peft")
+    result = cli("merge", model, tmp_path / "adapter", "--output", tmp_path / "out")
+    assert result.status == 0, result.err
+    card = (tmp_path / "out/README.md").read_text()
+    assert "# some/base, with adapters merged in" in card and "which is not known here" in card
+    assert "license" not in ModelCard.load(tmp_path / "out/README.md").data.to_dict()
+
+
+def test_hashes_of_the_weights_as_they_were_are_left_out(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
+    notes = {"modelspec.hash_sha256": "0x1", "sshs_model_hash": "1", "modelspec.title": "Base", "erasediff.merged": "["}
+    file = pack(tiny_base, tmp_path / "model.safetensors", torch.float16, notes)
+    formats.write(random_adapter(tiny_base), tmp_path / "adapter", "kohya")
+    for number, source in enumerate((file, tmp_path / "0.safetensors")):
+        out = tmp_path / f"{number}.safetensors"
+        result = cli("merge", source, tmp_path / "adapter", "--output", out)
+        assert result.status == 0, result.err
+        metadata = header(out)["__metadata__"]
+        assert metadata.keys() == {"modelspec.title", "erasediff.merged"}
+        assert len(json.loads(metadata["erasediff.merged"])) == number + 1
+        assert out.stat().st_size % 4096 == file.stat().st_size % 4096  # the values lie as they lay in their pages
 
 
 def test_sharded_folder_and_bare_unet(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
@@ -134,7 +202,8 @@ def test_sharded_folder_and_bare_unet(tiny_base: Path, tmp_path: Path, cli: Cli)
     bare = tmp_path / "unet.safetensors"
     shutil.copy(tiny_base / UNET, bare)
     assert cli("merge", bare, tmp_path / "adapter", "--output", tmp_path / "bare_out.safetensors").status == 0
-    assert (tmp_path / "bare_out.safetensors").read_bytes() == (tmp_path / "plain" / UNET).read_bytes()
+    lone, whole = load_file(tmp_path / "bare_out.safetensors"), load_file(tmp_path / "plain" / UNET)
+    assert lone.keys() == whole.keys() and all(torch.equal(lone[key], whole[key]) for key in lone)
 
 
 def test_open_clip_text_encoder_in_a_single_file(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:

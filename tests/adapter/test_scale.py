@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_sd3_pipeline, tiny_xl_pipeline
 from torch import Tensor
 
+from erasediff_lora import families
 from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats
 from erasediff_lora.cli import main
 from erasediff_lora.families.names import sizes
@@ -229,7 +230,11 @@ def test_any_way_through_the_formats(
 ) -> None:
     """B · A · scale is the same to the last bit where scales are powers of two, else to a rounding of B each step."""
     folder = tmp_path_factory.mktemp("way")
-    way = [name for name in way if name in formats.suited(adapter)] or ["peft"]
+    suited = set(formats.suited(adapter))
+    family, _ = families.of_architecture(adapter.provenance.architecture)
+    if family.native:
+        suited -= {"kohya"}  # holds several modules in one weight, which `transformer_family` goes through
+    way = [name for name in way if name in suited] or ["peft"]
     file, *_ = formats.write(adapter, folder / "0", way[0])
     for step, name in enumerate(way[1:], 1):
         assert main(["convert", str(file.parent), str(folder / str(step)), "--format", name]) == 0

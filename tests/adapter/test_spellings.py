@@ -19,6 +19,8 @@ from single_file import unet_blocks, unet_key
 from torch import Tensor
 
 from erasediff_lora.adapter import formats
+from erasediff_lora.adapter.formats import Asked
+from erasediff_lora.errors import UserError
 from erasediff_lora.families.names import sizes
 from erasediff_lora.registry import FAMILIES
 
@@ -248,6 +250,58 @@ def test_fused_projections_of_sd3_are_taken_apart(prefix: str, tmp_path: Path, c
         assert magnitude is not None and torch.equal(magnitude, part.flatten())
     save_file(factors | {f"{name}.dora_scale": torch.rand(1, 1536)}, tmp_path / "a.safetensors")
     refused(cli("inspect", tmp_path / "a.safetensors"), "of 3 modules, which cannot be taken apart.")
+
+
+LAST_OF_SD3 = {
+    "joint_blocks_23_context_block_adaLN_modulation_1": "transformer_blocks.23.norm1_context.linear",
+    "final_layer_adaLN_modulation_1": "norm_out.linear",
+}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), LAST_OF_SD3.items())
+def test_layers_of_sd3_that_shift_first_elsewhere(theirs: str, ours: str, tmp_path: Path) -> None:
+    """kohya trains the authors' code, whose last layers give shift and scale in the other order than diffusers'."""
+    down, up, bias = torch.randn(RANK, 1536), torch.randn(2 * 1536, RANK), torch.randn(2 * 1536)
+    scale, name = torch.rand(2 * 1536, 1), f"lora_unet_{theirs}"
+
+    def turned(tensor: Tensor) -> Tensor:
+        return torch.cat(tensor.chunk(2)[::-1])
+
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    save_file(tensors, tmp_path / "a.safetensors")
+    same(tmp_path / "a.safetensors", "stable_diffusion_3", {f"transformer.{ours}": (down, turned(up))})
+    save_file(tensors | {f"{name}.dora_scale": scale, f"{name}.diff_b": bias}, tmp_path / "a.safetensors")
+    adapter = formats.read(tmp_path / "a.safetensors")
+    magnitude = adapter.layers[f"transformer.{ours}"].magnitude
+    assert magnitude is not None and torch.equal(magnitude, turned(scale).flatten())
+    assert torch.equal(adapter.biases[f"transformer.{ours}"], turned(bias))
+    by_input = {f"{name}.dora_scale": torch.rand(1, 1536)}  # one for each input: the order of the outputs is all one
+    save_file(tensors | by_input, tmp_path / "a.safetensors")
+    layer = formats.read(tmp_path / "a.safetensors").layers[f"transformer.{ours}"]
+    assert layer.by_input and torch.equal(layer.up, turned(up))
+    save_file({f"{name}.diff": up @ down}, tmp_path / "a.safetensors")
+    whole = formats.read_any(tmp_path / "a.safetensors").layers[f"transformer.{ours}"]
+    torch.testing.assert_close(whole.delta(), turned(up @ down))
+    loha = {f"{name}.hada_w{side}_{half}": (up if half == "a" else down).clone() for side in (1, 2) for half in "ab"}
+    save_file(loha, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="cannot be taken apart"):
+        formats.read_any(tmp_path / "a.safetensors")
+
+
+def test_the_projection_of_a_text_encoder_has_no_text_model_before_it(tmp_path: Path) -> None:
+    """ComfyUI, Forge and diffusers look for lora_te2_text_projection; bases of any size have it."""
+    name = "text_encoder_2.text_projection"
+    for width in (1280, 8):
+        tensors = {f"{name}.lora_A.weight": torch.randn(RANK, width), f"{name}.lora_B.weight": torch.randn(width, RANK)}
+        save_file(tensors, tmp_path / "a.safetensors")
+        adapter = formats.read(tmp_path / "a.safetensors", Asked.parse("stable-diffusion-xl-v1-base"))
+        (file,) = formats.write(adapter, tmp_path / "kohya.safetensors", "kohya", overwrite=True)
+        keys = {f"lora_te2_text_projection.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")}
+        assert load_file(file).keys() == keys
+        old = {key.replace("te2_", "te2_text_model_"): tensor for key, tensor in load_file(file).items()}
+        save_file(old, tmp_path / "old.safetensors")
+        for read in (file, tmp_path / "old.safetensors"):
+            assert list(formats.read(read, Asked.parse("stable-diffusion-xl-v1-base")).layers) == [name]
 
 
 def test_a_folder_for_each_part_of_the_pipeline(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:

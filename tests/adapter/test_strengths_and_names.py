@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import inject, pipeline
 from fixtures import Cli
 from huggingface_hub import ModelCard
 from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from erasediff_lora.adapter import Weighted
+from erasediff_lora.adapter import Weighted, formats, load
 from erasediff_lora.errors import UserError
 
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -113,3 +114,37 @@ def test_nothing_is_claimed_of_another_persons_style(tmp_path: Path, cli: Cli) -
         cli("publish", tmp_path / "run", "--repo", "me/style", "--dry_run", "--public"),
         "it is recorded nowhere that it erases anything",
     )
+
+
+def test_publish_takes_the_family_where_the_file_does_not_tell(tmp_path: Path, cli: Cli) -> None:
+    """A text encoder that several families have."""
+    name = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    (tmp_path / "run").mkdir()
+    tensors = {f"{name}.lora_down.weight": torch.ones(2, 768), f"{name}.lora_up.weight": torch.ones(3072, 2)}
+    save_file(tensors, tmp_path / "run/style.safetensors")
+    command = ("publish", tmp_path / "run", "--repo", "me/style", "--dry_run")
+    refused(cli(*command, "--family", "sdxl"), "--family = 'sdxl': is unknown.")
+    for family, license, named in (
+        ("stable-diffusion-xl-v1-base", "openrail++", "StableDiffusionXLPipeline"),
+        ("stable-diffusion-3", "other", "StableDiffusion3Pipeline"),
+    ):
+        result = cli(*command, "--family", family)
+        assert result.status == 0, result.err
+        card = ModelCard.load(tmp_path / "run/hub/README.md")
+        assert card.data.license == license and named in card.content
+    result = cli(*command)
+    assert result.status == 0 and "licence of the base is unknown" in result.err
+    assert ModelCard.load(tmp_path / "run/hub/README.md").data.license is None
+
+
+def test_load_asks_the_pipeline_what_the_file_does_not_tell(tiny_base: Path, tmp_path: Path) -> None:
+    """A header that names a family of another program, above layers that the pipeline has."""
+    pipe, file = pipeline(tiny_base), tmp_path / "a.safetensors"
+    formats.write(inject(pipeline(tiny_base)), file, "diffusers")
+    save_file(load_file(file), tmp_path / "b.safetensors", {"modelspec.architecture": "chroma/lora"})
+    with pytest.raises(UserError, match="looks like a file for Chroma"):
+        formats.read(tmp_path / "b.safetensors")
+    load(pipe, tmp_path / "b.safetensors", base=tiny_base)
+    assert pipe.get_active_adapters() == ["erasure"]
+    with pytest.raises(UserError, match="stable-diffusion-3"):
+        load(pipe, file, name="other", base=tiny_base, family="stable-diffusion-3")

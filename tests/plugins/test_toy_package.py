@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from fixtures import RecipeFile
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+UNET = "unet/diffusion_pytorch_model.safetensors"
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = Path(__file__).parent / "toy_package"
 SESSION = """
@@ -59,9 +62,11 @@ def recipe(recipe_file: RecipeFile, tiny_base: Path, tmp_path: Path) -> Path:
     file: Path = recipe_file(
         model={"base": str(base), "family": "toy_diffusion"},
         objective={"name": "towards_grey", "retain_weight": 0.5},
+        adapter={"kind": "timid"},
         evaluation={
             "judge": "brightest",
-            "metrics": ["accuracy", "brightness"],
+            "metrics": ["accuracy", "brightness", "distances"],
+            "distances": {"features": "mean_colour"},
             "attacks": ["shout"],
             "brightness": {"scale": 2.0},
             "forget_samples": 2,
@@ -75,7 +80,11 @@ def recipe(recipe_file: RecipeFile, tiny_base: Path, tmp_path: Path) -> Path:
 
 
 def test_one_of_each_kind(installed: Path, recipe: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+    run, halves = tmp_path / "run", tmp_path / "halves.safetensors"
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    base = load_file(tmp_path / "toy_base" / UNET)[f"{name.removeprefix('unet.')}.weight"]
+    parts = {f"{name}.half_{part}": torch.randn(base.shape) for part in ("one", "two")}
+    save_file(parts, halves)
     done = session(
         installed,
         ["prepare", recipe],
@@ -83,19 +92,25 @@ def test_one_of_each_kind(installed: Path, recipe: Path, tmp_path: Path) -> None
         ["train", recipe, "--evaluation.shout.suffix", "loud"],
         ["evaluate", run, "--evaluation.brightness.scale", "3"],
         ["compare", run, "--output", tmp_path / "page.html"],
-        ["inspect", run],
+        ["inspect", run, "--for", "viewer"],
+        ["merge", tmp_path / "toy_base", halves, "--family", "toy-diffusion", "--output", tmp_path / "sum"],
         ["convert", run, tmp_path / "one.safetensors", "--format", "plain"],
-        ["inspect", tmp_path / "one.safetensors"],
+        ["inspect", tmp_path / "one.safetensors", "--for", "viewer"],
         ["convert", tmp_path / "one.safetensors", tmp_path / "back", "--format", "peft"],
         ["merge", tmp_path / "toy_base", tmp_path / "one.safetensors", "--output", tmp_path / "merged"],
         ["extract", tmp_path / "toy_base", tmp_path / "merged", "--output", tmp_path / "again", "--rank", "4"],
         ["publish", run, "--repo", "me/toy", "--dry_run"],
     )
     statuses = [line for line in done.stdout.splitlines() if line.startswith("status")]
-    assert statuses == ["status 0"] * 12, done.stdout + done.stderr
+    assert statuses == ["status 0"] * 13, done.stdout + done.stderr
     found = json.loads((run / "evaluation.json").read_text())
     assert found["metrics"]["brightness"].keys() == {"base", "erased"} and not found["refused"]
     assert found["attacks"]["shout"]["models"]["erased"]["pictures"] == 1
+    assert found["metrics"]["distances"]["features"] == "mean_colour"
+    merged = load_file(tmp_path / "sum" / UNET)[f"{name.removeprefix('unet.')}.weight"]
+    torch.testing.assert_close(merged, base + sum(parts.values()))
+    said = [line for line in done.stdout.splitlines() if line.startswith("viewer 1.0")]
+    assert "it reads no diffusers files" in said[0] and any("nothing is lost of" in line for line in said), said
     page = (run / "report.html").read_text()
     for text in ("How bright:", "Shouting: the prompt, louder", "distance to grey"):
         assert text in page, text

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from erasediff_lora.adapter.formats.reading import Asked
@@ -16,7 +17,8 @@ from erasediff_lora.storage.tensors import TensorFile, open_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+DOWN, UP, MAGNITUDE, UP_BIAS = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".lora_B.bias"
+NO_BIASES: Mapping[str, Tensor] = MappingProxyType({})
 OTHER_FILES = frozenset(
     f".{end}"
     for end in (
@@ -120,11 +122,15 @@ def require_folder_or_safetensors(output: Path) -> None:
         )
 
 
-def peft_tensors(layers: Mapping[str, LoraLayer], prefix: str) -> dict[str, Tensor]:
-    """Tensors by peft's names, with a prefix, from layers by module path.
+def peft_tensors(
+    layers: Mapping[str, LoraLayer], prefix: str, biases: Mapping[str, Tensor] = NO_BIASES
+) -> dict[str, Tensor]:
+    """Tensors by peft's names, with a prefix, from layers and biases by module path.
+
+    If one has a bias, all have: peft's `lora_bias` is for all of them.
 
     Raises:
-        UserError: If a layer is a DoRA by input, which peft does not have.
+        UserError: If a layer is a DoRA by input, or a DoRA with a bias, which peft does not have.
     """
     tensors = {}
     for path, layer in layers.items():
@@ -140,10 +146,28 @@ def peft_tensors(layers: Mapping[str, LoraLayer], prefix: str) -> dict[str, Tens
         tensors[prefix + path + DOWN], tensors[prefix + path + UP] = layer.down, layer.up
         if layer.magnitude is not None:
             tensors[prefix + path + MAGNITUDE] = layer.magnitude
+        if biases:
+            tensors[prefix + path + UP_BIAS] = _bias(layer, biases.get(path), prefix + path)
     return tensors
 
 
-def peft_config(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
+def _bias(layer: LoraLayer, bias: Tensor | None, name: str) -> Tensor:
+    """The bias of B that adds this to the bias of the base."""
+    if bias is None:
+        return layer.up.new_zeros(layer.shape[0])
+    if layer.magnitude is not None:
+        raise UserError(
+            Problem(
+                "adapter",
+                name,
+                "is a DoRA with a bias, which peft and diffusers do not have.",
+                "Write it as kohya, or make it a LoRA with convert --as lora --rank RANK --base BASE.",
+            )
+        )
+    return bias / layer.scale if layer.scale else bias
+
+
+def peft_config(layers: Mapping[str, LoraLayer], biases: Collection[str] = ()) -> dict[str, Any]:
     """The least of a LoraConfig that restores the layers: loaders refuse fields that their peft does not know."""
     rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
     alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
@@ -153,6 +177,7 @@ def peft_config(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
         "target_modules": sorted(layers),
         "use_rslora": any(layer.rslora for layer in layers.values()),
         "use_dora": any(layer.magnitude is not None for layer in layers.values()),
+        **({"lora_bias": True} if biases else {}),
     }
     ranks = {path: layer.rank for path, layer in layers.items() if layer.rank != rank}
     alphas = {path: _whole(layer.alpha) for path, layer in layers.items() if layer.alpha != alpha}

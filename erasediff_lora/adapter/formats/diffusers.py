@@ -16,6 +16,7 @@ from erasediff_lora.adapter.formats.base import (
     DOWN,
     MAGNITUDE,
     UP,
+    UP_BIAS,
     Published,
     as_file,
     peft_config,
@@ -50,7 +51,7 @@ pipe.fuse_lora()                     # optional: into the weights
 def owns(keys: Collection[str]) -> bool:
     """Whether every tensor is a factor of one of a pipeline's components."""
     known = families.components()
-    return all(key.partition(".")[0] in known and key.endswith((DOWN, UP, MAGNITUDE)) for key in keys)
+    return all(key.partition(".")[0] in known and key.endswith((DOWN, UP, MAGNITUDE, UP_BIAS)) for key in keys)
 
 
 def read(stored: TensorFile, asked: Asked = NOTHING) -> StoredAdapter:
@@ -94,9 +95,10 @@ def write(adapter: LoraAdapter, file: Path) -> list[Path]:
     tensors: dict[str, Tensor] = {}
     config: dict[str, Any] = {}
     for component in adapter.components:
-        layers = adapter.component(component)
-        config |= {f"{component}.{name}": value for name, value in peft_config(layers).items()}
-        tensors |= peft_tensors({_with_text_prefix(path): layer for path, layer in layers.items()}, f"{component}.")
+        layers, biases = adapter.component(component), adapter.biases_of(component)
+        config |= {f"{component}.{name}": value for name, value in peft_config(layers, biases).items()}
+        named = {_with_text_prefix(path): layer for path, layer in layers.items()}
+        tensors |= peft_tensors(named, f"{component}.", {_with_text_prefix(path): b for path, b in biases.items()})
     header = {"format": "pt", CONFIG: json.dumps(config, sort_keys=True)} | alphas_header(adapter)
     save_safetensors(tensors, file, adapter.header | header | adapter.provenance.header())
     return [file]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FILE = None
 FOLDER = ""
-DOWN, UP, ALPHA, MAGNITUDE = ".lora_down.weight", ".lora_up.weight", ".alpha", ".dora_scale"
+DOWN, UP, ALPHA, MAGNITUDE, BIAS = ".lora_down.weight", ".lora_up.weight", ".alpha", ".dora_scale", ".diff_b"
 _USAGE = """\
 **ComfyUI**: put `{file}` into `models/loras` and load it with *{node}* at strength 1.
 
@@ -78,6 +78,8 @@ def write(adapter: LoraAdapter, file: Path) -> list[Path]:
         if layer.magnitude is not None:
             axis = (1, -1) if layer.by_input else (-1, 1)
             tensors[key + MAGNITUDE] = layer.magnitude.reshape(*axis, *[1] * (layer.down.ndim - 2))
+        if module in adapter.biases:
+            tensors[key + BIAS] = adapter.biases[module]
     notes = _training_notes(adapter, names, architecture, file)
     save_safetensors(tensors, file, _header(adapter, names, architecture, notes, _hashes(tensors, notes)))
     return [file]

@@ -78,17 +78,19 @@ def write(adapter: LoraAdapter, file: Path) -> list[Path]:
     written = []
     main = adapter.network or adapter.components[0]
     for component in sorted(adapter.components, key=lambda name: name != main):
-        layers = adapter.component(component)
+        layers, biases = adapter.component(component), adapter.biases_of(component)
         mine = file if component == main else file.parent / component / FILE
         header = adapter.header | {"format": "pt", COMPONENT: component} | adapter.provenance.header()
-        save_safetensors(peft_tensors(layers, PREFIX), mine, header)
+        save_safetensors(peft_tensors(layers, PREFIX, biases), mine, header)
         config = {
             "peft_type": "LORA",
             "task_type": None,
             "base_model_name_or_path": adapter.provenance.base_model,
             "bias": "none",
         }
-        write_text(mine.with_name(CONFIG), json.dumps(config | peft_config(layers), indent=2, sort_keys=True) + "\n")
+        write_text(
+            mine.with_name(CONFIG), json.dumps(config | peft_config(layers, biases), indent=2, sort_keys=True) + "\n"
+        )
         written += [mine, mine.with_name(CONFIG)]
     return written
 

@@ -25,7 +25,7 @@ SECONDS = 0.5
 """For all patterns of a configuration together: a hostile one can keep a regex engine busy for hours."""
 _TRAINING_ONLY = """
     peft_type auto_mapping peft_version base_model_name_or_path revision task_type inference_mode r lora_alpha
-    use_rslora rank_pattern alpha_pattern use_dora target_modules exclude_modules lora_dropout fan_in_fan_out
+    use_rslora rank_pattern alpha_pattern use_dora lora_bias target_modules exclude_modules lora_dropout fan_in_fan_out
     layers_to_transform layers_pattern ephemeral_gpu_offload runtime_config loftq_config eva_config corda_config
     lora_ga_config megatron_core qalora_group_size ensure_weight_tying velora_config init_lora_weights
     init_weights alpha module_dropout rank_dropout rank_dropout_scale use_effective_conv2d decompose_both

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from erasediff_lora import families
+from erasediff_lora.adapter.composite import StoredComposite
 from erasediff_lora.adapter.formats import refusals
 from erasediff_lora.adapter.formats.peft_config import LORA, LoraConfig, lora_config
-from erasediff_lora.adapter.formats.tensor_names import BIAS, Sorted, sort, weight_shape
+from erasediff_lora.adapter.formats.tensor_names import Sorted, sort, weight_shape
+from erasediff_lora.adapter.kinds import full
 from erasediff_lora.adapter.parts import ALPHA, layers_of
 from erasediff_lora.adapter.provenance import PREFIX, Provenance
 from erasediff_lora.adapter.scaling import with_alphas
 from erasediff_lora.adapter.weights import AnyStored, StoredAdapter, StoredLayer, checked, unusable
 from erasediff_lora.errors import Problem, UserError, nearest
-from erasediff_lora.storage.tensors import TensorFile
+from erasediff_lora.families.layouts import Swapped
+from erasediff_lora.registry import KINDS
+from erasediff_lora.storage.tensors import StoredTensor, TensorFile
 
 log = logging.getLogger(__name__)
 COMPONENT = "erasediff_component"
@@ -199,17 +203,13 @@ def _layers(
     for name, tensors in found.modules.items():
         component = modules[name][0].partition(".")[0]
         config = configs.get(component) or configs.get("") or LoraConfig(source=source)
-        if BIAS in tensors:
-            raise unusable(
-                source, f"has a bias at {name} (lora_bias), which no LoRA here holds.", "Merge it with peft."
-            )
         path = name.removeprefix(f"{component}.")
         rslora = config.rslora and ALPHA not in tensors  # a tensor's alpha has taken it up
         alpha, rank = config.alpha_of(path), config.rank_of(path)
         mine = layers_of(modules[name][0], tensors, source, name, alpha=alpha, rank=rank, rslora=rslora)
         if config.kind != LORA and (plain := [one for one in mine.values() if isinstance(one, StoredLayer)]):
             raise unusable(config.source, f"has peft_type = {config.kind!r}, but a {plain[0].title} at {name}.")
-        mine = mine if len(modules[name]) == 1 else _split(mine, modules[name], name, source)
+        mine = _shared_out(mine, modules[name], name, source)
         if twice := next((module for module in mine if module in layers), None):
             raise unusable(source, f"has the layer {twice} twice, once as {name}.")
         layers |= mine
@@ -220,16 +220,47 @@ def _layers(
     return layers
 
 
-def _split(layers: Mapping[str, AnyStored], modules: Sequence[str], name: str, source: Path) -> dict[str, AnyStored]:
-    """One layer for each of the modules whose rows lie one below the other in this one's weight: all of A, a part of B.
+def _shared_out(
+    layers: Mapping[str, AnyStored], modules: Sequence[str], name: str, source: Path
+) -> dict[str, AnyStored]:
+    """The layers of the modules whose rows lie in this one's weight, all of A and a part of B each.
+
+    They lie one below the other, or those of one module with their halves the other way round.
 
     Raises:
-        UserError: If its rows cannot be shared out: it is of another kind, or a DoRA by input, whose magnitudes are
+        UserError: If the rows cannot be shared out: they are of another kind, or a DoRA by input, whose magnitudes are
             those of all of them together.
     """
-    shares, layer = families.shares(tuple(modules)), layers.get(modules[0])
-    if not isinstance(layer, StoredLayer) or layer.by_input or layer.up.shape[0] % sum(shares) or len(layers) > 1:
-        raise unusable(source, f"has a layer {name} of {len(modules)} modules, which cannot be taken apart.")
-    magnitudes = [None] * len(modules) if layer.magnitude is None else layer.magnitude.shared(shares)
-    rows = zip(modules, layer.up.shared(shares), magnitudes, strict=True)
-    return {module: replace(layer, up=up, magnitude=magnitude) for module, up, magnitude in rows}
+    if len(modules) == 1 and not isinstance(modules, Swapped):
+        return dict(layers)
+    found: dict[str, AnyStored] = {}
+    for key, layer in layers.items():
+        rows = _rows(layer, modules)
+        if rows is None:
+            raise unusable(source, f"has a layer {name} of {len(modules)} modules, which cannot be taken apart.")
+        end = key.removeprefix(modules[0])  # that of a bias, or none
+        found |= {module + end: part for module, part in zip(modules, rows, strict=True)}
+    return found
+
+
+def _rows(layer: AnyStored, modules: Sequence[str]) -> list[AnyStored] | None:
+    count, shares = len(modules), families.shares(tuple(modules))
+    if layer.shape[0] % (2 if isinstance(modules, Swapped) else sum(shares)):
+        return None
+
+    def share(tensor: StoredTensor) -> list[StoredTensor]:
+        return [replace(tensor, is_swapped=True)] if isinstance(modules, Swapped) else tensor.shared(shares)
+
+    if isinstance(layer, StoredComposite):
+        if layer.kind is not KINDS["full"]:
+            return None
+        parts = share(layer.parts[full.WEIGHT])
+        return [replace(layer, parts={full.WEIGHT: part}, shape=part.shape) for part in parts]
+    if layer.by_input and count > 1:
+        return None
+    magnitudes: Sequence[StoredTensor | None] = [layer.magnitude] * count
+    if layer.magnitude is not None and not layer.by_input:
+        magnitudes = share(layer.magnitude)
+    return [
+        replace(layer, up=up, magnitude=magnitude) for up, magnitude in zip(share(layer.up), magnitudes, strict=True)
+    ]

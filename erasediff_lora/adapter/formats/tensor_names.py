@@ -10,10 +10,9 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from erasediff_lora.adapter.parts import ALPHA, DOWN, MAGNITUDE, UP, part_names, shape_of
+from erasediff_lora.adapter.parts import ALPHA, DOWN, MAGNITUDE, UP, UP_BIAS, part_names, shape_of
 from erasediff_lora.storage.tensors import StoredTensor
 
-BIAS = "lora_up.bias"
 PEFT_MAGNITUDE = "lora_magnitude_vector"
 """Always along the outputs, also of a convolution, where its shape is (1, out, 1, 1)."""
 _NAMED = r"(?:\.(?!weight$|bias$)[\w-]+)?"  # peft's name of the adapter, such as .default
@@ -22,7 +21,7 @@ _DOWN, _UP = _FACTOR.format(peft="A", plain="down"), _FACTOR.format(peft="B", pl
 _SPELLINGS = (
     (re.compile(rf"(.+?){_DOWN}(?:\.weight)?"), DOWN),
     (re.compile(rf"(.+?){_UP}(?:\.weight)?"), UP),
-    (re.compile(rf"(.+?){_UP}\.bias"), BIAS),
+    (re.compile(rf"(.+?){_UP}\.bias"), UP_BIAS),
     (re.compile(rf"(.+?)\.lora_magnitude_vector{_NAMED}(?:\.weight)?"), PEFT_MAGNITUDE),
     (re.compile(r"(.+?)\.dora_scale"), MAGNITUDE),
     (re.compile(r"(.+?)(?:[._]lora|\.lora_linear_layer)?\.(?:lora_)?alpha"), ALPHA),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from erasediff_lora.adapter.programs.base import (
+    BIASES,
     DORA,
     DORA_OF_OUTPUTS,
     MERGE,
@@ -65,6 +66,13 @@ PROGRAM = Program(
             PLAIN,
             "extensions-builtin/Lora/network_lora.py: ModuleTypeLora",
             formats=("diffusers",),
+        ),
+        Limit(
+            BIASES,
+            "not read",
+            "diff_b is read of whole differences only",
+            MERGE,
+            "extensions-builtin/Lora/network_lora.py: NetworkModuleLora",
         ),
     ),
 )

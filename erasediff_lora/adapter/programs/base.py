@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from erasediff_lora import families
-from erasediff_lora.adapter.weights import Adapter, Layer
+from erasediff_lora.adapter.weights import BIAS, Adapter, Layer
 from erasediff_lora.registry import FAMILIES, FORMATS
 
 SD, XL, SD3 = "stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3"
@@ -194,7 +194,15 @@ def _scaled(adapter: Adapter[Any]) -> list[str]:
 
 
 def _of_other_kinds(adapter: Adapter[Any]) -> list[str]:
-    return [name for name, layer in adapter.layers.items() if not isinstance(layer, Layer)]
+    return [name for name, layer in adapter.layers.items() if not isinstance(layer, Layer) and not name.endswith(BIAS)]
+
+
+def _of_biases(adapter: Adapter[Any]) -> list[str]:
+    return [name for name in adapter.layers if name.endswith(BIAS)]
+
+
+def _all_beside_other_kinds(adapter: Adapter[Any]) -> list[str]:
+    return list(adapter.layers) if _of_other_kinds(adapter) or _of_biases(adapter) else []
 
 
 def _of_other_ranks(adapter: Adapter[Any]) -> list[str]:
@@ -227,6 +235,8 @@ DORA = _with_magnitudes("DoRA", None)
 DORA_OF_OUTPUTS = _with_magnitudes("DoRA, magnitudes of the outputs, as in peft", by_input=False)
 SCALED = Which("an alpha that is not the rank", _scaled)
 OTHER_KINDS = Which("LoHa, LoKr, whole differences and other kinds", _of_other_kinds)
+ALL_BESIDE_OTHER_KINDS = Which("all, where some are LoHa, LoKr, whole differences or biases", _all_beside_other_kinds)
+BIASES = Which("biases", _of_biases)
 OTHER_RANKS = Which("a rank that is not the first layer's", _of_other_ranks)
 ATTENTION = named(UNET_ATTENTION, "attention of a UNet")
 OUTSIDE_BLOCKS = named(r"unet\.(?!down_blocks|mid_block|up_blocks)", "first and last convolution, embeddings of a UNet")

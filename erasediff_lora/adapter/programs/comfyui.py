@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from erasediff_lora.adapter.programs.base import (
     ATTENTION,
+    BIASES,
     DORA,
     DORA_OF_OUTPUTS,
     KOHYA,
@@ -82,6 +83,14 @@ PROGRAM = Program(
             "Give it the diffusers file: convert --format diffusers.",
             "comfy/lora.py: model_lora_keys_clip",
             formats=("peft",),
+        ),
+        Limit(
+            BIASES,
+            "not read",
+            "biases are known by the name diff_b only",
+            KOHYA,
+            "comfy/lora.py: load_lora",
+            formats=("diffusers", "peft"),
         ),
     ),
 )

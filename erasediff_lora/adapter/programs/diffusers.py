@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from erasediff_lora.adapter.programs.base import (
+    ALL_BESIDE_OTHER_KINDS,
     DIFFUSERS,
     DORA,
     MERGE,
-    OTHER_KINDS,
     OTHER_RANKS,
     OUTSIDE_BLOCKS,
     SCALED,
@@ -90,11 +90,12 @@ PROGRAM = Program(
             families=("flux",),
         ),
         Limit(
-            OTHER_KINDS,
+            ALL_BESIDE_OTHER_KINDS,
             "not read",
-            "only LoRA and DoRA are known",
-            "Make it a LoRA: convert --as lora --rank RANK.",
+            "a file with other tensors than those of LoRA is refused",
+            "Give it the diffusers file: convert --format diffusers, with --as lora --rank RANK for other kinds.",
             "loaders/lora_conversion_utils.py: _convert_non_diffusers_lora_to_diffusers",
+            formats=("kohya",),
         ),
     ),
 )

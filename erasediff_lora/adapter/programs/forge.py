@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from erasediff_lora.adapter.programs.base import (
     ATTENTION,
+    BIASES,
     DORA,
     DORA_OF_OUTPUTS,
     KOHYA,
@@ -51,6 +52,14 @@ PROGRAM = Program(
             "diffusers' names of a UNet's attention are known in their old spelling (processor.to_q_lora) only",
             KOHYA,
             "packages_3rdparty/comfyui_lora_collection/lora.py: model_lora_keys_unet",
+            formats=("diffusers",),
+        ),
+        Limit(
+            BIASES,
+            "not read",
+            "biases are known by the name diff_b only",
+            KOHYA,
+            "packages_3rdparty/comfyui_lora_collection/lora.py: load_lora",
             formats=("diffusers",),
         ),
     ),

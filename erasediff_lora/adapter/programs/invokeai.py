@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from erasediff_lora.adapter.programs.base import (
+    BIASES,
     DORA_OF_OUTPUTS,
     MERGE,
     PLAIN,
@@ -45,6 +46,13 @@ PROGRAM = Program(
             MERGE,
             "invokeai/backend/model_manager/configs/lora.py: LoRA_LyCORIS_Config_Base._get_base_or_raise",
             families=(SD, XL),
+        ),
+        Limit(
+            BIASES,
+            "not read",
+            "diff_b is read of whole differences only",
+            MERGE,
+            "invokeai/backend/patches/layers/lora_layer.py: LoRALayer.from_state_dict_values",
         ),
     ),
 )

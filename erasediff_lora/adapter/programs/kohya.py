@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from erasediff_lora.adapter.programs.base import (
+    BIASES,
     DORA,
     MERGE,
     OTHER_KINDS,
@@ -47,6 +48,13 @@ PROGRAM = Program(
             "not read",
             "only LoRA is known",
             "Make it a LoRA: convert --as lora --rank RANK.",
+            "networks/merge_lora.py, networks/sdxl_merge_lora.py: merge_to_sd_model",
+        ),
+        Limit(
+            BIASES,
+            "not read",
+            "only lora_up, lora_down and alpha are looked at",
+            MERGE,
             "networks/merge_lora.py, networks/sdxl_merge_lora.py: merge_to_sd_model",
         ),
     ),

@@ -12,6 +12,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Name of a weight -> its shape."""
 
 
+class Swapped(tuple[str, ...]):
+    """The path of one module, the two halves of whose rows lie the other way round in the authors' code."""
+
+
 class Layout(Protocol):
     """One network."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from erasediff_lora.families.layouts import Swapped
+
 Weights = Iterator[tuple[str, tuple[int, ...]]]
 HEAD = 64
 OUTER = {
@@ -16,6 +18,7 @@ OUTER = {
     "context_embedder": "context_embedder",
     "final_layer.linear": "proj_out",
 }
+LAST = {"final_layer.adaLN_modulation.1": "norm_out.linear"}
 IMAGE = {
     "adaLN_modulation.1": ("norm1.linear",),
     "attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -76,17 +79,19 @@ class MMDiT:
         yield "proj_out", (HEAD, width)
 
     def native(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """MMDiT's names, but for the two layers whose rows lie in another order there."""
+        """MMDiT's names. The two layers that shift and scale last do it in another order there."""
         there = dict(self.weights())
         for theirs, ours in OUTER.items():
             yield theirs, (ours,)
+        for theirs, ours in LAST.items():
+            yield theirs, Swapped((ours,))
         for index in range(self.depth):
             for part, names in (("x_block", IMAGE), ("context_block", TEXT)):
                 for theirs, tails in names.items():
                     paths = tuple(f"transformer_blocks.{index}.{tail}" for tail in tails)
                     is_swapped = index == self.depth - 1 and paths[0].endswith("norm1_context.linear")
-                    if paths[0] in there and not is_swapped:
-                        yield f"joint_blocks.{index}.{part}.{theirs}", paths
+                    if paths[0] in there:
+                        yield f"joint_blocks.{index}.{part}.{theirs}", Swapped(paths) if is_swapped else paths
 
     def _block(self, block: str, is_dual: bool, is_last: bool) -> Weights:
         width = self.width

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,13 +15,18 @@ from torch import Tensor
 
 from erasediff_lora.adapter.formats.base import Published, as_file
 from erasediff_lora.adapter.formats.reading import Asked
+from erasediff_lora.adapter.kinds.base import Kind, require
+from erasediff_lora.adapter.kinds.base import Table as Shaped
+from erasediff_lora.adapter.programs.base import SCALED, Limit, Program
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, StoredLayer, checked
+from erasediff_lora.data.extras import Drawn, Extra
 from erasediff_lora.data.layouts import Labelled
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
 from erasediff_lora.errors import Problem
 from erasediff_lora.evaluation.attacks import Attack, Outcome
 from erasediff_lora.evaluation.charts import Chart, draw
+from erasediff_lora.evaluation.features.base import Extract, Features, of_tensors
 from erasediff_lora.evaluation.judges import Judge, Names
 from erasediff_lora.evaluation.metrics import Metric
 from erasediff_lora.evaluation.parts import Table
@@ -32,11 +37,23 @@ from erasediff_lora.objectives.base import WeightedSum
 from erasediff_lora.recipe.schema import Section
 from erasediff_lora.storage.files import save_safetensors
 from erasediff_lora.storage.tensors import TensorFile
+from erasediff_lora.training.trainables.lora import LoraSettings, LowRank
 
 
 class TowardsGreySettings(ObjectiveSettings):
     name: Literal["towards_grey"] = Field("towards_grey", description="the method")
     retain_weight: float = Field(1.0, ge=0, description="weight of the retain loss")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("grey",)
+
+
+class Grey(Extra):
+    """`grey`: what a prediction of nothing is."""
+
+    def __call__(self, drawn: Drawn) -> dict[str, Tensor]:
+        return {"grey": torch.zeros_like(drawn.latents)}
 
 
 class TowardsGrey(WeightedSum):
@@ -46,7 +63,18 @@ class TowardsGrey(WeightedSum):
     curves: ClassVar[dict[str, str]] = {"forget_loss": "distance to grey"}
 
     def forget_target(self, batch: Batch) -> Tensor | None:
-        return torch.zeros_like(batch.target)
+        return batch.extras["grey"].to(batch.target)
+
+
+class TimidSettings(LoraSettings):
+    kind: Literal["timid"] = Field("timid", description="the kind")  # type: ignore[assignment]
+    rank: int = Field(2, ge=1, le=2, description="rank r, which is small")
+
+
+class Timid(LowRank):
+    """LoRA of few directions."""
+
+    Settings = TimidSettings
 
 
 class ToyDiffusion(StableDiffusion):
@@ -115,6 +143,33 @@ class Plain:
         return f"**toys**: open `{published.file}`."
 
 
+class _Halves(Kind):
+    """ΔW as the sum of two matrices."""
+
+    title = "halves"
+    parts = marks = frozenset(("half_one", "half_two"))
+
+    def shape(self, parts: Mapping[str, Shaped]) -> tuple[int, ...]:
+        require(parts, "half_one", "half_two")
+        return tuple(parts["half_one"].shape)
+
+    def rank(self, parts: Mapping[str, Shaped]) -> None:
+        return None
+
+    def rows(self, parts: Mapping[str, Any], first: int, last: int) -> Any:
+        return parts["half_one"][first:last] + parts["half_two"][first:last]
+
+
+HALVES = _Halves()
+VIEWER = Program(
+    title="Toy viewer",
+    version="1.0",
+    repository="https://example.org/viewer",
+    reads={"plain": ("toy_diffusion",)},
+    limits=(Limit(SCALED, "read otherwise", "alphas are not read", "Give all of them the rank.", "viewer.py: view"),),
+)
+
+
 class BrightnessSettings(Section):
     scale: float = Field(1.0, description="of the numbers")
 
@@ -181,6 +236,16 @@ class Brightest(Judge):
 
     def recognise(self, images: list[Image.Image]) -> list[set[str]]:
         return [{self.names.forget[0] if _mean(image) > 127 else self.names.retain[0]} for image in images]
+
+
+class MeanColour(Features):
+    """Three features: how red, green and blue a picture is."""
+
+    alone = True
+
+    @classmethod
+    def load(cls, weights: str) -> Extract:
+        return of_tensors(lambda pixels: pixels.mean((2, 3)), 32)
 
 
 class Arrays:
