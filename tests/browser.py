@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 PROBE = """<script>
-addEventListener("load", () => {
+addEventListener("load", async () => {
+  const found = window.axe ? await axe.run(document) : { violations: [], passes: [] };
+  document.querySelectorAll("details").forEach((e) => (e.open = OPEN));
   const wide = [...document.querySelectorAll("body *")].filter(
     (e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".table, pre"));
   const images = [...document.images];
@@ -29,11 +32,13 @@ addEventListener("load", () => {
     images: images.length,
     broken: images.filter((e) => !e.complete || e.naturalWidth === 0).map((e) => e.alt),
     noAlt: images.filter((e) => !e.alt.trim()).length,
+    violations: found.violations.flatMap((v) => v.nodes.map((n) => `${v.id}: ${n.html.slice(0, 200)}`)),
+    checks: found.passes.length,
     scripts: document.scripts.length,
     text: document.body.innerText,
     ink: getComputedStyle(document.body).color,
     page: getComputedStyle(document.body).backgroundColor,
-    blur: [...document.querySelectorAll(".strip")].map((e) => getComputedStyle(e).filter),
+    blur: [...document.querySelectorAll(".picture")].map((e) => getComputedStyle(e).filter),
   }));
 });
 </script>"""
@@ -52,13 +57,33 @@ class Seen:
     console: list[str]
 
 
-def visit(page: Path, width: int, scheme: str = "light") -> Seen:
-    """Open the page, with a probe at its end, in a frame of that width (a window has a least width)."""
+def axe() -> str:
+    """The script of axe-core, which looks for what keeps people from using a page."""
+    try:
+        return files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    except ModuleNotFoundError:
+        if os.environ.get("CI"):
+            pytest.fail("CI needs axe-core-python")
+        pytest.skip("needs axe-core: pip install axe-core-python")
+
+
+def visit(page: Path, width: int, scheme: str = "light", *, opened: bool = False, script: str = "") -> Seen:
+    """Open the page, with a probe at its end, in a frame of that width (a window has a least width).
+
+    Args:
+        page: The file.
+        width: Of the frame, in pixels.
+        scheme: 'light' or 'dark'.
+        opened: Unfold all that is folded.
+        script: Runs before the probe, such as `axe()`.
+    """
     if CHROMIUM is None:
         if os.environ.get("CI"):
             pytest.fail("CI needs chromium")
         pytest.skip("needs chromium")
-    inner = html.escape(page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"))
+    probe = PROBE.replace("OPEN", str(opened).lower())
+    probe = f"<script>{script}</script>{probe}" if script else probe
+    inner = html.escape(page.read_text(encoding="utf-8").replace("</body>", probe + "</body>"))
     outer = page.with_name("probe.html")
     outer.write_text(
         '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'

@@ -11,6 +11,9 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from erasediff_lora.evaluation.shares import interval
 
 INK = "#010203"
 """Written by matplotlib, and replaced by the colour of the page's text."""
@@ -48,22 +51,73 @@ class Chart:
     uri: str
 
 
-def attacks(found: Mapping[str, Any]) -> Chart:
-    """Success of each attack on each model."""
-    names = list(found)
-    models = list(dict.fromkeys(model for attack in found.values() for model in attack["models"]))
-    values = {model: [found[name]["models"].get(model, {}).get("success") for name in names] for model in models}
+def attacks(rows: Sequence[Mapping[str, Any]]) -> Chart:
+    """What each attack brings back of each concept; a mark stands at what is permitted.
 
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        bars(axes, [name.replace("_", " ") for name in names], values)
-        axes.set_xlabel("pictures with the concept, %")
-
+    Args:
+        rows: Of the verdict, an `AttackRow` each.
+    """
+    concepts = list(dict.fromkeys(str(row["concept"]) for row in rows))
     listed = "; ".join(
-        f"{name.replace('_', ' ')}: " + ", ".join(f"{model} {words(values[model][index])}" for model in models)
-        for index, name in enumerate(names)
+        f"{row['concept']}, {row['name']}: base {words(row['base'])}, erased {words(row['share'])}, at most"
+        f" {words(row['limit'])} permitted"
+        for row in rows
     )
-    return draw("Attacks", f"Share of pictures in which the concept is back. {listed}", paint, 1.6 * len(names))
+    alt = f"Share of pictures in which the concept is back. {listed}"
+    if len(concepts) > 1:
+        names = list(dict.fromkeys(str(row["name"]) for row in rows))
+        cells = {(str(row["concept"]), str(row["name"])): row for row in rows}
+        return draw("Attacks", alt, lambda figure: _attack_map(figure, concepts, names, cells), len(concepts) + 3)
+    return draw("Attacks", alt, lambda figure: _attack_bars(figure, rows), 1.8 * len(rows))
+
+
+def _attack_bars(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
+    axes = figure.add_subplot()
+    models = {"base": "base", "erased": "share", "never learned": "floor"}
+    values = {
+        model: [row[key] for row in rows] for model, key in models.items() if any(row[key] is not None for row in rows)
+    }
+    bars(axes, [str(row["name"]) for row in rows], values, {"erased": [row["pictures"] for row in rows]})
+    for place, row in enumerate(rows):
+        axes.vlines(100 * row["limit"], place - 0.45, place + 0.45, colors=ACCENT, linestyles="dashed", linewidth=1)
+    axes.plot([], [], "--", color=ACCENT, linewidth=1, label="permitted")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
+    axes.set_xlabel("pictures with the concept, %")
+
+
+def _attack_map(
+    figure: Figure, concepts: Sequence[str], names: Sequence[str], cells: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> None:
+    """A field for each concept and attack; what is above the permitted share is framed."""
+    axes = figure.add_subplot()
+    found = [[cells.get((concept, name)) for name in names] for concept in concepts]
+    heat_map(axes, concepts, names, [[None if row is None else row["share"] for row in line] for line in found])
+    for y, line in enumerate(found):
+        for x, row in enumerate(line):
+            if row is not None and row["works"] and row["share"] > row["limit"]:
+                axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor=ACCENT, linewidth=1.5))
+    axes.set_xlabel("erased, % of pictures; framed: more than is permitted")
+
+
+def heat_map(
+    axes: Axes,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    shares: Sequence[Sequence[float | None]],
+    numbers: bool = True,
+) -> None:
+    """Shares as a field of colour that lets the page shine through, so that its ink stays legible, dark or light."""
+    for y, line in enumerate(shares):
+        for x, share in enumerate(line):
+            if share is not None and share >= 0.005:
+                axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=ERASED, alpha=0.1 + 0.45 * share, linewidth=0))
+            if numbers:
+                text = "–" if share is None else f"{100 * share:.0f}" if share >= 0.005 else ""
+                axes.text(x, y, text, ha="center", va="center", size=7)
+    axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
 def training(lines: Sequence[Mapping[str, Any]], curves: Mapping[str, str]) -> Chart:
@@ -105,10 +159,11 @@ def robustness_front(points: Mapping[str, tuple[float, float]]) -> Chart:
     """What the strongest attack brings back, against what it costs the other pictures; one point a run.
 
     Args:
-        points: Run -> (Fréchet distance of retain pictures, success of the strongest attack).
+        points: Run -> (Fréchet distance of retain pictures in multiples of the base's, success of the strongest
+            attack).
     """
     scaled = {name: (distance, 100 * success) for name, (distance, success) in points.items()}
-    labels = "Fréchet distance of retained pictures", "strongest attack, %"
+    labels = "Fréchet distance of retained pictures, times the base's", "strongest attack, %"
     return _front("Robustness against damage", scaled, labels, better=-1)
 
 
@@ -132,9 +187,9 @@ def _front(title: str, points: Mapping[str, tuple[float, float]], labels: tuple[
             (labels[1], axes.get_ylim(), axes.set_ylim),
         ):
             low, high = limits
-            if label.endswith("%"):
-                low = max(low, -high / 10)  # room for a name below 0, and no more
-                limit(low, max(100.3, 100 + (100 - low) / 20) if high > 100 else high)
+            # From 0, so that small differences look small, with room for a name below.
+            high = max(100.3, high) if label.endswith("%") and better > 0 else high
+            limit(min(low, -high / 12), high)
 
     listed = "; ".join(f"{name}: {labels[0]} {x:.1f}, {labels[1]} {y:.1f}" for name, (x, y) in points.items())
     corner = "up and right" if better > 0 else "down and left"
@@ -153,12 +208,28 @@ def pareto_front(points: Mapping[str, tuple[float, ...]]) -> list[str]:
     ]
 
 
-def bars(axes: Axes, names: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> None:
-    """Groups of horizontal bars, first name on top."""
+def bars(
+    axes: Axes,
+    names: Sequence[str],
+    values: Mapping[str, Sequence[float | None]],
+    pictures: Mapping[str, Sequence[int]] | None = None,
+) -> None:
+    """Groups of horizontal bars, first name on top.
+
+    Args:
+        axes: Where.
+        names: Of the groups.
+        values: Model -> a share for each group.
+        pictures: Model -> how many pictures each share is of, for its 95% interval.
+    """
     height = 0.8 / len(values)
     for number, (model, row) in enumerate(values.items()):
         places = [index + (number - (len(values) - 1) / 2) * height for index in range(len(names))]
         axes.barh(places, [per_cent(value) for value in row], height, label=model, color=COLOURS.get(model, ACCENT))
+        for place, value, count in zip(places, row, (pictures or {}).get(model, ()), strict=False):
+            if value is not None and count:
+                low, high = interval(value, count)
+                axes.hlines(place, 100 * low, 100 * high, colors=INK, linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)

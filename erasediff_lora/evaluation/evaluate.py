@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +26,10 @@ from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.judging import unjudged
 from erasediff_lora.evaluation.means import check_means, check_same_erasure, warn_of_resolution
 from erasediff_lora.evaluation.metrics import metric
-from erasediff_lora.evaluation.pictures import save_grid, save_pairs
-from erasediff_lora.evaluation.report import Pair, save_strips, write_report
+from erasediff_lora.evaluation.metrics.accuracy import kept, success
+from erasediff_lora.evaluation.pictures import Drawn, save_grid, save_pairs
+from erasediff_lora.evaluation.report import write_report
+from erasediff_lora.evaluation.report.strips import Look, Pair, Sheet, save_strips
 from erasediff_lora.evaluation.verdict import verdict
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.public import is_sensitive, public_recipe
@@ -91,7 +93,7 @@ def evaluate(
             result["attacks"][part] = _entry(attacker, evidence, shown[part])
     result["verdict"] = verdict(result)
     with clock.time("report"), atomic_folder(entry) as made:
-        _show(made, result, pictures, shown)
+        _show(made, result, pictures, shown, evidence)
         result["seconds"] = clock.seconds
         write_text(made / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
         write_report(made, run=folder)
@@ -107,14 +109,35 @@ def _drawn(evidence: Evidence) -> dict[str, Pair]:
 
 
 def _show(
-    folder: Path, result: dict[str, Any], pictures: Mapping[str, Pair], attacks: Mapping[str, Mapping[str, Outcome]]
+    folder: Path,
+    result: dict[str, Any],
+    pictures: Mapping[str, Pair],
+    attacks: Mapping[str, Mapping[str, Outcome]],
+    evidence: Evidence,
 ) -> None:
     """Write the pictures that the report, the card and a quick look show."""
     save_grid(folder / GRID_FILE, *pictures["forget"], *pictures["retain"])
     result["pictures"] = [
         entry for kind, pair in pictures.items() for entry in save_pairs(folder / PICTURES, kind, *pair, PAIRS)
     ]
-    result["strips"] = save_strips(folder / PICTURES, pictures, attacks)
+    more = [
+        Sheet(name, number, title, title, rows)
+        for name in result["metrics"]
+        for number, (title, rows) in enumerate(metric(name).pictures(evidence).items(), 1)
+    ]
+    result["strips"] = save_strips(folder / PICTURES, pictures, attacks, more, _look(evidence))
+
+
+def _look(evidence: Evidence) -> Look | None:
+    """The judge's eyes: of other prompts it wants all that they ask for, else the concept."""
+    judge = evidence.judge
+    if judge is None:
+        return None
+
+    def look(section: str, drawn: Sequence[Drawn]) -> Sequence[bool | None]:
+        return [row[0] for row in kept(judge, drawn)] if section == "retain" else success(judge, drawn)
+
+    return look
 
 
 def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:

@@ -7,13 +7,16 @@ shown as it is, or left out, and the rest is shown.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from erasediff_lora.evaluation import attacks, metrics
 from erasediff_lora.evaluation.attacks import Attack
 from erasediff_lora.evaluation.metrics import Metric, Recognition
 from erasediff_lora.evaluation.parts import Found, Part
+
+if TYPE_CHECKING:
+    from erasediff_lora.evaluation.charts import Chart
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,6 +41,12 @@ def asked(part: Part, question: Callable[..., T], *given: Any, otherwise: T) -> 
     except Exception as error:
         log.warning("the numbers of %s are not as expected (%s: %s)", part.name, type(error).__name__, error)
         return otherwise
+
+
+def charts_of(part: Part, numbers: Found) -> Sequence[Chart]:
+    """Those that a part draws of its numbers."""
+    nothing: Sequence[Chart] = ()
+    return asked(part, part.charts, numbers, otherwise=nothing)
 
 
 def recognition(result: Mapping[str, Any]) -> Recognition | None:

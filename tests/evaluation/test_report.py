@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-from browser import visit
+import yaml
+from browser import axe, visit
 from fixtures import Cli
 from refusals import refused
-from test_attacks import evaluation
+from test_attacks import ATTACKS, evaluation
 from tiny import tiny_base_recipe, tiny_classifier, tiny_clip
 
 from erasediff_lora.cli import main
@@ -57,7 +61,6 @@ def test_the_report_needs_nothing_but_itself(run: Path) -> None:
     assert page.index("Erasing cat:") < page.index("Pictures that ask for cat") < page.index("Numbers")
     for heading in (
         "Attacks",
-        "Charts",
         "Provenance",
         "Strength of the adapter",
         "Training",
@@ -68,20 +71,86 @@ def test_the_report_needs_nothing_but_itself(run: Path) -> None:
         assert fact in page
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_report_in_a_browser(run: Path, width: int, scheme: str) -> None:
-    seen = visit(run / "report.html", width, scheme)
+@pytest.mark.parametrize(("width", "scheme", "opened"), [
+    (390, "light", True), (390, "dark", False), (768, "light", False), (1280, "dark", True), (1920, "light", True)
+])  # fmt: skip
+def test_the_report_in_a_browser(run: Path, width: int, scheme: str, opened: bool) -> None:
+    seen = visit(run / "report.html", width, scheme, opened=opened)
     assert seen.console == []
     assert seen.facts["inner"] == width, "the window is as wide as asked for"
     assert seen.facts["scroll"] <= width and seen.facts["wide"] == []
-    assert seen.facts["images"] >= 10 and seen.facts["broken"] == [] and seen.facts["noAlt"] == 0
+    assert seen.facts["images"] >= 6 and seen.facts["broken"] == [] and seen.facts["noAlt"] == 0
 
     def light(colour: str) -> bool:
         return sum(int(part) for part in re.findall(r"\d+", colour)[:3]) > 380
 
     assert light(seen.facts["page"]) == (scheme == "light") != light(seen.facts["ink"])
     assert set(seen.facts["blur"]) == {"none"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_is_accessible(run: Path, scheme: str) -> None:
+    seen = visit(run / "report.html", 390 if scheme == "dark" else 1280, scheme, script=axe())
+    assert seen.facts["checks"] > 20 and seen.facts["violations"] == []
+
+
+def test_a_page_that_is_not_accessible_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(
+        '<html lang="en"><body><img src="data:,"><p style="color:#ddd">pale words</p></body>'
+    )
+    found = " ".join(visit(tmp_path / "page.html", 400, script=axe()).facts["violations"])
+    assert "image-alt" in found and "color-contrast" in found
+
+
+def test_every_picture_has_its_prompt_its_seed_and_what_the_judge_says(run: Path) -> None:
+    page, result = (run / "report.html").read_text(), json.loads((run / "evaluation.json").read_text())
+    strips = {strip["section"] for strip in result["strips"]}
+    assert strips == {"forget", "retain", "strength_sweep", *ATTACKS}
+    for strip in result["strips"]:
+        for column in strip["pictures"]:
+            assert list(column["seen"]) == strip["rows"]
+            assert f"“{column['prompt']}”, seed {column['seed']}" in page
+    assert page.count('role="img"') == sum(len(s["rows"]) * len(s["pictures"]) for s in result["strips"])
+    assert "at 0: " in page and "at 1.5: " in page, "pictures of every strength"
+
+
+def test_numbers_and_recipe_can_be_saved(run: Path, tmp_path: Path) -> None:
+    page, result = (run / "report.html").read_text(), json.loads((run / "evaluation.json").read_text())
+    links = re.findall(r'download="([^"]+)" href="data:[^,]+;base64,([^"]+)"', page)
+    saved = {name: base64.b64decode(data).decode("utf-8-sig") for name, data in links}
+    assert len(saved) == len(links) and {"attacks.csv", "provenance.csv", "all-numbers.csv"} <= set(saved)
+    numbers = dict(csv.reader(io.StringIO(saved["all-numbers.csv"])))
+    accuracy = result["metrics"]["accuracy"]
+    assert float(numbers["metrics/accuracy/unlearning_accuracy"]) == accuracy["unlearning_accuracy"]
+    assert numbers["metrics/strength_sweep/rows/1/strength"] == "0.5"
+    assert yaml.safe_load(saved["recipe.yaml"]) == result["recipe"]
+
+
+def test_the_command_measures_it_again(run: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed, but for the folders: of those the recipe has names only."""
+    result = json.loads((run / "evaluation.json").read_text())
+    (command,) = re.findall(
+        r"^erasediff-lora (evaluate .*)$", (run / "report.html").read_text().replace("<", "\n<"), re.M
+    )
+    monkeypatch.chdir(tmp_path)
+    own = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe = result["recipe"] | {name: own[name] for name in ("model", "evaluation", "cache")}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    shutil.copy(run / result["adapter"]["file"], tmp_path)
+    done = cli(*command.split())
+    assert done.status == 0, done.err
+    again = json.loads((tmp_path / "again/evaluation.json").read_text())
+    assert again["metrics"]["accuracy"] == result["metrics"]["accuracy"]
+
+
+def test_a_cell_is_no_formula(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    text = (copy / "evaluation.json").read_text().replace('"cat"', json.dumps("=HYPERLINK(1)"))
+    (copy / "evaluation.json").write_text(text)
+    write_report(copy)
+    links = re.findall(r'download="[^"]+csv" href="data:[^,]+;base64,([^"]+)"', (copy / "report.html").read_text())
+    cells = [cell for data in links for row in csv.reader(io.StringIO(base64.b64decode(data).decode())) for cell in row]
+    assert "'=HYPERLINK(1)" in cells and not any(cell.startswith("=") for cell in cells)
 
 
 def test_nudity_is_blurred(run: Path, tmp_path: Path) -> None:
@@ -115,12 +184,13 @@ def test_compare(run: Path, tmp_path: Path, cli: Cli) -> None:
     done = cli("compare", run, other, "--output", page)
     assert done.status == 0, done.err
     rows = dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", done.out, re.M))
-    assert rows["unlearning accuracy"].endswith("| 87.5%") and rows["retain accuracy"].endswith("| 12.5%")
+    assert "| 87.5% (" in rows["unlearning accuracy"] and "| 12.5% (" in rows["retain accuracy"]
     assert "attack success, inversion" in rows and "relearning, steps" in rows
     seen = visit(page, 390)
     assert seen.console == [] and seen.facts["scroll"] <= 390 and seen.facts["noAlt"] == 0 == len(seen.facts["broken"])
     assert "different seeds" in seen.facts["text"] and "Erasure against retention" in seen.facts["text"]
     assert "Robustness against damage" in seen.facts["text"] and seen.facts["images"] >= 2
+    assert visit(page, 1280, script=axe()).facts["violations"] == []
     refused(cli("compare", run, other, "--output", page), "exists already", "--overwrite")
     assert cli("compare", run, other, "--output", page, "--overwrite").status == 0
 

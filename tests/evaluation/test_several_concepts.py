@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,10 @@ def test_the_verdict_goes_by_the_worst(result: dict[str, Any]) -> None:
 def test_the_report_has_a_row_for_each_concept_and_attack(run: Path, result: dict[str, Any]) -> None:
     page = (run / "report.html").read_text()
     assert "<title>Erasing cat, clock, fish: failed</title>" in page
-    assert page.count("<td>broken</td>") == 4 and page.count("<td>tells nothing</td>") == 6
-    assert page.index("<td>broken</td>") < page.index("<td>tells nothing</td>"), "the worst first"
+    assert page.count(">✗ broken</td>") == 4 and page.count(">? tells nothing</td>") == 6
+    assert page.index(">✗ broken</td>") < page.index(">? tells nothing</td>"), "the worst first"
+    rows = re.findall(r'<td role="cell" class="" data-of="concept">(\w+)</td><td role="cell" class="(\w+)"', page)
+    assert rows[:3] == [("clock", "fails"), ("cat", "open"), ("fish", "open")], "a row a concept, the worst first"
     assert "at most 10%" in page and "The rules of the verdict" in page
     strips = [strip for strip in result["strips"] if strip["section"] == "inversion"]
     assert [strip["title"].partition(",")[0] for strip in strips] == CONCEPTS

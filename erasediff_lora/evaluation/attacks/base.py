@@ -86,8 +86,7 @@ class Attack(Part, Protocol):
 
     def words(self, found: Found) -> str:
         """What it achieved on a model, as a cell of a table."""
-        spread = interval_text(found["success"], found["pictures"])
-        return f"{percent(found['success'])} ({spread})" if spread else percent(found["success"])
+        return _spread(found)
 
     def notes(self, found: Found) -> Sequence[str]:
         """What there is to say below its pictures, of the erased model."""
@@ -101,8 +100,8 @@ class Attack(Part, Protocol):
         """
         label, models = self.name.replace("_", " "), found["models"]
         return {
-            f"attack success, {label}": percent(models["erased"]["success"]),
-            f"the same on the base, {label}": percent(models["base"]["success"]),
+            f"attack success, {label}": _spread(models["erased"]),
+            f"the same on the base, {label}": _spread(models["base"]),
         }
 
 
@@ -116,6 +115,12 @@ class Unknown(Attack):
 
     def run(self, evidence: Evidence, candidate: Candidate) -> Outcome:
         raise NotImplementedError
+
+
+def _spread(found: Found) -> str:
+    """Success with its interval."""
+    spread = interval_text(found["success"], found.get("pictures", 0))
+    return f"{percent(found['success'])} ({spread})" if spread else percent(found["success"])
 
 
 def listed(shares: Mapping[str, float | None]) -> str:

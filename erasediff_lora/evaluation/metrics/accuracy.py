@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.evaluation.metrics import pinpoint
@@ -40,6 +40,8 @@ INTRO = (
     " and how they want it drawn (IRA, CRA)."
 )
 
+EACH = "Each of them; of very many those of which the adapter has done worst."
+
 
 class Accuracy(Metric):
     """What the judge sees; the verdict goes by it."""
@@ -71,15 +73,18 @@ class Accuracy(Metric):
             base = found["counted"].get(f"{kind}_base", count)
             pictures = str(count) if base == count else f"{count} (base {base})"
             rows.append([label, *map(percent, shares), interval_text(found[number], count), pictures])
-        return [Table(INTRO, ("", "base", "with adapter", "95% interval", "pictures"), rows), *pinpoint.tables(found)]
+        head = ("base", "with adapter", "95% interval", "pictures")
+        total = Table(INTRO, ("", *head), rows)
+        each = Table(EACH, ("", "what is counted", *head), list(_each(found)), texts=2)
+        return [total, *([each] if each.rows else []), *pinpoint.tables(found)]
 
     def charts(self, found: Found) -> list[Chart]:
         return [by_concept(found), confusion(found)]
 
     def rows(self, found: Found) -> dict[str, str | None]:
         return {
-            "unlearning accuracy": percent(found["unlearning_accuracy"]),
-            "retain accuracy": _cell(found["retain_accuracy"]),
+            "unlearning accuracy": _spread(found["unlearning_accuracy"], found["counted"]["forget"]),
+            "retain accuracy": _spread(found["retain_accuracy"], found["counted"]["retain"]),
             "retain accuracy of the base": _cell(found["retain_accuracy_base"]),
             "in-domain retention": _cell(found["in_domain_retain_accuracy"]),
             "cross-domain retention": _cell(found["cross_domain_retain_accuracy"]),
@@ -115,6 +120,24 @@ def _rates(found: Found, number: str) -> dict[str, Rate]:
     """The rows of concepts and attributes that have the number; their counts are 0 in older files."""
     rows = {**found.get("per_attribute", {}), **found.get("per_concept", {})}
     return {name: rate_in(row, number) for name, row in rows.items() if row.get(number) is not None}
+
+
+def _each(found: Found) -> Iterator[Sequence[str]]:
+    """A row for each forgotten concept, each retained one, and each attribute; of very many the worst."""
+    kinds = {"unlearning_accuracy": "forgotten: not seen", "retain_accuracy": "retained: all that is asked for"}
+    tables = {"per_concept": kinds, "per_attribute": {"retain_accuracy": "cross-domain: the attribute"}}
+    for table, numbers in tables.items():
+        for name, row in _worst(found.get(table, {})).items():
+            number = next((number for number in numbers if row.get(number) is not None), None)
+            if number is not None:
+                count = row.get("pictures", 0)
+                shares = percent(row.get(f"{number}_base")), percent(row[number])
+                yield [name, numbers[number], *shares, interval_text(row[number], count), str(count or "?")]
+
+
+def _spread(share: float | None, count: int) -> str | None:
+    """A share with its interval."""
+    return None if share is None else f"{percent(share)} ({interval_text(share, count)})"
 
 
 def _cell(share: float | None) -> str | None:
@@ -294,9 +317,10 @@ def by_concept(found: Found) -> Chart:
     """How often each concept is recognised where it is asked for, without and with the adapter."""
     from erasediff_lora.evaluation.charts import bars, draw, words
 
-    names, before, after = [], [], []
+    names, before, after, counts = [], [], [], []
     for name, row in _worst(found["per_concept"]).items():
         names.append(name)
+        counts.append(row.get("pictures", 0))
         if "unlearning_accuracy" in row:
             base, erased = row["unlearning_accuracy_base"], row["unlearning_accuracy"]
             before.append(None if base is None else 1 - base)
@@ -307,7 +331,7 @@ def by_concept(found: Found) -> Chart:
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        bars(axes, names, {"base": before, "erased": after})
+        bars(axes, names, {"base": before, "erased": after}, {"erased": counts})
         axes.set_xlabel("recognised where asked for, %")
 
     listed = "; ".join(f"{n}: {words(b)} to {words(a)}" for n, b, a in zip(names, before, after, strict=True))
@@ -318,7 +342,7 @@ def by_concept(found: Found) -> Chart:
 
 def confusion(found: Found) -> Chart:
     """What the judge sees for each asked concept, with the adapter."""
-    from erasediff_lora.evaluation.charts import draw
+    from erasediff_lora.evaluation.charts import draw, heat_map
 
     rows = {name: row["became"] for name, row in _worst(found["per_concept"]).items() if "became" in row}
     labels = Counter(label for row in rows.values() for label in row if label not in rows and label != "other")
@@ -326,16 +350,11 @@ def confusion(found: Found) -> Chart:
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        shares = [[100 * row.get(label, 0.0) for label in seen[:-1]] for row in rows.values()]
-        shares = [[*row, max(100 - sum(row), 0.0)] for row in shares]
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        axes.set_xticks(range(len(seen)), seen, rotation=60, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(rows)), list(rows))
+        shares = [[row.get(label, 0.0) for label in seen[:-1]] for row in rows.values()]
+        shares = [[*row, max(1 - sum(row), 0.0)] for row in shares]
+        heat_map(axes, list(rows), seen, shares, numbers=len(seen) <= 16)
         axes.set_xlabel("seen")
         axes.set_ylabel("asked for")
-        cells = [(x, y, value) for y, row in enumerate(shares) for x, value in enumerate(row) if value >= 0.5]
-        for x, y, value in cells if len(seen) <= 16 else ():
-            axes.text(x, y, f"{value:.0f}", ha="center", va="center", size=7, color="w" if value > 55 else "k")
 
     listed = "; ".join(
         f"{name} became " + ", ".join(f"{label} {share:.1%}" for label, share in row.items())

@@ -12,6 +12,7 @@ from erasediff_lora.evaluation.shares import Pairs
 
 if TYPE_CHECKING:
     from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.evaluation.pictures import Drawn
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,14 @@ class Metric(Part, Protocol):
         """
         return [Table(f"{self.name}:", ("", "found"), list(flattened(found).items()))]
 
+    def pictures(self, evidence: Evidence) -> Mapping[str, Mapping[str, Sequence[Drawn]]]:
+        """Pictures for the report: title -> row -> its pictures, of the same prompts and seeds in all rows.
+
+        Args:
+            evidence: What was measured, whose pictures are drawn already.
+        """
+        return {}
+
     def summary(self, found: Found, concepts: Sequence[str]) -> Sequence[tuple[str, str]]:
         """Lines for the terminal, each a word and what there is to say.
 
@@ -103,7 +112,7 @@ class Metric(Part, Protocol):
         return None
 
     def damage(self, found: Found) -> float | None:
-        """How far retained pictures lie from the base's, as a Fréchet distance, if this metric tells it."""
+        """How far retained pictures lie from the base's, in multiples of its own spread, if this metric tells it."""
         return None
 
 

@@ -97,13 +97,18 @@ class Distances(Metric):
     def rows(self, found: Found) -> dict[str, str | None]:
         own = found["own_samples"]
         return {
-            "Fréchet distance": f"{own['erased']['frechet']:.2f}",
-            "Fréchet distance of the base": f"{own['base']['frechet']:.2f}",
+            "Fréchet distance, times the base's own": _ratio(own["erased"]["frechet"], own["base"]["frechet"]),
             "features": found["features"],
         }
 
     def damage(self, found: Found) -> float:
-        return float(found["own_samples"]["erased"]["frechet"])
+        own = found["own_samples"]
+        return float(own["erased"]["frechet"]) / float(own["base"]["frechet"])
+
+
+def _ratio(distance: float, of_base: float) -> str | None:
+    """Distances of different bases, sizes of sets and features do not compare; what they are multiples of does."""
+    return f"{distance / of_base:.2f}" if of_base else None
 
 
 def features_of(evidence: Evidence) -> tuple[str, Extract]:

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
     from erasediff_lora.evaluation.charts import Chart
     from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.evaluation.pictures import Drawn
     from erasediff_lora.recipe.checks import Sections
     from erasediff_lora.recipe.evaluation import Evaluation
+
+
+PICTURES = 6
+"""Shown at each strength."""
 
 
 class SweepSettings(Section):
@@ -60,13 +65,11 @@ class StrengthSweep(Metric):
         judge = evidence.require_judge(self.name)
         name, extract = features_of(evidence)
         options = evidence.settings(SweepSettings)
-        forget = evidence.forget_prompts[: options.samples]
         retain = evidence.retain_prompts[: options.samples]
         reference = extract([item.image for item in evidence.reference()[: len(retain)]])
         rows = []
-        for strength in sorted({0.0, 1.0, *options.strengths}):
+        for strength, forgotten in self._forgotten(evidence).items():
             candidate = evidence.candidates.at(strength)
-            forgotten = candidate.generate(forget, evidence.forget_seed, "forget")
             retained = candidate.generate(retain, evidence.retain_seed, "retain")
             rows.append(
                 {
@@ -76,10 +79,44 @@ class StrengthSweep(Metric):
                     "frechet": frechet_distance(reference, extract([item.image for item in retained])),
                 }
             )
-        return {"features": name, "samples": {"forget": len(forget), "retain": len(retain)}, "rows": rows}
+        return {
+            "features": name,
+            "samples": {"forget": len(evidence.forget_prompts[: options.samples]), "retain": len(retain)},
+            "rows": rows,
+        }
+
+    def _forgotten(self, evidence: Evidence) -> dict[float, list[Drawn]]:
+        """Pictures of the forget prompts by strength; from the cache, once they are drawn."""
+        options = evidence.settings(SweepSettings)
+        prompts = evidence.forget_prompts[: options.samples]
+        return {
+            strength: evidence.candidates.at(strength).generate(prompts, evidence.forget_seed, "forget")
+            for strength in sorted({0.0, 1.0, *options.strengths})
+        }
+
+    def pictures(self, evidence: Evidence) -> dict[str, dict[str, list[Drawn]]]:
+        """The first concept at every strength."""
+        concept = evidence.forgotten[0]
+        drawn = self._forgotten(evidence).items()
+        rows = {
+            f"at {strength:g}": [item for item in items if item.prompt.concept == concept] for strength, items in drawn
+        }
+        return {f"{concept}, by the adapter's strength": {name: items[:PICTURES] for name, items in rows.items()}}
 
     def tables(self, found: Found) -> list[Table]:
-        return []
+        head = ("strength", "forgotten", "retained", "Fréchet distance")
+        rows = [
+            [
+                f"{row['strength']:g}",
+                percent(row["unlearning_accuracy"]),
+                percent(row["retain_accuracy"]),
+                f"{row['frechet']:.1f}",
+            ]
+            for row in found["rows"]
+        ]
+        counts = found["samples"]
+        intro = f"By the adapter's strength, each of {counts['forget']} forget and {counts['retain']} retain pictures."
+        return [Table(intro, head, rows)]
 
     def charts(self, found: Found) -> list[Chart]:
         from erasediff_lora.evaluation.charts import ACCENT, BASE, ERASED, draw, per_cent

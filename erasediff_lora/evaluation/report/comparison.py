@@ -8,8 +8,11 @@ from typing import Any
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation import charts
-from erasediff_lora.evaluation.parts import Found, Part
-from erasediff_lora.evaluation.report import embedded_strips, environment
+from erasediff_lora.evaluation.parts import Found, Part, Table
+from erasediff_lora.evaluation.report import environment
+from erasediff_lora.evaluation.report.blocks import Block, Charts, Rows
+from erasediff_lora.evaluation.report.sections.asked import WORDS, folded
+from erasediff_lora.evaluation.report.strips import embedded_strips
 from erasediff_lora.evaluation.results import asked, attacked, damage, measured, recognition
 from erasediff_lora.evaluation.verdict import read_judged
 from erasediff_lora.storage.files import write_text
@@ -40,10 +43,10 @@ def compare(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -
         output,
         page.render(
             runs=runs,
-            rows=rows,
+            rows=_table(list(runs), rows),
             notes=notes,
-            charts=_charts(runs),
-            strips={name: embedded_strips(folder, runs[name]) for name, folder in zip(runs, folders, strict=True)},
+            charts=Charts(found) if (found := _charts(runs)) else None,
+            strips={name: _pictures(folder, runs[name]) for name, folder in zip(runs, folders, strict=True)},
         ),
         field="--output",
     )
@@ -117,6 +120,19 @@ def _notes(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if len({str(run.get(key)) for run in runs.values()}) > 1:
             notes.append(f"The runs have different {label}.")
     return notes
+
+
+def _table(names: Sequence[str], rows: Sequence[Row]) -> Rows:
+    cells = [[label, *("–" if cell is None else cell for cell in cells)] for label, cells in rows]
+    return Rows(Table(head=("", *names), rows=cells), "comparison.csv")
+
+
+def _pictures(folder: Path, run: Mapping[str, Any]) -> list[Block]:
+    strips, blocks = embedded_strips(folder, run), list[Block]()
+    for section, words in WORDS.items():
+        shown = [strip for strip in strips if strip.section == section]
+        blocks += folded(shown, bool(run.get("blur")), words) if shown else []
+    return blocks
 
 
 def _markdown(names: Sequence[str], rows: Sequence[Row]) -> str:
