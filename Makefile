@@ -7,13 +7,17 @@ BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)
 TEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-oldest lint clean
+.PHONY: demo test test-gpu test-oldest lint clean
 
 demo: $(VENV)/.ready
 	$(RUN)/erasediff-lora demo --concept cat --overwrite
 
 test: lint
 	$(RUN)/python $(TEST)
+
+# Those that need a graphics card, on one: install a CUDA build of torch into the environment first.
+test-gpu: $(VENV)/.ready
+	TEST_GPU=1 $(BIN)/python -m pytest -m gpu tests/gpu
 
 # The same tests with the oldest versions that pyproject.toml allows.
 test-oldest: $(OLDEST)/.ready

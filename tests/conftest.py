@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same tests everywhere: `auto` means float32 on the CPU in all of them
+if not os.environ.get("TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same tests everywhere: `auto` means float32 on the CPU in all of them
 
 import pytest
 import torch

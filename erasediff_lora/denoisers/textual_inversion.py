@@ -70,10 +70,10 @@ def invert(
     unit = float(denoiser.token_embeddings.detach().float().std())
     vectors = (start / unit).requires_grad_()
     optimizer = torch.optim.AdamW([vectors], lr=learning_rate, weight_decay=0.0)
-    losses = []
+    losses: list[Tensor] = []
     for _, batch in zip(tqdm(range(steps), desc=label, leave=False, disable=label is None), stream, strict=False):
         loss = slot_loss(denoiser, batch, vectors * unit)
         (vectors.grad,) = unscaled_gradients(loss, [vectors], loss_scale(denoiser.dtype))
         optimizer.step()
-        losses.append(float(loss.detach()))
-    return vectors.detach() * unit, losses
+        losses.append(loss.detach())
+    return vectors.detach() * unit, torch.stack(losses).tolist() if losses else []  # one wait for the device
