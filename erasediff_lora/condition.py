@@ -83,6 +83,11 @@ class Condition:
         )
 
     @classmethod
+    def of(cls, tokens: Sequence[Tensor]) -> Condition:
+        """Of prompts whose tokens, (L, D) each, are of different lengths."""
+        return cls.cat([cls(own[None]) for own in tokens])
+
+    @classmethod
     def cat(cls, several: Sequence[Condition]) -> Condition:
         """The prompts of all, one below the other, filled up to the longest."""
         alike = _alike(several)

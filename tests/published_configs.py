@@ -32,6 +32,33 @@ FLUX_DEV: dict[str, Any] = {
     "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
     "guidance_embeds": True, "axes_dims_rope": [16, 56, 56], "patch_size": 1,
 }  # fmt: skip
+QWEN3_4B: dict[str, Any] = {
+    "architectures": ["Qwen3Model"], "model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728,
+    "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    "vocab_size": 151936, "max_position_embeddings": 40960,
+}  # fmt: skip
+Z_IMAGE: dict[str, Any] = {
+    "_class_name": "ZImageTransformer2DModel", "in_channels": 16, "dim": 3840, "n_layers": 30, "n_refiner_layers": 2,
+    "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512],
+    "all_patch_size": [2], "all_f_patch_size": [1],
+}  # fmt: skip
+QWEN_VL_7B: dict[str, Any] = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
+    "text_config": {
+        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "vocab_size": 152064, "model_type": "qwen2_5_vl_text",
+    },
+    "vision_config": {
+        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
+        "model_type": "qwen2_5_vl",
+    },
+}  # fmt: skip
+QWEN_VAE: dict[str, Any] = {"_class_name": "AutoencoderKLQwenImage", "base_dim": 96, "z_dim": 16}
+QWEN_IMAGE: dict[str, Any] = {
+    "_class_name": "QwenImageTransformer2DModel", "in_channels": 64, "out_channels": 16, "num_layers": 60,
+    "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 3584, "guidance_embeds": False,
+    "axes_dims_rope": [16, 56, 56], "patch_size": 2,
+}  # fmt: skip
 BASES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
     "flux": (
         "FluxPipeline",
@@ -41,6 +68,24 @@ BASES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
             "scheduler": ("diffusers", SCHEDULER),
             "text_encoder": ("transformers", CLIP_L),
             "text_encoder_2": ("transformers", T5_XXL),
+        },
+    ),
+    "z_image": (
+        "ZImagePipeline",
+        {
+            "transformer": ("diffusers", Z_IMAGE),
+            "vae": ("diffusers", FLUX_VAE),
+            "scheduler": ("diffusers", SCHEDULER | {"use_dynamic_shifting": False}),
+            "text_encoder": ("transformers", QWEN3_4B),
+        },
+    ),
+    "qwen_image": (
+        "QwenImagePipeline",
+        {
+            "transformer": ("diffusers", QWEN_IMAGE),
+            "vae": ("diffusers", QWEN_VAE),
+            "scheduler": ("diffusers", SCHEDULER | {"shift": 1.0, "max_shift": 0.9, "max_image_seq_len": 8192}),
+            "text_encoder": ("transformers", QWEN_VL_7B),
         },
     ),
 }

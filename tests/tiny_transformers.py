@@ -5,9 +5,30 @@ from __future__ import annotations
 import string
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
 from tiny import tiny_pipeline
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from tokenizers import pre_tokenizers
+from torch import nn
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 
 def tiny_vae(channels: int = 4) -> AutoencoderKL:
@@ -70,4 +91,67 @@ def tiny_flux_pipeline(*, guidance: bool = True) -> FluxPipeline:
         text_encoder_2=encoder,
         tokenizer_2=tokenizer,
         transformer=transformer,
+    )
+
+
+QWEN_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_qwen_tokenizer() -> Qwen2Tokenizer:
+    """Bytes as tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Qwen2Tokenizer(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    tokenizer.chat_template = QWEN_TEMPLATE
+    return tokenizer
+
+
+def tiny_z_image_pipeline() -> ZImagePipeline:
+    """A block of each kind, of two heads."""
+    tokenizer = tiny_qwen_tokenizer()
+    torch.manual_seed(8)
+    encoder = Qwen3Model(
+        Qwen3Config(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        )
+    )  # fmt: skip
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
+        axes_dims=[4, 6, 6], axes_lens=[1024, 32, 32],
+    )  # fmt: skip
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        nn.init.normal_(token)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return ZImagePipeline(
+        scheduler=scheduler, vae=tiny_vae(), text_encoder=encoder, tokenizer=tokenizer, transformer=transformer
+    )
+
+
+def tiny_qwen_image_pipeline() -> QwenImagePipeline:
+    """Two blocks of two heads, and a language model that could see."""
+    tokenizer = tiny_qwen_tokenizer()
+    torch.manual_seed(9)
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    vae = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 2.0, 1.0],
+    )  # fmt: skip
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=True, shift_terminal=0.02)
+    return QwenImagePipeline(
+        scheduler=scheduler, vae=vae, text_encoder=encoder, tokenizer=tokenizer, transformer=transformer
     )

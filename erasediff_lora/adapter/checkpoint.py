@@ -83,7 +83,13 @@ class Checkpoint:
         metadata = {} if self.is_folder else dict(self.files[0].metadata)
         index = _json(self.path / "model_index.json") if self.is_folder else {}
         family = families.of_pipeline(str(index.get("_class_name")))
-        shapes = {name: file.shape(slot) for file in self.main_files for name, slot in file.slots.items()}
+        of = families.components() if family is None else families.networks()
+        shapes = {
+            name: file.shape(slot)
+            for file in self.main_files
+            for name, slot in file.slots.items()
+            if name.partition(".")[0] in of
+        }
         try:
             found = families.recognise(shapes, metadata, () if family is None else families.identifiers(family))
         except families.Unfit:

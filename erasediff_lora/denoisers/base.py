@@ -137,6 +137,14 @@ class Denoiser(Protocol):
         """Scaled latents (N, C, H/f, W/f) of pictures (N, 3, H, W) in [-1, 1]."""
         ...
 
+    def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:
+        """The same by an autoencoder of this kind; of families that have one."""
+        ...
+
+    def decode_with(self, vae: Any, latents: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [-1, 1] of scaled latents, by an autoencoder of this kind."""
+        ...
+
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of scaled latents."""
         ...

@@ -36,6 +36,8 @@ class FlowTransformer(PipelineDenoiser):
     """The text encoder whose tokens the network reads."""
     slot_token: ClassVar[str]
     """A token of its tokenizer that no prompt has: given embeddings take its place."""
+    guides_apart: ClassVar[bool] = False
+    """Whether the pipeline predicts for the prompts and for the empty one by turns."""
     word_start: ClassVar[str] = ""
     """What stands before a word inside a prompt, as far as the tokenizer makes a difference."""
 
@@ -56,6 +58,15 @@ class FlowTransformer(PipelineDenoiser):
     def text_tokens(self) -> int:
         """The most tokens that the network is told of a prompt."""
         raise NotImplementedError
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many tokens before a prompt the network is not told."""
+        return 0
+
+    def wrapped(self, prompts: list[str]) -> list[str]:
+        """What the tokenizer gets of prompts."""
+        return prompts
 
     def _encode(self, prompts: list[str]) -> Condition:
         """Of a few prompts, by the pipeline's own function."""
@@ -113,7 +124,7 @@ class FlowTransformer(PipelineDenoiser):
         if not prompts:
             return []
         tokenizer, limit = self._reader[0], self.text_tokens
-        found = tokenizer(list(prompts), verbose=False).input_ids
+        found = [ids[self.prefix_tokens :] for ids in tokenizer(self.wrapped(list(prompts)), verbose=False).input_ids]
         return [Tokens((tuple(ids[: min(len(ids), limit) - 1]),), len(ids) > limit) for ids in found]
 
     @cached_property
@@ -183,14 +194,30 @@ class FlowTransformer(PipelineDenoiser):
         if pictures is not None:
             start = scheduler.timesteps[first : first + 1].expand(len(noise))
             latents = scheduler.scale_noise(pictures, start, noise) if first < steps else pictures
+        told = prompts
+        if self.rows_drawn(sampling.guidance) > 1:
+            told = Condition.cat([prompts, self.encode_prompts([""] * len(prompts)).to(prompts.tokens)])
         for timestep in scheduler.timesteps[first:]:
-            velocity = self.guided(latents, (timestep.double() - 1).expand(len(latents)), prompts, sampling.guidance)
+            velocity = self._guided(latents, timestep.double() - 1, told, sampling.guidance)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
         return latents
 
-    def guided(self, latents: Tensor, timesteps: Tensor, prompts: Condition, guidance: float) -> Tensor:
-        """The velocity (N, C, h, w) that pictures are drawn along."""
-        return self._predict(latents, timesteps, prompts, guidance)
+    def _guided(self, latents: Tensor, timestep: Tensor, told: Condition, guidance: float) -> Tensor:
+        """The velocity (N, C, h, w) that pictures are drawn along; told of empty prompts too if guidance needs them."""
+        rows = len(told) // len(latents)
+        if rows == 1:
+            return self._predict(latents, timestep.expand(len(told)), told, guidance)
+        if self.guides_apart:
+            steps = timestep.expand(len(latents))
+            both = [self._predict(latents, steps, part.trimmed(), guidance) for part in told.split(len(latents))]
+        else:
+            found = self._predict(latents.repeat(rows, 1, 1, 1), timestep.expand(len(told)), told, guidance)
+            both = list(found.chunk(rows))
+        return self.combined(both[0], both[1], guidance)
+
+    def combined(self, prompted: Tensor, empty: Tensor, guidance: float) -> Tensor:
+        """What guidance makes of both predictions, (N, C, h, w)."""
+        return empty + guidance * (prompted - empty)
 
     @torch.no_grad()
     def generate_from(

@@ -83,4 +83,4 @@ class Flux(FlowTransformer):
         return {"prompt_embeds": prompts.tokens, "pooled_prompt_embeds": prompts.pooled}
 
     def drawn_latents(self, drawn: Tensor, height: int, width: int) -> Tensor:
-        return unpacked(drawn, height, width)
+        return unpacked(drawn, height // 8, width // 8)

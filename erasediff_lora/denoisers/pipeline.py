@@ -157,11 +157,19 @@ class PipelineDenoiser:
         marks = ("-tiled" if self.model.vae_tiling else "") + noise_schedule.mark(self.model)
         return fingerprint(files, self.source) + marks
 
+    def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:
+        """Scaled latents (N, C, h, w) of pictures (N, 3, H, W) in [-1, 1], by an autoencoder."""
+        return (vae.encode(pixels).latent_dist.mode() - _shift(vae)) * vae.config.scaling_factor
+
+    def decode_with(self, vae: Any, latents: Tensor) -> Tensor:
+        """The inverse."""
+        return vae.decode(latents / vae.config.scaling_factor + _shift(vae)).sample
+
     @contextmanager
     def _precise_vae(self) -> Iterator[Any]:
         """The autoencoder, for the time being in float32 where its configuration says that float16 overflows."""
         vae = self.pipeline.vae
-        if not (vae.dtype == torch.float16 and vae.config.force_upcast):
+        if not (vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)):
             yield vae
             return
         vae.to(torch.float32)
@@ -173,13 +181,12 @@ class PipelineDenoiser:
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         with self._precise_vae() as vae:
-            latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
-        return ((latents - _shift(vae)) * vae.config.scaling_factor).to(self.dtype)
+            return self.encode_with(vae, pixels.to(self.device, vae.dtype)).to(self.dtype)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         with self._precise_vae() as vae:
-            pixels = vae.decode(latents.to(self.device, vae.dtype) / vae.config.scaling_factor + _shift(vae)).sample
+            pixels = self.decode_with(vae, latents.to(self.device, vae.dtype))
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     @torch.no_grad()
@@ -199,17 +206,18 @@ class PipelineDenoiser:
             height=height,
             width=width,
             num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance,
+            **self.guided_by(sampling.guidance),
             generator=loading.generators(seeds),
             output_type=output,
         ).images
-        if output != "latent":
-            return drawn
-        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
-        return self.drawn_latents(drawn, height // factor, width // factor)
+        return self.drawn_latents(drawn, height, width) if output == "latent" else drawn
+
+    def guided_by(self, guidance: float) -> dict[str, Any]:
+        """Arguments of the pipeline."""
+        return {"guidance_scale": guidance}
 
     def drawn_latents(self, drawn: Tensor, height: int, width: int) -> Tensor:
-        """What the pipeline returns as latents, as (N, C, height, width)."""
+        """What the pipeline returns as latents of pictures with so many pixels, as (N, C, h, w)."""
         return drawn
 
     def latent_shape(self, side: int) -> tuple[int, int, int]:

@@ -46,6 +46,7 @@ class NativeNames:
         shares: Their path -> how the rows are shared out, in units; omitted where they are alike.
         swapped: Their paths of weights whose two halves lie the other way round.
         encoders: What stands before the names of a text encoder's weights in single files -> its name here.
+        telling: Our paths, of which a single file has one; omitted where any path of a first block will do.
     """
 
     component: str
@@ -53,6 +54,7 @@ class NativeNames:
     shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     swapped: frozenset[str] = frozenset()
     encoders: Mapping[str, str] = field(default_factory=dict)
+    telling: tuple[str, ...] = ()
 
     def slots(self, keys: Collection[str]) -> dict[str, Slot]:
         """Adapter name -> slot, for every weight of a single file that is of this family."""
@@ -124,7 +126,8 @@ class NativeNames:
     @cached_property
     def _telling(self) -> list[str]:
         """Paths in the first block: a file without any of them is no network of this family."""
-        return [_filled(path, ("0",)) for theirs, ours in self.table.items() if "#" in theirs for path in ours]
+        first = [_filled(path, ("0",)) for theirs, ours in self.table.items() if "#" in theirs for path in ours]
+        return list(self.telling) or first
 
 
 def _slots(key: str, stacked: Stacked) -> Iterator[Slot]:

@@ -12,8 +12,6 @@ _BY_NAME = {
     "HunyuanVideo": r"individual_token_refiner|token_refiner_blocks",
     "HiDream": r"(double|single)_stream_blocks",
     "AuraFlow": r"joint_transformer_blocks|double_layers_\d|single_layers_\d",
-    "Qwen-Image": r"transformer_blocks_\d+_(img|txt)_(mlp|mod)",
-    "Z-Image": r"all_(x|final)_|layers_\d+_attention_to_(q|k|v|out)",
     "Lumina": r"(noise|context)_refiner|cap_embedder|layers_\d+_(attention_(qkv|out)|feed_forward_w\d|adaln_mod)",
     "Wan": r"blocks_\d+_(self_attn_(q|k|v|o)|cross_attn_(q|k|v|o|k_img|v_img)|ffn_[02])(_|$)|condition_embedder_time",
     "Cosmos or Anima": r"blocks_\d+_(self_attn|cross_attn)_(q|k|v|output)_proj|llm_adapter",
@@ -27,7 +25,7 @@ _BY_NAME = {
     "a language model": r"(^|_)model_layers_\d+_(self_attn|mlp)_(q|k|v|o|gate|up|down)_proj|h_\d+_attn_c_attn",
 }
 """Family -> what a name of its files has, dots written as underscores; the most telling first."""
-_BY_WIDTH = {3072: "Qwen-Image", 3840: "Z-Image", 5120: "Wan", 2304: "Lumina"}
+_BY_WIDTH = {5120: "Wan", 2304: "Lumina"}
 """Widths of transformers whose attention has the names of Stable Diffusion 3's."""
 _HEADERS = {
     "flux2": "FLUX.2",
@@ -35,9 +33,6 @@ _HEADERS = {
     "lumina": "Lumina",
     "hunyuan": "Hunyuan",
     "anima": "Cosmos or Anima",
-    "qwen": "Qwen-Image",
-    "zimage": "Z-Image",
-    "z-image": "Z-Image",
     "wan": "Wan",
     "hidream": "HiDream",
     "auraflow": "AuraFlow",

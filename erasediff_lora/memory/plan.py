@@ -126,9 +126,9 @@ def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
             del batch
         if (vae := networks.get("vae")) is not None:
             side = recipe.sampling.resolution or denoiser.resolution
-            vae.decode(latents)  # for a sheet, where pictures are read
+            denoiser.decode_with(vae, latents)  # for a sheet, where pictures are read
             if any(has_images):
-                vae.encode(torch.empty(count, 3, side, side, dtype=denoiser.dtype))
+                denoiser.encode_with(vae, torch.empty(count, 3, side, side, dtype=denoiser.dtype))
         activations = memory.peak - before
         kernels = max(_kernel_bytes(network) for network in networks.values())
     return {"weights": weights, "activations": int(activations * (1 + SLACK)), "kernels": kernels}

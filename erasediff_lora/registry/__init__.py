@@ -70,7 +70,15 @@ FAMILIES = Registry(
     "families",
     {
         name: f"{_FAMILIES}.{name}:FAMILY"
-        for name in ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "class_conditional")
+        for name in (
+            "stable_diffusion",
+            "stable_diffusion_xl",
+            "stable_diffusion_3",
+            "flux",
+            "z_image",
+            "qwen_image",
+            "class_conditional",
+        )
     },
 )
 """Base models: a `families.Family` each."""

@@ -36,8 +36,6 @@ def peft(name: str, rows: int, columns: int) -> dict[str, Tensor]:
 
 OTHERS: dict[str, tuple[dict[str, Tensor], str]] = {
     "Lumina": (kohya("lora_unet_layers_3_attention_qkv", 192, 64), "Lumina"),
-    "Z-Image": (peft("diffusion_model.layers.3.attention.to_q", 64, 64), "Z-Image"),
-    "Qwen-Image": (peft("transformer_blocks.0.img_mlp.net.2", 64, 64), "Qwen-Image"),
     "Wan": (peft("diffusion_model.blocks.0.self_attn.q", 64, 64), "Wan"),
     "Stable Cascade": (kohya("lora_prior_unet_down_blocks_0_1_to_q", 64, 64), "Stable Cascade"),
     "a ControlNet": (kohya("lora_controlnet_down_blocks_0_attn", 64, 64), "a ControlNet"),

@@ -15,6 +15,7 @@ from transformer_family import (
     Case,
     draws_as_the_pipeline,
     goes_through_every_verb,
+    has_the_loss_of,
     merges_a_single_file,
     slots_are_words,
 )
@@ -56,32 +57,22 @@ def test_a_loop_over_predict_draws_the_pipelines_pictures(denoiser: Any, guidanc
 def test_the_loss_is_that_of_diffusers_example(denoiser: Any) -> None:
     """`train_dreambooth_lora_flux.py`, a step of it restated with the pipeline's functions for packing and places."""
     pipe = denoiser.pipeline
-    latents, noise = torch.randn(2, 2, 4, 8, 4, generator=torch.Generator().manual_seed(1))
-    tokens, pooled, text_ids = pipe.encode_prompt(["a cat", "a dog"], None, max_sequence_length=512)
-    timesteps = torch.tensor([100.0, 900.0])
-    sigmas = (timesteps / 1000).view(-1, 1, 1, 1)
-    noisy = (1.0 - sigmas) * latents + sigmas * noise
-    predicted = pipe.transformer(
-        hidden_states=pack(noisy),
-        timestep=timesteps / 1000,
-        guidance=torch.tensor([3.5]).expand(2),
-        pooled_projections=pooled,
-        encoder_hidden_states=tokens,
-        txt_ids=text_ids,
-        img_ids=FluxPipeline._prepare_latent_image_ids(2, 4, 2, "cpu", torch.float32),
-        return_dict=False,
-    )[0]
-    predicted = FluxPipeline._unpack_latents(predicted, height=64, width=32, vae_scale_factor=8)
-    theirs = ((predicted.float() - (noise - latents).float()) ** 2).reshape(2, -1).mean(1).mean()
-    scheduler = denoiser.noise_scheduler
-    ours = timesteps.long() - 1
-    same = scheduler.add_noise(latents, noise, ours)
-    from erasediff_lora.data.noising import denoising_target
-    from erasediff_lora.objectives.base import mean_squared_error
 
-    prediction = denoiser.predict(same, ours, denoiser.encode_prompts(["a cat", "a dog"]))
-    loss = mean_squared_error(prediction, denoising_target(scheduler, latents, noise, ours))
-    torch.testing.assert_close(loss, theirs, rtol=0, atol=1e-6)
+    def predicted(noisy: Tensor, sigmas: Tensor) -> Tensor:
+        tokens, pooled, text_ids = pipe.encode_prompt(["a photo of a cat", "a dog"], None, max_sequence_length=512)
+        found = pipe.transformer(
+            hidden_states=pack(noisy),
+            timestep=sigmas,
+            guidance=torch.tensor([3.5]).expand(2),
+            pooled_projections=pooled,
+            encoder_hidden_states=tokens,
+            txt_ids=text_ids,
+            img_ids=FluxPipeline._prepare_latent_image_ids(2, 4, 2, "cpu", torch.float32),
+            return_dict=False,
+        )[0]
+        return FluxPipeline._unpack_latents(found, height=64, width=32, vae_scale_factor=8)
+
+    has_the_loss_of(CASE, denoiser, predicted)
 
 
 def test_slots_are_words_of_t5(denoiser: Any) -> None:

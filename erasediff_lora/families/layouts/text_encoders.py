@@ -1,4 +1,4 @@
-"""Text encoders: CLIP, as transformers names it without `text_model.`, and T5."""
+"""Text encoders: CLIP, as transformers names it without `text_model.`, T5, and the language models of Qwen."""
 
 from __future__ import annotations
 
@@ -71,6 +71,51 @@ class T5:
     def native(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """None but its own."""
         return iter(())
+
+
+@dataclass(frozen=True)
+class Qwen:
+    """Qwen2.5 or 3, the text alone.
+
+    Attributes:
+        width: Of its embeddings.
+        hidden: Of the feed-forward layers.
+        layers: How many there are.
+        heads: Of queries, and of keys and values, each of 128 channels.
+        norms: Whether queries and keys are normalised, as in version 3; they have biases otherwise.
+        vocabulary: Tokens.
+    """
+
+    width: int
+    hidden: int
+    layers: int
+    heads: tuple[int, int]
+    norms: bool = True
+    vocabulary: int = 151936
+
+    def weights(self) -> Weights:
+        """All modules with a weight."""
+        yield "embed_tokens", (self.vocabulary, self.width)
+        queries, keys = (128 * heads for heads in self.heads)
+        for index in range(self.layers):
+            layer = f"layers.{index}"
+            yield f"{layer}.self_attn.q_proj", (queries, self.width)
+            for name in ("k_proj", "v_proj"):
+                yield f"{layer}.self_attn.{name}", (keys, self.width)
+            yield f"{layer}.self_attn.o_proj", (self.width, queries)
+            for name in ("q_norm", "k_norm") if self.norms else ():
+                yield f"{layer}.self_attn.{name}", (128,)
+            for name in ("gate_proj", "up_proj"):
+                yield f"{layer}.mlp.{name}", (self.hidden, self.width)
+            yield f"{layer}.mlp.down_proj", (self.width, self.hidden)
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                yield f"{layer}.{name}", (self.width,)
+        yield "norm", (self.width,)
+
+    def native(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """With the head's prefix before them, as whole language models have it."""
+        for path, _ in self.weights():
+            yield f"model.{path}", (path,)
 
 
 CLIP_L = Clip(768, 12)
