@@ -112,6 +112,15 @@ def _kind_of(parts: Mapping[str, T]) -> tuple[Kind | None, dict[str, T]]:
     return kind, {full.ALIASES.get(part, part): tensor for part, tensor in rest.items()}
 
 
+def _of_one_kind(down: StoredTensor, up: StoredTensor) -> tuple[StoredTensor, StoredTensor]:
+    """A and B of a convolution where one of them is written as a matrix, as LyCORIS' DyLoRA does."""
+    if down.ndim == 4 and up.ndim == 2:
+        return down, replace(up, shape=(*up.shape, 1, 1))
+    if up.ndim == 4 and down.ndim == 2 and up.shape[2:] == (1, 1):
+        return replace(down, shape=(*down.shape, 1, 1)), up
+    return down, up
+
+
 def _lora(
     parts: Mapping[str, StoredTensor],
     alpha: float | None,
@@ -123,7 +132,7 @@ def _lora(
     for part in (DOWN, UP):
         if part not in parts:
             raise unusable(source, f"lacks the tensor {theirs}.{part}.")
-    down, up = parts[DOWN], parts[UP]
+    down, up = _of_one_kind(parts[DOWN], parts[UP])
     rank = down.shape[0] if down.ndim else 1
     is_single = magnitude is not None and magnitude.count == up.shape[0] == 1
     by_input = magnitude is not None and is_by_input(magnitude) and not is_single

@@ -245,7 +245,7 @@ class Adapter(Generic[L]):
                     f"has {' and '.join(titles)} at {len(others)} of {len(self.layers)} weights, first at {first};"
                     f" {verb} takes plain LoRA{' and DoRA' if dora else ''} only.",
                     "Make it a LoRA with convert --as lora --rank RANK"
-                    + (" --base BASE" if any(layer.magnitude is not None for layer in others.values()) else "")
+                    + (" --base BASE" if any(layer.magnitude is not None for layer in self.layers.values()) else "")
                     + ", or merge it.",
                 )
             )

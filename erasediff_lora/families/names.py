@@ -48,6 +48,7 @@ def prefixes(family: Family, component: str) -> tuple[str, ...]:
         f"{component}_",
         f"lora_{component}_",
         f"base_model_model_{component}_",
+        f"{component}_base_model_model_",
         *family.prefixes.get(component, ()),
     }
     if family.kohya is not None and component in family.kohya.prefixes:

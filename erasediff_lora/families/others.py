@@ -25,6 +25,9 @@ _BY_NAME = {
     "a language model": r"(^|_)model_layers_\d+_(self_attn|mlp)_(q|k|v|o|gate|up|down)_proj|h_\d+_attn_c_attn",
 }
 """Family -> what a name of its files has, dots written as underscores; the most telling first."""
+SHARED = ("Kolors", "Playground")
+"""Families whose networks have the modules of Stable Diffusion XL, in the same shapes."""
+_REFINER = "the refiner of Stable Diffusion XL"
 _BY_WIDTH = {5120: "Wan", 2304: "Lumina"}
 """Widths of transformers whose attention has the names of Stable Diffusion 3's."""
 _HEADERS = {
@@ -54,11 +57,13 @@ def by_names(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> str
         shapes: Of their weights, as far as they are known.
     """
     flat = [name.replace(".", "_") for name in names]
+    wide = ("to_q", "to_k", "to_v", "to_out_0", "add_q_proj", "context_embedder", "proj_out", "x_embedder", "qkv")
+    widths = {side for name, shape in shapes.items() if name.replace(".", "_").endswith(wide) for side in shape[:2]}
+    if any(re.search(r"attn2\.?_?to_[kv]$", name) and shape[1:] == (1280,) for name, shape in shapes.items()):
+        return _REFINER
     for family, pattern in _BY_NAME.items():
         if any(re.search(pattern, name) for name in flat):
             return family
-    wide = ("to_q", "to_k", "to_v", "to_out_0", "add_q_proj", "context_embedder", "proj_out", "x_embedder")
-    widths = {side for name, shape in shapes.items() if name.replace(".", "_").endswith(wide) for side in shape[:2]}
     return next((family for width, family in _BY_WIDTH.items() if width in widths), None)
 
 

@@ -6,7 +6,7 @@ Nothing is taken for granted: what cannot be told stays open, and whoever needs 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from erasediff_lora.families import others
 from erasediff_lora.families.base import Architecture, Family
@@ -111,7 +111,7 @@ def recognise(names: Names, metadata: Mapping[str, str], wanted: Collection[str]
         left = [name for name in exact if name in wanted] if wanted else list(exact)
         if not left:
             raise Unfit(next(iter(wanted)), tuple(names), fitting=tuple(exact))
-        _refuse_others_encoders(exact, names, metadata, wanted)
+        _refuse_others_modules(exact, names, metadata, wanted)
         return _choose({name: exact[name] for name in left}, said, names)
     return _of_unpublished_size(names, found, said, metadata, wanted)
 
@@ -137,10 +137,10 @@ def _fits(size: Size, modules: Mapping[str, Modules], names: Names) -> bool:
     return len(modules) == len(names) and all(size.fits(modules[name], shape) for name, shape in names.items())
 
 
-def _refuse_others_encoders(
+def _refuse_others_modules(
     exact: Mapping[str, Mapping[str, Modules]], names: Names, metadata: Mapping[str, str], wanted: Collection[str]
 ) -> None:
-    """Text encoders are shared by families of other programs, which only the header tells then.
+    """Text encoders, and all of some networks, are those of other families too, which only the header tells then.
 
     Raises:
         Unfit: If it does.
@@ -148,7 +148,8 @@ def _refuse_others_encoders(
     like = others.by_header(metadata)
     networks = {family.component for family in asked()}
     modules = [module for mine in exact.values() for several in mine.values() for module in several]
-    if like is not None and not wanted and not any(module.partition(".")[0] in networks for module in modules):
+    is_text = not any(module.partition(".")[0] in networks for module in modules)
+    if like is not None and not wanted and (is_text or like in others.SHARED):
         raise Unfit(None, tuple(names), like=like)
 
 
@@ -195,15 +196,18 @@ def _of_unpublished_size(
     if not loosely and (near := [size for size, mine in found.items() if _nearly_fits(size, mine, names)]):
         raise _unfit(names, {size: found[size] for size in near}, (), like)
     possible = _possible(names, None if loosely else found, said if is_own else ())
+    contradicted = None
     for chosen in (wanted, said):
         left = [name for name in possible if name in chosen]
-        if chosen and not left:
-            raise _unfit(names, found, chosen, like)
         if left:
             possible = {name: possible[name] for name in left}
+        elif wanted and chosen is said:
+            contradicted = next(iter(said), None)  # the user knows better
+        elif chosen:
+            raise _unfit(names, found, chosen, like)
     if not possible:
         raise _unfit(names, found, said, like)
-    return _by_widths(possible, names)
+    return replace(_by_widths(possible, names), contradicted=contradicted)
 
 
 def _possible(

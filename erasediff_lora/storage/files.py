@@ -145,6 +145,15 @@ def require_writable(folder: Path, field: str = "output") -> None:
         pass
 
 
+_WEB_PAGE = ("is a web page, such as a hub's about the file.", "Download the file itself, with the hub's program.")
+_STAND_INS = {
+    b"version https://git-lfs": ("is a pointer of Git LFS, not the file.", "Fetch it with git lfs pull."),
+    b"<!doctype": _WEB_PAGE,
+    b"<html": _WEB_PAGE,
+}
+"""What lies where a download did not bring the file, by its first bytes."""
+
+
 def open_safetensors(path: Path, field: str, framework: Literal["pt", "np"] = "pt") -> Any:
     """A checked `safe_open` handle.
 
@@ -161,7 +170,8 @@ def open_safetensors(path: Path, field: str, framework: Literal["pt", "np"] = "p
     if not path.is_file():
         raise UserError(Problem(field, str(path), "there is no such file.", "Check the path."))
     with path.open("rb") as stream:
-        start = stream.read(8)
+        beginning = stream.read(40)
+    start = beginning[:8]
     length, size = int.from_bytes(start, "little"), path.stat().st_size
     # A header's length can begin with the same bytes as a pickle, but a pickle never begins with a length that fits.
     looks_pickled = start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -179,6 +189,9 @@ def open_safetensors(path: Path, field: str, framework: Literal["pt", "np"] = "p
             raise SafetensorError(f"its header has {length} bytes, and {LONGEST_HEADER} are plenty")
         return safe_open(path, framework=framework)
     except (SafetensorError, OSError) as error:
+        for mark, (what, remedy) in _STAND_INS.items():
+            if beginning.lower().startswith(mark):
+                raise UserError(Problem(field, str(path), what, remedy)) from error
         raise UserError(
             Problem(
                 field,

@@ -1,10 +1,11 @@
 """Merging adapters into full-size Stable Diffusion single files, beside copying those files.
 
-    python scripts/benchmarks/bench_merge.py [--models sd15 sdxl] [--repeats 4] [--folder DIR]
+    python scripts/benchmarks/bench_merge.py [--models sd15 sdxl] [--repeats 6] [--folder DIR]
 
 The weights are random. For each dtype and adapter the copy (cp, then fsync) and the merge (its own fsync included) take
-turns, each as often after the one as after the other; medians are shown. The merge runs in a process of its own, whose
-peak resident memory is reported; the seconds that Python takes to import torch are reported apart.
+turns, each as often after the one as after the other; medians are shown. The ratio is the median over the pairs that
+ran one after the other, since disks swing more between minutes than within one. The merge runs in a process of its own,
+whose peak resident memory is reported; the seconds that Python takes to import torch are reported apart.
 """
 
 from __future__ import annotations
@@ -176,7 +177,9 @@ def measure(folder: Path, model: str, dtype: torch.dtype, repeats: int) -> list[
             "all_copy_seconds": copies,
             "all_merge_seconds": [m["seconds"] for m in merges],
         }
-        row["ratio"] = row["merge_seconds"] / row["copy_seconds"]
+        row["ratios"] = sorted(m["seconds"] / c for m, c in zip(merges, copies, strict=True))
+        row["ratio"] = statistics.median(row["ratios"])
+        row["load"] = os.getloadavg()[0]
         rows.append(row)
         print(
             f"{model:5} {row['dtype']:9} {row['file_bytes'] / 1e9:6.2f} GB  {preset:36} r={rank:<3}"
@@ -191,7 +194,7 @@ def main() -> None:
     """Measure and write docs/results/merge.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--folder", type=Path, help="where the checkpoints go for the time being (15 GB)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/merge.json"))
     options = parser.parse_args()

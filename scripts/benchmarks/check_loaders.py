@@ -1,7 +1,8 @@
 """Do other programs apply what we write, all layers and as it is meant? By their own code, on full-size random bases.
 
     python scripts/benchmarks/check_loaders.py --diffusers                      # the installed one
-    python scripts/benchmarks/check_loaders.py --kohya CHECKOUT --comfyui CHECKOUT [--invokeai CHECKOUT]
+    python scripts/benchmarks/check_loaders.py --kohya CHECKOUT --comfyui CHECKOUT --a1111 CHECKOUT --forge CHECKOUT
+        --invokeai CHECKOUT
 
 An adapter on all attention, feed-forward and convolution layers, of Stable Diffusion 1.5 on those of the text encoder
 too, with an alpha that is not its rank, is written in every format and read by every program. Each changed weight is

@@ -7,14 +7,17 @@ use is a stand-in, where it is not installed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import logging
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -63,36 +66,19 @@ def comfyui(checkout: Path | None, base: Path, file: Path, model: str) -> Weight
     sys.argv = ["comfyui", "--cpu", "--force-fp32", "--fp32-text-enc"]
     importlib.import_module("comfy.options").enable_args_parsing()
     sd, utils = importlib.import_module("comfy.sd"), importlib.import_module("comfy.utils")
-    has_text = model == "sd15"
+    has_text, inside = model == "sd15", "diffusion_model."
     unet, clip, *_ = sd.load_checkpoint_guess_config(str(base), output_vae=False, output_clip=has_text)
     unet, clip = sd.load_lora_for_models(unet, clip, utils.load_torch_file(str(file), safe_load=True), 1.0, 1.0)
     if not has_text:  # one weight at a time: ComfyUI keeps all as they were beside the changed ones
-        return _Patched(unet, importlib.import_module("comfy.lora").calculate_weight)
+        state, calculate = unet.model.state_dict(), importlib.import_module("comfy.lora").calculate_weight
+        own = {ldm.UNET + name.removeprefix(inside): name for name in unet.patches}
+        return _Lazy(own, lambda name: calculate(unet.patches[own[name]], state[own[name]].clone(), own[name]))
     unet.patch_model()
     clip.load_model()
     state = unet.model.state_dict()
-    found = {ldm.UNET + name.removeprefix(_Patched.PREFIX): state[name] for name in unet.patches}
+    found = {ldm.UNET + name.removeprefix(inside): state[name] for name in unet.patches}
     state = clip.patcher.model.state_dict()
     return found | {TEXT + name.partition("text_model.")[2]: state[name] for name in clip.patcher.patches}
-
-
-class _Patched(Mapping[str, Tensor]):
-    """The weights of ComfyUI's model with its patches, each computed when it is asked for."""
-
-    PREFIX = "diffusion_model."
-
-    def __init__(self, patcher: Any, calculate: Callable[..., Tensor]) -> None:
-        self.patches, self.state, self.calculate = patcher.patches, patcher.model.state_dict(), calculate
-
-    def __getitem__(self, name: str) -> Tensor:
-        own = self.PREFIX + name.removeprefix(ldm.UNET)
-        return self.calculate(self.patches[own], self.state[own].clone(), own)
-
-    def __iter__(self) -> Iterator[str]:
-        return (ldm.UNET + own.removeprefix(self.PREFIX) for own in self.patches)
-
-    def __len__(self) -> int:
-        return len(self.patches)
 
 
 def kohya(checkout: Path | None, base: Path, file: Path, model: str) -> Weights:
@@ -149,33 +135,181 @@ def diffusers(checkout: Path | None, base: Path, file: Path, model: str) -> Weig
 
 
 def invokeai(checkout: Path | None, base: Path, file: Path, model: str) -> Weights:
-    """InvokeAI's patcher, where it is installed; on the UNet."""
-    if checkout is not None:
-        sys.path.insert(0, str(checkout))
-    import invokeai.backend.model_manager.load.model_loaders.lora as loader
-    from invokeai.backend.model_manager.load.model_cache.torch_module_autocast import torch_module_autocast
-    from invokeai.backend.patches.layer_patcher import LayerPatcher
-
+    """InvokeAI's conversion of names and its patcher; of Stable Diffusion 1 on the text encoder too."""
+    manager = "invokeai.backend.model_manager"
+    parts = ("model_hash", "quantization", "util.logging", "util.devices", "model_manager.configs")
+    loading = ("load_base", "load_default", "model_loader_registry", "model_loaders", "memory_snapshot")
+    packages = ("gguf", "bitsandbytes", "picklescan", "onnxruntime", "spandrel", "einops", "semver", "cv2", "blake3")
+    _use(
+        *(checkout, *packages, "deprecated", "compel", "invokeai.app"),
+        *(f"invokeai.backend.{part}" for part in parts),
+        *(f"{manager}.load.{part}" for part in (*loading, "model_cache.model_cache")),
+    )
+    for name in ("invokeai.backend.util.logging", "invokeai.backend.util"):
+        logs: Any = importlib.import_module(name)
+        logs.InvokeAILogger = SimpleNamespace(get_logger=logging.getLogger)
+    devices: Any = importlib.import_module("invokeai.backend.util.devices")
+    devices.TorchDevice = SimpleNamespace(CPU_DEVICE=torch.device("cpu"))
+    cache: Any = importlib.import_module(f"{manager}.load.model_cache.model_cache")
+    cache.MODEL_LOAD_LOCK = SimpleNamespace(read_lock=contextlib.nullcontext)
+    conversions = "invokeai.backend.patches.lora_conversions"
+    tensors = load_file(file)
+    if model == "sdxl":
+        names_of = importlib.import_module(f"{conversions}.sdxl_lora_conversion_utils")
+        tensors = names_of.convert_sdxl_keys_to_diffusers_format(tensors)
+    patch = importlib.import_module(f"{conversions}.sd_lora_conversion_utils").lora_model_from_sd_state_dict(tensors)
+    patcher = importlib.import_module("invokeai.backend.patches.layer_patcher").LayerPatcher
+    autocast = f"{manager}.load.model_cache.torch_module_autocast.torch_module_autocast"
     unet = unet_of(model)
     names = {name: single_file_name(model, name) for name in unet.state_dict()}
     _fill(unet, base, names)
-    torch_module_autocast.apply_custom_layers_to_model(unet)
-    tensors = load_file(file)
-    if model == "sdxl":
-        tensors = loader.convert_sdxl_keys_to_diffusers_format(tensors)
-    patch = loader.lora_model_from_sd_state_dict(tensors)
-    paths = [path for path, _ in unet.named_modules() if f"lora_unet_{path.replace('.', '_')}" in patch.layers]
-    with LayerPatcher.apply_smart_model_patches(
-        unet, [(patch, 1.0)], "lora_unet_", torch.float32, force_direct_patching=True
-    ):
-        state = unet.state_dict()
-        return {names[f"{path}.weight"]: state[f"{path}.weight"].clone() for path in paths}
+    networks: list[tuple[nn.Module, str, dict[str, str]]] = [(unet, "lora_unet_", names)]
+    if model == "sd15":
+        text = nn.Module()
+        text.text_model = _text_encoder(base)
+        networks.append((text, "lora_te_", _text_names(text, "text_model.")))
+    found: dict[str, Tensor] = {}
+    for network, prefix, own in networks:
+        importlib.import_module(autocast).apply_custom_layers_to_model(network)
+        flat = {f"{prefix}{path.replace('.', '_')}": path for path, _ in network.named_modules()}
+        paths = [path for name, path in flat.items() if name in patch.layers]
+        with patcher.apply_smart_model_patches(
+            network, [(patch, 1.0)], prefix, torch.float32, force_direct_patching=True
+        ):
+            state = network.state_dict()
+            found |= {own[f"{path}.weight"]: state[f"{path}.weight"].clone() for path in paths}
+    return found
+
+
+def forge(checkout: Path | None, base: Path, file: Path, model: str) -> Weights:
+    """Forge's `load_lora_for_models`, and what it computes of the patches; of Stable Diffusion 1 with text encoder."""
+    parts = ("memory_management", "utils", "operations", "args")
+    ui = ("sd_models", "cache", "errors", "hashes", "scripts", "shared")
+    stand_ins = (*(f"backend.{part}" for part in parts), *(f"modules.{part}" for part in ui))
+    _use(checkout, "gguf", "bitsandbytes", "einops", *stand_ins)
+    sys.path.insert(0, f"{checkout}/extensions-builtin/sd_forge_lora")
+    _web_ui(SimpleNamespace())
+    memory: Any = importlib.import_module("backend.memory_management")
+    memory.cast_to_device = lambda tensor, device, dtype: tensor.to(device, dtype)
+    networks, merging = importlib.import_module("networks"), importlib.import_module("backend.patcher.lora")
+    with safe_open(base, "pt") as stored:
+        unet = {f"diffusion_model.{k.removeprefix(ldm.UNET)}": k for k in stored.keys() if k.startswith(ldm.UNET)}  # noqa: SIM118
+        prefix = "clip_l.transformer.text_model."
+        text = {prefix + k.removeprefix(TEXT): k for k in stored.keys() if k.startswith(TEXT)}  # noqa: SIM118
+    pair = _Recorder(unet, LDM_CONFIG[model]), _Recorder(text if model == "sd15" else {}, {})
+    networks.load_lora_for_models(*pair, load_file(file), 1.0, 1.0)
+    patches = {part.names[own]: patch for part in pair for own, patch in part.patches.items()}
+
+    def changed(name: str) -> Tensor:
+        with safe_open(base, "pt") as stored:
+            return merging.merge_lora_to_weight([(1.0, patches[name], 1.0, None, None)], stored.get_tensor(name))
+
+    return _Lazy(patches, changed)
+
+
+LDM_CONFIG: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth_middle": 1,
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1] * 9 + [0] * 3,
+    },
+    "sdxl": {
+        "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth_middle": 10,
+        "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_output": [0] * 3 + [2] * 3 + [10] * 3,
+    },
+}  # fmt: skip
+"""What the authors' configurations say of the UNets."""
+
+
+class _Recorder:
+    """What Forge patches: a model of which the names are known, that keeps the patches."""
+
+    def __init__(self, names: dict[str, str], config: dict[str, Any]) -> None:
+        self.names = names
+        self.model = self.cond_stage_model = self
+        self.diffusion_model, self.config = SimpleNamespace(config=config), SimpleNamespace(huggingface_repo="")
+        self.patches: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, str]:
+        """Their names by Forge's."""
+        return self.names
+
+    def clone(self) -> _Recorder:
+        """Itself."""
+        return self
+
+    def add_patches(self, patches: dict[str, Any], **options: Any) -> list[str]:
+        """Keep those of weights that there are."""
+        self.patches = {name: patch for name, patch in patches.items() if name in self.names}
+        return list(self.patches)
+
+
+def a1111(checkout: Path | None, base: Path, file: Path, model: str) -> Weights:
+    """The webui's `load_network`, and what its modules compute; of Stable Diffusion 1 with text encoder."""
+    sys.path.insert(0, f"{checkout}/extensions-builtin/Lora")
+    sys.meta_path.insert(0, StandIns("gradio", "lora_patches", "modules"))
+    network = SimpleNamespace(is_sdxl=model == "sdxl", network_layer_mapping={}, model=None)
+    names: dict[str, str] = {}
+    with safe_open(base, "pt") as stored:
+        for name in stored.keys():  # noqa: SIM118
+            begin = "transformer.text_model." if name.startswith(TEXT) else "diffusion_model."
+            path = begin + name.removeprefix(ldm.UNET).removeprefix(TEXT).removesuffix(".weight")
+            if not (name.startswith((ldm.UNET, TEXT)) and name.endswith(".weight")):
+                continue
+            if (module := _empty_module(stored.get_slice(name).get_shape())) is not None:
+                names[path.replace(".", "_")] = name
+                network.network_layer_mapping[path.replace(".", "_")] = module
+    _web_ui(network)
+    loaded = importlib.import_module("networks").load_network("this", SimpleNamespace(filename=str(file)))
+    modules = {names[own]: module for own, module in loaded.modules.items()}
+
+    def changed(name: str) -> Tensor:
+        with safe_open(base, "pt") as stored:
+            weight = stored.get_tensor(name)
+        return weight + modules[name].calc_updown(weight)[0]
+
+    return _Lazy(modules, changed)
+
+
+def _empty_module(shape: list[int]) -> nn.Module | None:
+    """What a weight of that shape belongs to, without memory."""
+    with torch.device("meta"):
+        if len(shape) == 2:
+            return nn.Linear(shape[1], shape[0])
+        return nn.Conv2d(shape[1], shape[0], (shape[2], shape[3])) if len(shape) == 4 else None
+
+
+def _web_ui(model: Any) -> None:
+    """What the extension asks of the program around it."""
+    cpu = torch.device("cpu")
+    modules: Any = importlib.import_module("modules")
+    options = SimpleNamespace(lora_dir=tempfile.mkdtemp(), lyco_dir_backcompat="")
+    modules.shared = SimpleNamespace(cmd_opts=options, walk_files=lambda *args, **more: [], sd_model=model)
+    modules.sd_models = SimpleNamespace(read_state_dict=load_file)
+    modules.devices = SimpleNamespace(cpu=cpu, device=cpu, dtype=torch.float32)
+
+
+class _Lazy(Mapping[str, Tensor]):
+    """Weights that are computed when they are asked for."""
+
+    def __init__(self, names: Iterable[str], compute: Callable[[str], Tensor]) -> None:
+        self.names, self.compute = list(names), compute
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.compute(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 PROGRAMS: dict[str, Callable[[Path | None, Path, Path, str], Weights]] = {
     "diffusers": diffusers,
     "kohya": kohya,
     "comfyui": comfyui,
+    "a1111": a1111,
+    "forge": forge,
     "invokeai": invokeai,
 }
 

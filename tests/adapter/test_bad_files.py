@@ -47,7 +47,7 @@ def damaged(good: Path) -> dict[str, tuple[Callable[[Path], object], tuple[str, 
         "truncated": (lambda f: f.write_bytes(whole[:-100]), ("is no intact safetensors file",)),
         "headless": (lambda f: f.write_bytes(whole[:5]), ("is no intact safetensors file",)),
         "empty": (lambda f: f.write_bytes(b""), ("is no intact safetensors file",)),
-        "text": (lambda f: f.write_text("<html>404</html>" * 9), ("is no intact safetensors file",)),
+        "text": (lambda f: f.write_text("404: not found" * 9), ("is no intact safetensors file",)),
         "pickle": (lambda f: torch.save(tensors, f), ("is a pickle, which can run code", "weights_only=True")),
         "nan": (lambda f: save_file(with_nan, f), ("has NaN or Inf in A of unet.",)),
         "unpaired": (lambda f: save_file(some, f), ("lacks the tensor unet.", ".lora_down.weight")),
@@ -193,7 +193,7 @@ def test_peft_folder_without_its_configuration(tiny_base: Path, tmp_path: Path, 
         (None, "is missing; it holds alpha"),
         ("{", "is no LoRA configuration of peft"),
         (json.dumps(good | {"peft_type": "LOHA"}), "has peft_type = 'LOHA', but a LoRA at "),
-        (json.dumps(good | {"peft_type": "OFT"}), "peft_type is OFT, not LORA, LOHA, LOKR"),
+        (json.dumps(good | {"peft_type": "OFT"}), "has peft_type = 'OFT', which is none of LORA, LOHA, LOKR"),
     ):
         config.unlink(missing_ok=True)
         if text is not None:

@@ -52,6 +52,39 @@ def adapter(tiny_base: Path, tmp_path: Path) -> LoraAdapter:
     return made
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (CONV_IN, torch.tensor(1.0)),
+        (CONV_IN, torch.ones(0, 4, 3, 3)),
+        (f"{NETWORK}joint_blocks.0.x_block.attn.qkv.weight", torch.ones(4, 4)),
+        (f"{NETWORK}final_layer.adaLN_modulation.1.weight", torch.ones(3, 4)),
+        ("conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight", torch.ones(1)),
+    ],
+    ids=str,
+)
+def test_tensors_of_known_names_that_are_no_weights(
+    key: str, value: Tensor, adapter: LoraAdapter, tmp_path: Path, cli: Cli
+) -> None:
+    """Numbers, nothing, and rows that cannot be shared out: found by fuzzing."""
+    file = tmp_path / "model.safetensors"
+    save_file({key: value, f"{NETWORK}joint_blocks.0.x_block.mlp.fc1.bias": torch.ones(1)}, file)
+    refused(cli("merge", file, tmp_path / "a", "--output", tmp_path / "out.safetensors"), f"model = '{file}': ")
+
+
+def test_a_running_average_of_another_shape(tiny_base: Path, adapter: LoraAdapter, tmp_path: Path, cli: Cli) -> None:
+    file, out = with_averages(pack(tiny_base, tmp_path / "model.safetensors")), tmp_path / "out.safetensors"
+    tensors = load_file(file)
+    changed = next(key for key in deltas(adapter, file) if key.endswith("to_q.weight"))
+    name = "model_ema." + changed.removeprefix("model.").replace(".", "")
+    save_file(tensors | {name: torch.ones(3)}, file)
+    refused(
+        cli("merge", file, tmp_path / "a", "--output", out), f"has a running average {name} [3]", "with --drop_ema."
+    )
+    assert not out.exists()
+    assert cli("merge", file, tmp_path / "a", "--output", out, "--drop_ema").status == 0
+
+
 def test_running_averages_are_merged_into(tiny_base: Path, adapter: LoraAdapter, tmp_path: Path, cli: Cli) -> None:
     """As diffusers reads them: its `extract_ema` must not give the base back."""
     file, out = with_averages(pack(tiny_base, tmp_path / "model.safetensors")), tmp_path / "out.safetensors"

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from erasediff_lora.adapter.formats.reading import Asked
+from erasediff_lora.adapter.formats.refusals import ADAPTERS, kind_of
 from erasediff_lora.adapter.weights import LoraAdapter, LoraLayer, StoredAdapter, unusable
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.tensors import TensorFile, open_tensors
@@ -94,6 +95,8 @@ def open_adapter(file: Path) -> TensorFile:
     for name, tensor in stored.tensors.items():
         if not (tensor.is_number if name.endswith("alpha") else tensor.ndim > 0 and tensor.is_float):
             shape = list(tensor.shape)
+            if kind := kind_of(name):
+                raise unusable(file, f"has a tensor {name} {shape}, which is {kind}.", ADAPTERS)
             raise unusable(file, f"has a tensor {name} of shape {shape} in {tensor.dtype_name}, which is no weight.")
     return stored
 

@@ -109,8 +109,7 @@ def _config(stored: TensorFile) -> dict[str, Any]:
         return header_config(stored).get("", {})
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        if config["peft_type"] not in TYPES:
-            raise ValueError(f"peft_type is {config['peft_type']}, not {', '.join(TYPES)}")
+        kind = config["peft_type"]
     except FileNotFoundError:
         raise UserError(
             Problem("adapter", str(file), "is missing; it holds alpha.", "Give a folder with both of peft's files.")
@@ -119,4 +118,10 @@ def _config(stored: TensorFile) -> dict[str, Any]:
         raise UserError(
             Problem("adapter", str(file), f"is no LoRA configuration of peft: {error}.", "Export it again.")
         ) from None
+    if kind not in TYPES:
+        raise unusable(
+            file,
+            f"has peft_type = {kind!r:.40}, which is none of {', '.join(TYPES)}.",
+            "Merge it with peft, and make a LoRA of the difference with extract.",
+        )
     return dict(config)

@@ -167,7 +167,7 @@ def _recognise(found: Sorted, parts: Sequence[Part], main: TensorFile, asked: As
         return families.recognise(shapes, main.metadata, asked.family)
     except families.Unfit as unfit:
         keys = {name: [real[key] for key in mine] for name, mine in found.keys.items()}
-        raise refusals.unfit_modules(unfit, keys, shown, main) from None
+        raise refusals.unfit_modules(unfit, keys, shown, main, asked.family) from None
 
 
 def _without_text(found: Sorted, asked: Asked) -> Sorted:

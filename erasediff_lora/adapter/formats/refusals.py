@@ -27,7 +27,7 @@ _CHECKPOINT = re.compile(
     r"|single_blocks|layers|blocks)\b.*\.(weight|bias)"
 )
 _EMBEDDING = re.compile(r"emb_params|string_to_param|clip_[gl]|<.+>")
-_ADAPTERS = "Known are LoRA, DoRA, LoHa, LoKr and whole differences, as diffusers, kohya, LyCORIS and peft spell them."
+ADAPTERS = "Known are LoRA, DoRA, LoHa, LoKr and whole differences, as diffusers, kohya, LyCORIS and peft spell them."
 
 
 def unknown_tensors(unknown: Sequence[str], tensors: Mapping[str, StoredTensor], stored: TensorFile) -> UserError:
@@ -42,15 +42,24 @@ def unknown_tensors(unknown: Sequence[str], tensors: Mapping[str, StoredTensor],
             what,
             "It looks like a checkpoint: give it to merge as MODEL, or to extract beside its base.",
         )
-    if kind := next((kind for pattern, kind in _KINDS.items() if re.search(pattern, first)), None):
-        return unusable(stored.path, f"{what[:-1]}, which is {kind}.", _ADAPTERS)
-    return unusable(stored.path, what, _like(others.by_names(unknown, {}), stored) or _ADAPTERS)
+    if kind := kind_of(first):
+        return unusable(stored.path, f"{what[:-1]}, which is {kind}.", ADAPTERS)
+    return unusable(stored.path, what, _like(others.by_names(unknown, {}), stored) or ADAPTERS)
+
+
+def kind_of(name: str) -> str | None:
+    """What kind of update, of those that are not read, a tensor's name tells of."""
+    return next((kind for pattern, kind in _KINDS.items() if re.search(pattern, name)), None)
 
 
 def unfit_modules(
-    unfit: families.Unfit, keys: Mapping[str, Collection[str]], tensors: Mapping[str, StoredTensor], stored: TensorFile
+    unfit: families.Unfit,
+    keys: Mapping[str, Collection[str]],
+    tensors: Mapping[str, StoredTensor],
+    stored: TensorFile,
+    asked: Collection[str] = (),
 ) -> UserError:
-    """The complaint about an adapter with modules that the family does not have."""
+    """The complaint about an adapter with modules that the family, such as the one asked for, does not have."""
     mine = [key for name in unfit.names for key in keys[name]]
     first = _shown(next((key for key in mine if tensors[key].ndim > 1), mine[0]), tensors)
     if unfit.fitting:
@@ -70,7 +79,7 @@ def unfit_modules(
         )
     else:
         what = f"has {_count(len(mine))} of modules that {unfit.architecture} does not have, the first {first}."
-    return unusable(stored.path, what, _like(unfit.like, stored) or _remedy(unfit))
+    return unusable(stored.path, what, _like(unfit.like, stored) or _remedy(unfit, asked))
 
 
 def _like(like: str | None, stored: TensorFile) -> str | None:
@@ -81,9 +90,11 @@ def _like(like: str | None, stored: TensorFile) -> str | None:
     return f"It looks like a file for {named}; the families here are {own}, and those of installed plug-ins."
 
 
-def _remedy(unfit: families.Unfit) -> str:
+def _remedy(unfit: families.Unfit, asked: Collection[str]) -> str:
     if all(name.startswith(("lora_te", "text_encoder")) for name in unfit.names):
         return "Leave the text encoders out with --only unet, or --only transformer."
+    if asked:
+        return "Export it with the names that diffusers or kohya give them, or leave --family out."
     named = unfit.architecture or "FAMILY"
     return f"If it is for a base of another size, say so with --family {named}."
 
