@@ -323,7 +323,7 @@ def main() -> None:
     WORST[:] = [0.0, 0.0]
     for function in _functions("erasediff_lora", "yaml"):
         atheris.instrument_func(function)
-    atheris.Setup([*sys.argv, "-timeout=5"], lambda data: once(name, data))
+    atheris.Setup([sys.argv[0], "-timeout=60", *sys.argv[1:]], lambda data: once(name, data))
     atheris.Fuzz()
 
 

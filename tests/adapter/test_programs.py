@@ -10,10 +10,10 @@ from typing import Any
 import programs_table
 import pytest
 import torch
-from adapters import pipeline
+from adapters import pipeline, random_adapter
 from fixtures import Cli, RecipeFile
 from refusals import refused
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, formats
 from erasediff_lora.adapter.programs import losses_in
@@ -40,6 +40,15 @@ def said(cli: Cli, program: str, file: Path) -> list[str]:
     result = cli("inspect", "--for", program, file)
     assert result.status == 0, result.err
     return [line for line in result.out.splitlines() if line.startswith(f"{program} ")]
+
+
+def test_what_no_possible_family_has_is_lost(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
+    """A tiny model's file does not tell which of Stable Diffusion's versions it is for, and A1111 reads none so."""
+    file, *_ = formats.write(random_adapter(tiny_base), tmp_path / "a.safetensors", "diffusers")
+    save_file(load_file(file), file)
+    assert formats.describe(file)[1].architecture is None
+    (line,) = said(cli, "a1111", file)
+    assert "all 32 layers not read: it reads no diffusers files of stable_diffusion" in line
 
 
 def test_the_page_is_made_of_the_table() -> None:

@@ -130,9 +130,10 @@ def losses(name: str, program: Program, format: str, adapter: Adapter[Any]) -> l
         return [Loss(name, program.version, (total, total), "", are, why, remedy)]
 
     reads = families_read(name, program)
-    found = None if adapter.architecture is None else families.of_architecture(adapter.architecture)
-    family = None if found is None else families.name_of(found[0])
-    if format not in reads or (family is not None and family not in reads[format]):
+    found = [families.of_architecture(one) for one in adapter.candidates]
+    possible = {families.name_of(one[0]) for one in found if one is not None}
+    family = next(iter(possible)) if len(possible) == 1 else None
+    if format not in reads or (possible and not possible & set(reads[format])):
         others = [other for other, suited in reads.items() if family in suited and other != format]
         remedy = f"Give it the {others[0]} file: convert --format {others[0]}." if others else MERGE
         if format not in FORMATS:
