@@ -59,6 +59,15 @@ QWEN_IMAGE: dict[str, Any] = {
     "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 3584, "guidance_embeds": False,
     "axes_dims_rope": [16, 56, 56], "patch_size": 2,
 }  # fmt: skip
+FLUX_2_VAE: dict[str, Any] = {
+    "_class_name": "AutoencoderKLFlux2", "latent_channels": 32, "sample_size": 1024,
+    "block_out_channels": [128, 256, 512, 512],
+}  # fmt: skip
+FLUX_2_KLEIN: dict[str, Any] = {
+    "_class_name": "Flux2Transformer2DModel", "in_channels": 128, "num_layers": 5, "num_single_layers": 20,
+    "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 7680, "guidance_embeds": False,
+    "mlp_ratio": 3.0, "axes_dims_rope": [32, 32, 32, 32], "rope_theta": 2000, "patch_size": 1,
+}  # fmt: skip
 BASES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
     "flux": (
         "FluxPipeline",
@@ -86,6 +95,15 @@ BASES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
             "vae": ("diffusers", QWEN_VAE),
             "scheduler": ("diffusers", SCHEDULER | {"shift": 1.0, "max_shift": 0.9, "max_image_seq_len": 8192}),
             "text_encoder": ("transformers", QWEN_VL_7B),
+        },
+    ),
+    "flux_2_klein": (
+        "Flux2KleinPipeline",
+        {
+            "transformer": ("diffusers", FLUX_2_KLEIN),
+            "vae": ("diffusers", FLUX_2_VAE),
+            "scheduler": ("diffusers", SCHEDULER),
+            "text_encoder": ("transformers", QWEN3_4B | {"architectures": ["Qwen3ForCausalLM"]}),
         },
     ),
 }

@@ -36,6 +36,7 @@ class Case:
         fused: A weight of kohya's file that holds several of ours; None: the family is not fused there.
         to_diffusers: diffusers' own translation of the authors' names.
         options: For the pipeline, besides those that all take.
+        patch: Pixels along the side of a latent.
     """
 
     family: str
@@ -45,20 +46,23 @@ class Case:
     fused: str | None
     to_diffusers: Callable[..., dict[str, Tensor]] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    patch: int = 8
 
 
-def draws_as_the_pipeline(case: Case, denoiser: Any, guidance: float, size: Any, pack: Any) -> None:
+def draws_as_the_pipeline(case: Case, denoiser: Any, guidance: float, size: Any, pack: Any, shown: Any = None) -> None:
+    """Equal to the last bit, given what the pipeline takes of noise (`pack`) and gives of latents (`shown`, or so)."""
     width, height = size
-    noise = torch.randn(2, case.latents, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
+    shape = (2, case.latents, height // case.patch, width // case.patch)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     arguments = {"width": width, "height": height, "num_inference_steps": 3, "output_type": "latent", **case.options}
     if "max_sequence_length" in denoiser._given(PROMPTS):
         arguments["max_sequence_length"] = denoiser.text_tokens
     if "negative_prompt" in denoiser._given(PROMPTS):
         arguments["negative_prompt"] = [""] * 2
     guided = denoiser.guided_by(guidance)
-    theirs = denoiser.pipeline(list(PROMPTS), latents=pack(noise), **guided, **arguments).images
+    theirs = denoiser.pipeline(prompt=list(PROMPTS), latents=pack(noise), **guided, **arguments).images
     ours = denoiser.sample(noise, denoiser.encode_prompts(PROMPTS), Sampling(steps=3, guidance=guidance))
-    assert torch.equal(pack(ours), theirs)
+    assert torch.equal((shown or pack)(ours), theirs)
     assert float((ours - noise).abs().max()) > 0.01
     again = denoiser.generate(PROMPTS, [1, 2], Sampling(steps=2, guidance=guidance), output="latent", size=size)
     assert again.shape == noise.shape

@@ -158,12 +158,12 @@ class FlowTransformer(PipelineDenoiser):
     def decode_tokens(self, tokens: Sequence[int]) -> str:
         return " ".join(self._reader[0].convert_ids_to_tokens([self._ordinary[token] for token in tokens]))
 
-    def shift(self, scheduler: Any, places: int) -> float | None:
-        """μ of the schedule for a picture of so many patches."""
+    def shift(self, scheduler: Any, noise: Tensor, steps: int) -> float | None:
+        """μ of the schedule for pictures of this size, drawn in so many steps."""
         if not scheduler.config.use_dynamic_shifting:
             return None
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-        return float(calculate_shift(places, *(scheduler.config[name] for name in names)))
+        return float(calculate_shift(noise.shape[2] * noise.shape[3] // 4, *(scheduler.config[name] for name in names)))
 
     @torch.no_grad()
     def sample(
@@ -186,7 +186,7 @@ class FlowTransformer(PipelineDenoiser):
         """
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         steps = sampling.steps
-        mu = self.shift(scheduler, noise.shape[2] * noise.shape[3] // 4)
+        mu = self.shift(scheduler, noise, steps)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device=noise.device)
         first = steps - min(int(steps * strength), steps)
         scheduler.set_begin_index(first)

@@ -64,6 +64,7 @@ NATIVE = NativeNames(
         "text_encoders.clip_l.transformer.": "text_encoder",
         "text_encoders.t5xxl.transformer.": "text_encoder_2",
     },
+    telling=("transformer_blocks.0.norm1.linear", "single_transformer_blocks.0.norm.linear"),  # not in FLUX.2
 )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 
 _BY_NAME = {
     "Stable Cascade": r"lora_prior_(unet|te)_",
-    "FLUX.2": r"double_stream_modulation|single_stream_modulation|to_qkv_mlp_proj",
     "Chroma": r"distilled_guidance_layer",
     "HunyuanVideo": r"individual_token_refiner|token_refiner_blocks",
     "HiDream": r"(double|single)_stream_blocks",

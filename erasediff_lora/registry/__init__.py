@@ -75,6 +75,7 @@ FAMILIES = Registry(
             "stable_diffusion_xl",
             "stable_diffusion_3",
             "flux",
+            "flux_2_klein",
             "z_image",
             "qwen_image",
             "class_conditional",

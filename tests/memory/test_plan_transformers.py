@@ -15,6 +15,7 @@ from erasediff_lora.recipe import Recipe
 GIB = 2**30
 MOST = {
     "flux": ("flux_artist_style", 12),
+    "flux_2_klein": ("flux_2_klein_artist_style", 8),
     "z_image": ("z_image_artist_style", 8),
     "qwen_image": ("qwen_image_artist_style", 24),
 }
