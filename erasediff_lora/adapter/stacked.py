@@ -36,16 +36,41 @@ def in_native_names(layers: Mapping[str, LoraLayer], native: NativeNames) -> dic
     return found
 
 
+def biases_in_native_names(biases: Mapping[str, Tensor], native: NativeNames) -> dict[str, Tensor]:
+    """The same of what is added to biases; nothing is added to those of the parts that are not there."""
+    import torch
+
+    found: dict[str, Tensor] = {}
+    for module, bias in biases.items():
+        component, _, path = module.partition(".")
+        held = native.holding(path) if component == native.component else None
+        if held is None:
+            found[module] = bias
+            continue
+        unit = len(bias) // held.shares[held.modules.index(path)]
+        parts = [
+            biases.get(f"{component}.{ours}", bias.new_zeros(unit * share))
+            for ours, share in zip(held.modules, held.shares, strict=True)
+        ]
+        found[f"{component}.{held.name}"] = torch.cat(_turned(parts[0]) if held.swapped else parts)
+    return found
+
+
+def _turned(tensor: Tensor) -> list[Tensor]:
+    """Its halves, the second one first."""
+    return list(reversed(tensor.chunk(2)))
+
+
 def _whole(name: str, held: Stacked, parts: Sequence[LoraLayer | None]) -> LoraLayer:
     import torch
 
     there = [part for part in parts if part is not None]
     if held.swapped:
         (only,) = there
-        swapped = torch.cat(list(reversed(only.up.chunk(2))))
+        swapped = torch.cat(_turned(only.up))
         magnitude = only.magnitude
         if magnitude is not None and not only.by_input:
-            magnitude = torch.cat(list(reversed(magnitude.chunk(2))))
+            magnitude = torch.cat(_turned(magnitude))
         return replace(only, up=swapped, magnitude=magnitude)
     if len(parts) == 1:
         return there[0]

@@ -148,7 +148,7 @@ def of_any_size(family: Family, name: str, *, trusted: bool = False) -> Modules 
                 if (found := _path(family, component, path)) is not None:
                     return (f"{component}.{found}",)
                 if component == family.component and family.native and (held := family.native.spelled(path)):
-                    return tuple(f"{component}.{ours}" for ours in held)
+                    return type(held)(f"{component}.{ours}" for ours in held)
     return None
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from erasediff_lora.families.layouts import Swapped
 from erasediff_lora.families.slot import Slot
 
 NETWORK = "model.diffusion_model."
@@ -98,19 +99,20 @@ class NativeNames:
         return None
 
     def names(self, ours: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """All of their paths, and ours, of a network with these paths; without those that are the other way round."""
+        """All of their paths, and ours, of a network with these paths."""
         seen = set()
         for path in ours:
             held = self.holding(path)
-            if held is not None and not held.swapped and held.name not in seen:
+            if held is not None and held.name not in seen:
                 seen.add(held.name)
                 yield held.name, held.modules
 
     def _stacked(self, template: str, numbers: Collection[str]) -> Stacked:
         ours = self.table[template]
         shares = self.shares.get(template, (1,) * len(ours))
-        filled = tuple(_filled(path, numbers) for path in ours)
-        return Stacked(_filled(template, numbers), filled, shares, template in self.swapped)
+        swapped = template in self.swapped
+        filled = (Swapped if swapped else tuple)(_filled(path, numbers) for path in ours)
+        return Stacked(_filled(template, numbers), filled, shares, swapped)
 
     def _named(self, stacked: Stacked) -> list[str]:
         return [f"{self.component}.{path}" for path in stacked.modules]

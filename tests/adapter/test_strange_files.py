@@ -155,3 +155,34 @@ def test_the_remedy_for_norms_beside_dora_names_the_base(tiny_base: Path, tmp_pa
 def test_a_family_that_was_asked_for_is_not_advised_again(tmp_path: Path, cli: Cli) -> None:
     save_file(pair("unet.mid_block.no_such_thing", 16, 16, peft=True), tmp_path / "a.safetensors")
     refused(cli("inspect", tmp_path / "a.safetensors", *FAMILY), "or leave --family out")
+
+
+@pytest.mark.parametrize("is_tiny", [False, True])
+def test_biases_and_last_layers_of_flux_through_kohyas_names(is_tiny: bool, tmp_path: Path, cli: Cli) -> None:
+    """The authors' code holds q, k and v in one weight, and shifts first in the last layer: both come back."""
+    width, family = 64 if is_tiny else 3072, ("--family", "flux-1-schnell")
+    shapes = {
+        "norm_out.linear": 2 * width,
+        "transformer_blocks.0.attn.to_q": width,
+        "transformer_blocks.0.attn.to_k": width,
+        "transformer_blocks.0.attn.to_v": width,
+    }
+    tensors: dict[str, Tensor] = {}
+    for path, rows in shapes.items():
+        tensors |= pair(f"transformer.{path}", rows, width, peft=True)
+        if not path.endswith("to_v"):
+            tensors[f"transformer.{path}.lora_B.bias"] = torch.randn(rows)
+    save_file(tensors, tmp_path / "a.safetensors")
+    kohya, again = tmp_path / "k.safetensors", tmp_path / "d.safetensors"
+    for source, target, format in ((tmp_path / "a.safetensors", kohya, "kohya"), (kohya, again, "diffusers")):
+        result = cli("convert", source, target, "--format", format, *family)
+        assert result.status == 0, result.err
+    last = "lora_unet_final_layer_adaLN_modulation_1"
+    up = tensors["transformer.norm_out.linear.lora_B.weight"]
+    assert torch.equal(load_file(kohya)[f"{last}.lora_up.weight"], torch.cat(up.chunk(2)[::-1]))
+    one, other = (formats.read(file, Asked.parse("flux-1-schnell")) for file in (tmp_path / "a.safetensors", again))
+    assert one.layers.keys() == other.layers.keys()
+    for name, layer in one.layers.items():
+        torch.testing.assert_close(other.layers[name].delta(), layer.delta(), rtol=1e-4, atol=1e-5)
+        expected = one.biases.get(name, torch.zeros(layer.shape[0]))
+        torch.testing.assert_close(other.biases[name], expected, msg=name)

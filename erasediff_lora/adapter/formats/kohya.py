@@ -18,7 +18,7 @@ from erasediff_lora.adapter.formats import reading
 from erasediff_lora.adapter.formats.base import Published, as_file
 from erasediff_lora.adapter.formats.reading import NOTHING, Asked, Part
 from erasediff_lora.adapter.scaling import beside_factors
-from erasediff_lora.adapter.stacked import in_native_names
+from erasediff_lora.adapter.stacked import biases_in_native_names, in_native_names
 from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter
 from erasediff_lora.families import Architecture, Family, KohyaNames
 from erasediff_lora.storage.files import save_safetensors
@@ -69,7 +69,9 @@ def write(adapter: LoraAdapter, file: Path) -> list[Path]:
     import torch
 
     family, names, architecture = _named(adapter)
-    layers = adapter.layers if family.native is None else in_native_names(adapter.layers, family.native)
+    layers, biases = adapter.layers, adapter.biases
+    if family.native is not None:
+        layers, biases = in_native_names(layers, family.native), biases_in_native_names(biases, family.native)
     tensors = {}
     for module, layer in layers.items():
         key = names.name(module)
@@ -78,8 +80,8 @@ def write(adapter: LoraAdapter, file: Path) -> list[Path]:
         if layer.magnitude is not None:
             axis = (1, -1) if layer.by_input else (-1, 1)
             tensors[key + MAGNITUDE] = layer.magnitude.reshape(*axis, *[1] * (layer.down.ndim - 2))
-        if module in adapter.biases:
-            tensors[key + BIAS] = adapter.biases[module]
+        if module in biases:
+            tensors[key + BIAS] = biases[module]
     notes = _training_notes(adapter, names, architecture, file)
     save_safetensors(tensors, file, _header(adapter, names, architecture, notes, _hashes(tensors, notes)))
     return [file]
