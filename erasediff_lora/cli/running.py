@@ -14,7 +14,7 @@ from erasediff_lora.cli.evaluation import evaluate_adapter
 from erasediff_lora.cli.losses import lines_of_folder
 from erasediff_lora.cli.recipe_flags import FIELDS, load_recipe
 from erasediff_lora.cli.verb import Verb, user_path
-from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from erasediff_lora.recipe import Recipe
@@ -60,27 +60,11 @@ def demo_overrides(concept: str) -> dict[str, Any]:
     Raises:
         UserError: If the demo model does not know it.
     """
-    if concept in demo.CONCEPTS:
-        mine, others, name, templates = demo.CONCEPTS, demo.STYLES, "style", demo.CONCEPT_TEMPLATES
-    elif concept in demo.STYLES:
-        mine, others, name, templates = demo.STYLES, demo.CONCEPTS, "object", demo.STYLE_TEMPLATES
-    else:
-        raise UserError(
-            Problem(
-                "--concept", concept, "the demo model does not know it.", nearest(concept, demo.CONCEPTS + demo.STYLES)
-            )
-        )
-    data = {"templates": templates, "placeholders": {name: others}}
-    overrides: dict[str, Any] = {f"forget.{key}": value for key, value in data.items()}
-    overrides |= {f"retain.{key}": value for key, value in data.items()}
-    synonyms = demo.SYNONYMS.get(concept)
-    return overrides | {
-        "forget.concepts": [{"name": concept, "anchor": mine[(mine.index(concept) + 1) % len(mine)]}],
-        "retain.concepts": [other for other in mine if other != concept],
-        "evaluation.attacks": ["paraphrases"] if synonyms else [],
-        "evaluation.paraphrases.names": {concept: synonyms} if synonyms else {},
-        "output": f"runs/demo-{concept}",
-    }
+    from erasediff_lora.recipe.draft import of_demo
+
+    tables = of_demo([concept], "--concept")
+    overrides = {f"{table}.{field}": value for table, values in tables.items() for field, value in values.items()}
+    return overrides | {"output": f"runs/demo-{concept}"}
 
 
 def _prepare(parsed: argparse.Namespace, rest: list[str]) -> None:
