@@ -7,12 +7,12 @@ BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)
 TEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-gpu test-oldest lint clean
+.PHONY: demo test test-gpu test-oldest lint docs clean
 
 demo: $(VENV)/.ready
 	$(RUN)/erasediff-lora demo --concept cat --overwrite
 
-test: lint
+test: lint docs
 	$(RUN)/python $(TEST)
 
 # Those that need a graphics card, on one: install a CUDA build of torch into the environment first.
@@ -28,6 +28,10 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-logo
+
+# The documentation as a site, in build/site; a link that leads nowhere fails it.
+docs: $(VENV)/.ready
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 $(OLDEST)/.ready: requirements-oldest.txt pyproject.toml

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.cli.recipe_flags import FIELDS, load_recipe
 from erasediff_lora.cli.verb import Verb, require_none, user_path
@@ -81,8 +81,8 @@ def _file(path: Path) -> Path:
     return path / RECIPE_FILE if path.is_dir() else path
 
 
-def evaluate_adapter(recipe: Recipe, adapter: Path, *, name: str = "evaluation", force: bool = False) -> None:
-    """Evaluate into the recipe's output folder, and print the verdict."""
+def evaluate_adapter(recipe: Recipe, adapter: Path, *, name: str = "evaluation", force: bool = False) -> dict[str, Any]:
+    """Evaluate into the recipe's output folder, print the verdict, and return the numbers."""
     from erasediff_lora.evaluation.evaluate import evaluate
     from erasediff_lora.evaluation.results import asked, measured
     from erasediff_lora.storage.run_folder import EVALUATION_FILE, EVALUATIONS, GRID_FILE, REPORT_FILE, read_evaluation
@@ -103,6 +103,7 @@ def evaluate_adapter(recipe: Recipe, adapter: Path, *, name: str = "evaluation",
     print(f"pictures   {folder / GRID_FILE}")
     print(f"report     {folder / REPORT_FILE}")
     print(f"numbers    {folder / EVALUATION_FILE}")
+    return result
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:

@@ -64,11 +64,16 @@ def _init(parsed: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _next_steps(recipe: Path, run: str) -> list[tuple[str, str]]:
+    from erasediff_lora.storage.run_folder import REPORT_FILE, SET_SHEETS
+
     file, folder = shlex.quote(str(recipe)), shlex.quote(run)
     return [
         (f"erasediff-lora plan {file}", "says whether it fits this machine's memory, and what would make it fit"),
-        (f"erasediff-lora prepare {file}", f"draws both sets; look at {folder}/forget.png: is the concept in it?"),
-        (f"erasediff-lora train {file}", f"trains and evaluates; the verdict is in {folder}/report.html"),
+        (
+            f"erasediff-lora prepare {file}",
+            f"draws both sets; look at {folder}/{SET_SHEETS['forget']}: is it there?",
+        ),
+        (f"erasediff-lora train {file}", f"trains and evaluates; the verdict is in {folder}/{REPORT_FILE}"),
         (f"erasediff-lora evaluate {folder} --full", "tries everything that brings the concept back"),
     ]
 

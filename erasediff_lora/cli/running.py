@@ -94,6 +94,7 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
 
     from erasediff_lora.memory.room import require_room
     from erasediff_lora.training.loop import train
+    from erasediff_lora.training.trackers import tell_evaluation
 
     recipe = _recipe(parsed, rest)
     require_room(recipe)
@@ -103,7 +104,8 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
         print(f"erasing took {time.perf_counter() - began:.0f} s")
         for line in lines_of_folder(folder):
             print(line)
-        evaluate_adapter(load_recipe(folder, []), folder)  # with what the run found of its own
+        recipe = load_recipe(folder, [])  # with what the run found of its own
+        tell_evaluation(recipe, folder, evaluate_adapter(recipe, folder))
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:

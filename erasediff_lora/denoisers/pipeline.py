@@ -7,6 +7,7 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -138,11 +139,16 @@ class PipelineDenoiser:
         return noise_schedule.stated(self.model, self.source)
 
     @property
+    def described(self) -> Path | None:
+        """The folder with the base's configurations: its own, or that of a single file, if the recipe names one."""
+        return self.source if self.source.is_dir() else self.model.config
+
+    @property
     def resolution(self) -> int:
         """Pixels of the base's own pictures: latent side times the VAE's factor, which halves once a block but one."""
-        if self.source.is_dir() and self._pipeline is None:
+        if self.described is not None and self._pipeline is None:
             with loading.readable(self.model):
-                vae = AutoencoderKL.load_config(self.source, subfolder="vae")
+                vae = AutoencoderKL.load_config(self.described, subfolder="vae")
         else:
             vae = self.pipeline.vae.config
         return int(self.network.config.sample_size) * 2 ** (len(vae["block_out_channels"]) - 1)

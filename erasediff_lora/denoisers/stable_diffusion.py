@@ -50,9 +50,9 @@ class StableDiffusion(PipelineDenoiser):
 
     @cached_property
     def noise_scheduler(self) -> Any:
-        if self.source.is_file():
+        if self.described is None or (self.source.is_file() and self._pipeline is not None):
             return noise_schedule.training_scheduler(self.model, self.pipeline.scheduler.config, self._stated)
-        return noise_schedule.of_folder(self.model, self.source, self._stated)
+        return noise_schedule.of_folder(self.model, self.described, self._stated)
 
     @property
     def architecture(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -43,6 +44,14 @@ class Hook:
 
     def metrics(self) -> dict[str, float | None]:
         """What a line of the log says of it."""
+        return {}
+
+    def findings(self, done: int) -> dict[str, float]:
+        """What it found out at this step, after saving: for the trackers."""
+        return {}
+
+    def sheets(self, done: int) -> dict[str, Path]:
+        """Pictures with their prompts that it drew at this step, after saving: for the trackers."""
         return {}
 
     def state(self) -> Any:
@@ -99,6 +108,12 @@ class Hooks(Hook):
 
     def metrics(self) -> dict[str, float | None]:
         return {name: value for hook in self.hooks for name, value in hook.metrics().items()}
+
+    def findings(self, done: int) -> dict[str, float]:
+        return {name: value for hook in self.hooks for name, value in hook.findings(done).items()}
+
+    def sheets(self, done: int) -> dict[str, Path]:
+        return {name: file for hook in self.hooks for name, file in hook.sheets(done).items()}
 
     def state(self) -> dict[str, Any]:
         """By name."""

@@ -100,6 +100,7 @@ def erase(run: Run, progress: Progress, stop: StopSignal) -> int:
         if signum is not None:
             raise Interrupted(signum, run.recipe.output, done)
         run.hooks.after_saving(done)
+        progress.tell_trackers(done)
         if is_enough(run, progress):
             return done
     return run.recipe.steps

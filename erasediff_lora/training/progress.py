@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from erasediff_lora.objectives import Direction
 from erasediff_lora.progress import tqdm
 from erasediff_lora.storage.run_folder import LOG_FILE, JsonLog
+from erasediff_lora.training import trackers
 from erasediff_lora.training.setup import Run
 
 BAR = {"L_r": "retain_loss", "L_f": "forget_loss", "lambda": "lambda"}
@@ -24,7 +25,7 @@ class Progress:
 
     def __init__(self, run: Run, accelerator: Accelerator) -> None:
         self.run, self.accelerator = run, accelerator
-        accelerator.init_trackers("erasediff-lora", config={"recipe": run.recipe.to_yaml()})
+        trackers.begin(accelerator, run.recipe)
         self.log = JsonLog(run.recipe.output / LOG_FILE, run.start) if run.processes.is_main else None
         steps = run.recipe.steps
         self.bar = tqdm(
@@ -57,6 +58,12 @@ class Progress:
         self.accelerator.log({name: value for name, value in values.items() if value is not None}, step=done)
         shown = {label: values[name] for label, name in BAR.items() if values.get(name) is not None}
         self.bar.set_postfix({label: f"{value:.3f}" for label, value in shown.items()}, refresh=False)
+
+    def tell_trackers(self, done: int) -> None:
+        """Give the trackers what hooks found and drew at this step."""
+        found, sheets = self.run.hooks.findings(done), self.run.hooks.sheets(done)
+        if self.run.processes.is_main:
+            trackers.tell(self.accelerator, done, found, sheets)
 
     def close(self) -> None:
         """Close the log and the trackers."""

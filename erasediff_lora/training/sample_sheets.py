@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.evaluation.pictures import generate_prompts, prompt_sheet
@@ -29,9 +30,14 @@ class SampleSheets(Hook):
     def after_saving(self, done: int) -> None:
         """Draw, if it is time."""
         if done % self.every == 0:
-            file = self.recipe.output / "samples" / f"step-{done:06d}.png"
             with network_at_rest(self.denoiser):
-                prompt_sheet(generate_prompts(self.denoiser, self.recipe), file)
+                prompt_sheet(generate_prompts(self.denoiser, self.recipe), self._file(done))
+
+    def sheets(self, done: int) -> dict[str, Path]:
+        return {"samples": self._file(done)} if done % self.every == 0 else {}
+
+    def _file(self, done: int) -> Path:
+        return self.recipe.output / "samples" / f"step-{done:06d}.png"
 
 
 @contextmanager

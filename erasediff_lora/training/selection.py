@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
@@ -21,7 +22,7 @@ from erasediff_lora.evaluation.judging import judge_of
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
 from erasediff_lora.evaluation.metrics.strength_sweep import SweepSettings
 from erasediff_lora.evaluation.picture_store import PictureStore
-from erasediff_lora.evaluation.pictures import forget_prompts, generate, painter, retain_prompts
+from erasediff_lora.evaluation.pictures import forget_prompts, generate, painter, prompt_sheet, retain_prompts
 from erasediff_lora.evaluation.shares import share
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import save_safetensors, write_text
@@ -71,6 +72,16 @@ class Selection(Hook):
             ", the best so far" if best_row(rows) is row else "",
         )
 
+    def findings(self, done: int) -> dict[str, float]:
+        row = next((row for row in self._read() if row["step"] == done), {})
+        return {f"evaluation/{name}": value for name, value in row.items() if name != "step"}
+
+    def sheets(self, done: int) -> dict[str, Path]:
+        return {"evaluation": self._sheet(done)} if done % self.every == 0 else {}
+
+    def _sheet(self, step: int) -> Path:
+        return self.recipe.output / "samples" / f"evaluation-{step:06d}.png"
+
     def is_enough(self) -> bool | None:
         """Whether the last look saw none of the concepts, and the rest kept."""
         rows = self._read()
@@ -117,6 +128,7 @@ class Selection(Hook):
             floor = options.retain_floor * (share([row[0] for row in kept(judge, before)]) or 0.0)
         forgotten = generate(paint, self.recipe, forget, seed, f"forget, step {step}")
         retained = generate(paint, self.recipe, retain, seed + len(forget), f"retain, step {step}")
+        prompt_sheet([*forgotten, *retained], self._sheet(step))
         return {
             "unlearning_accuracy": share([not seen for seen in success(judge, forgotten)]) or 0.0,
             "retain_accuracy": share([row[0] for row in kept(judge, retained)]) or 0.0,

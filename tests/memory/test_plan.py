@@ -11,6 +11,7 @@ import pytest
 import torch
 from fixtures import Cli, RecipeFile
 from refusals import refused
+from single_file import pack
 from tiny import tiny_base_recipe, tiny_class_pipeline, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -206,6 +207,18 @@ def test_a_checkpoint_alone_does_not_describe_itself(recipe_file: RecipeFile, cl
     (tmp_path / "model.safetensors").write_bytes(b"")
     file = recipe_file(model={"base": str(tmp_path / "model.safetensors")})
     refused(cli("plan", file), "model.config = None", "Give the diffusers folder that describes it")
+
+
+def test_a_checkpoint_is_planned_as_the_folder_that_describes_it(
+    tiny_base: Path, recipe_file: RecipeFile, tmp_path: Path
+) -> None:
+    file = pack(tiny_base, tmp_path / "model.safetensors")
+    alone = recipe_file(model={"base": str(file), "config": str(tiny_base)})
+    found = plan(Recipe.load(alone))
+    whole = plan(Recipe.load(recipe_file()))
+    assert [{**phase.parts, "runtime": 0} for phase in found.phases] == [
+        {**phase.parts, "runtime": 0} for phase in whole.phases
+    ]
 
 
 def test_the_planned_step_is_the_one_that_trains(recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch) -> None:
