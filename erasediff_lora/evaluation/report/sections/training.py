@@ -11,7 +11,7 @@ from erasediff_lora.data.set_report import read_data_report
 from erasediff_lora.evaluation import charts
 from erasediff_lora.evaluation.charts import Chart
 from erasediff_lora.evaluation.parts import Table
-from erasediff_lora.evaluation.report.blocks import Block, Charts, Page, Rows, Text
+from erasediff_lora.evaluation.report.blocks import Block, Charts, Heading, Page, Rows, Text
 from erasediff_lora.evaluation.shares import percent
 from erasediff_lora.objectives import Objective
 from erasediff_lora.registry import OBJECTIVES
@@ -25,8 +25,9 @@ def title(page: Page) -> str:
 
 
 def blocks(page: Page) -> Sequence[Block]:
-    found: list[Block] = []
-    for kind, rows in read_data_report(page.run).items():
+    sets = read_data_report(page.run)
+    found: list[Block] = [Heading("What it was trained on")] if sets else []
+    for kind, rows in sets.items():
         cells = [(what, str(count), examples) for what, count, examples in rows]
         found += [Text(SETS[kind]), Rows(Table(head=("", "pictures", "examples"), rows=cells), f"{kind}-set.csv")]
     if curves := _curves(page):
