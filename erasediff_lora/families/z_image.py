@@ -102,6 +102,6 @@ FAMILY = Family(
     native=NATIVE,
     prefixes={"transformer": ("lora_transformer_",)},
     single_file=NATIVE.slots,
-    read_by={"kohya": ("comfyui",), "diffusers": ("diffusers", "comfyui"), "peft": ("peft",)},
+    read_by={"kohya": ("comfyui",), "diffusers": ("diffusers",), "peft": ("peft",)},
     flow_matching=True,
 )
