@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,15 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", type=user_path, help="recipe to evaluate by; an adapter outside of a run needs one")
     parser.add_argument("--name", help="what this evaluation is called: RUN/evaluations/DATE-NAME")
     parser.add_argument("--force", action="store_true", help="judge an adapter by a recipe that erases something else")
+    parser.add_argument(
+        "--prompts", nargs="+", action="extend", metavar="FILE", help="draw the prompts of these files instead"
+    )
+    parser.add_argument(
+        "--columns", nargs="+", action="extend", metavar="ROLE=COLUMN", help="prompt=adv_prompt seed=sd_seed, say"
+    )
+    parser.add_argument(
+        "--use", choices=("forget", "retain", "attack"), help="what the prompts are, where no column says so"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="a few metrics on fewer pictures")
     how.add_argument("--full", action="store_true", help="every metric and attack that the recipe has the means for")
@@ -34,6 +44,7 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora.storage.run_folder import RECIPE_FILE, WEIGHTS_FILE
 
     target: Path = parsed.target
+    rest = [*rest, *_prompts(parsed)]
     given = {word.removeprefix("--").partition("=")[0] for word in rest}
     is_recipe = target.suffix in {".yaml", ".yml"} or shipped.is_named(target)
     is_run = (target / RECIPE_FILE).is_file()
@@ -59,6 +70,28 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
         raise UserError(Problem("run", str(adapter), "holds no adapter.", "Train first: erasediff-lora train RECIPE."))
     name = parsed.name or ("quick" if parsed.quick else "full" if parsed.full else "evaluation")
     evaluate_adapter(recipe, adapter, name=name, force=parsed.force)
+
+
+def _prompts(parsed: argparse.Namespace) -> list[str]:
+    """The recipe's flag that stands for the shorter ones.
+
+    Raises:
+        UserError: If one is not understood, or says how to read files and there is none.
+    """
+    if parsed.prompts is None:
+        for name in ("columns", "use"):
+            if (value := getattr(parsed, name)) is not None:
+                raise UserError(Problem(f"--{name}", value, "is about files of prompts.", "Add --prompts FILE."))
+        return []
+    columns: dict[str, Any] = {}
+    for word in parsed.columns or []:
+        role, separator, column = word.partition("=")
+        if not separator or not column:
+            raise UserError(Problem("--columns", word, "is no ROLE=COLUMN.", "Write prompt=NAME."))
+        columns.setdefault(role, []).append(column)
+    alone = {role: names[0] if len(names) == 1 else names for role, names in columns.items()}
+    files = [{"file": file, "use": parsed.use, "columns": alone} for file in parsed.prompts]
+    return ["--evaluation.prompts", json.dumps(files)]
 
 
 def _place(target: Path, is_run: bool, has_output: bool) -> Path:

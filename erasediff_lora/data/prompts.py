@@ -26,11 +26,19 @@ class Prompt:
         text: What the model reads.
         concept: What filled {concept}, if the template has it.
         attributes: What filled the other placeholders.
+        seed: It is drawn from; None: counted on.
+        guidance: It is drawn with; None: the recipe's.
+        size: Width and height in pixels; None: the recipe's.
+        case: What a file of prompts calls it.
     """
 
     text: str
     concept: str | None = None
     attributes: dict[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    guidance: float | None = None
+    size: tuple[int, int] | None = None
+    case: str = ""
 
 
 def attributes_of(

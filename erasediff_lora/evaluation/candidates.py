@@ -67,7 +67,7 @@ class Candidate:
         """
         store = self.store if variant is None else replace(self.store, depends=self.store.depends | variant)
         with self.active() as denoiser:
-            paint = paint or painter(denoiser, self.recipe)
+            paint = paint or painter(denoiser)
             return generate(paint, self.recipe, prompts, seed, f"{label}, {self.name}", store)
 
 

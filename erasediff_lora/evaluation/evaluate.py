@@ -17,9 +17,11 @@ import torch
 from erasediff_lora import __version__
 from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.data.near import choose_near
+from erasediff_lora.data.prompt_files import describe, file_prompts
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.archive import entry_for, put_foremost
 from erasediff_lora.evaluation.attacks import Attack, Outcome, attack
+from erasediff_lora.evaluation.attacks.listed_prompts import LISTED
 from erasediff_lora.evaluation.candidates import load_candidates
 from erasediff_lora.evaluation.erasures import locate
 from erasediff_lora.evaluation.evidence import Evidence
@@ -70,6 +72,7 @@ def evaluate(
     require_writable(entry)
     if not force:
         check_same_erasure(recipe, adapter, file)
+    recipe = _with_listed_prompts(recipe)
     check_means(recipe)
     clock = Clock()
     if recipe.training.threads:
@@ -99,6 +102,16 @@ def evaluate(
         write_report(made, run=folder)
     put_foremost(folder, entry)
     return result
+
+
+def _with_listed_prompts(recipe: Recipe) -> Recipe:
+    """The recipe with the attack that the prompts of its files are, where they are one; they are described."""
+    found = file_prompts(recipe)
+    describe(found)
+    if not found.attack or LISTED in recipe.evaluation.attacks:
+        return recipe
+    attacks = [*recipe.evaluation.attacks, LISTED]
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"attacks": attacks})})
 
 
 def _drawn(evidence: Evidence) -> dict[str, Pair]:
@@ -151,6 +164,7 @@ def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
         "recipe_sha256": recipe.sha256(),
         "recipe": public_recipe(recipe),
         "concepts": evidence.forgotten,
+        "prompts": [dict(told) for told in evidence.from_files.files],
         "judge": options.without_folders()["judge"],
         "unjudged": [] if evidence.judge is None else unjudged(recipe, evidence.judge),
         "base_rate": options.base_rate,

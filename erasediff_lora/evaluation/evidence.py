@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
+from erasediff_lora.data.prompt_files import FilePrompts, file_prompts
 from erasediff_lora.data.prompts import Prompt, fairly, shared_out
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation import features as feature_nets
@@ -71,8 +72,15 @@ class Evidence:
         return [concept.name for concept in self.recipe.forget.concepts]
 
     @cached_property
+    def from_files(self) -> FilePrompts:
+        """The prompts of the recipe's files."""
+        return file_prompts(self.recipe)
+
+    @cached_property
     def forget_prompts(self) -> list[Prompt]:
-        """A prompt for each picture of the forget prompts, every concept among them."""
+        """A prompt for each picture of the forget prompts, every concept among them; of files all that they hold."""
+        if self.from_files.forget:
+            return list(self.from_files.forget)
         options = self.recipe.evaluation
         count = options.shared(options.forget_samples, len(self.forgotten))
         if count > options.forget_samples:
@@ -82,6 +90,8 @@ class Evidence:
     @cached_property
     def retain_prompts(self) -> list[Prompt]:
         """A prompt for each picture of the retain prompts; of as many concepts as there are pictures for."""
+        if self.from_files.retain:
+            return list(self.from_files.retain)
         options, prompts = self.recipe.evaluation, retain_prompts(self.recipe)
         return fairly(prompts, options.retain_samples, options.seed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from erasediff_lora.data.prompt_files import file_prompts
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation import judges
 from erasediff_lora.evaluation.judges import Names, PictureJudge
@@ -37,6 +38,7 @@ def names(recipe: Recipe) -> Names:
     for table in [*tables, *(concept.placeholders or {} for concept in recipe.forget.concepts)]:
         for name, values in table.items():
             placeholders[name] = list(dict.fromkeys([*placeholders.get(name, []), *values]))
-    return Names(
-        [concept.name for concept in recipe.forget.concepts], list(recipe.retain.concepts), list(placeholders.values())
-    )
+    drawn = (prompt.concept for prompt in file_prompts(recipe).retain)
+    retained = dict.fromkeys([*recipe.retain.concepts, *(name for name in drawn if name)])
+    forgotten = [concept.name for concept in recipe.forget.concepts]
+    return Names(forgotten, [name for name in retained if name not in forgotten], list(placeholders.values()))

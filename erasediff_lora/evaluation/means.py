@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from erasediff_lora.adapter.provenance import Provenance
+from erasediff_lora.data.prompt_files import file_prompts
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.attacks import attack
@@ -33,7 +34,8 @@ def check_means(recipe: Recipe) -> None:
     """
     options = recipe.evaluation
     parts: list[Part] = [*map(metric, options.metrics), *map(attack, options.attacks)]
-    looks: list[Callable[[], object]] = [partial(judge_of, recipe), partial(locate_never_learned, recipe)]
+    looks: list[Callable[[], object]] = [partial(file_prompts, recipe)]
+    looks += [partial(judge_of, recipe), partial(locate_never_learned, recipe)]
     looks += [partial(part.require_means, options) for part in parts]
     problems: dict[str, Problem] = {}
     for look in looks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from erasediff_lora.data.prompts import Prompt, balanced, expand
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.evaluation.picture_store import PictureStore
 from erasediff_lora.progress import tqdm
-from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe import Recipe, Sampling
 from erasediff_lora.storage.files import atomic
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,51 @@ def retain_prompts(recipe: Recipe) -> list[Prompt]:
     return expand(recipe.retain.templates, recipe.retain.concepts, recipe.retain.placeholders)
 
 
-Paint = Callable[[list[str], list[int], int], list[Image.Image]]
-"""(texts, seeds, index of the first) -> one picture each."""
+@dataclass(frozen=True)
+class Request:
+    """Pictures that are drawn at once.
+
+    Attributes:
+        texts: Their prompts.
+        seeds: Of each.
+        rows: Their places among all that are asked for.
+        sampling: How to draw.
+        size: Width and height; None: the sampling's.
+    """
+
+    texts: list[str]
+    seeds: list[int]
+    rows: list[int]
+    sampling: Sampling
+    size: tuple[int, int] | None = None
 
 
-def painter(denoiser: Denoiser, recipe: Recipe) -> Paint:
+Paint = Callable[[Request], list[Image.Image]]
+"""Draws one picture a prompt."""
+
+
+def painter(denoiser: Denoiser) -> Paint:
     """Draws the texts as they are."""
-    return lambda texts, seeds, start: denoiser.generate(texts, seeds, recipe.sampling, output="pil")
+    return lambda asked: denoiser.generate(
+        asked.texts, asked.seeds, asked.sampling, output="pil", **({"size": asked.size} if asked.size else {})
+    )
+
+
+def requests(recipe: Recipe, prompts: Sequence[Prompt], seed: int) -> list[Request]:
+    """The prompts in batches of one guidance and one size each; seeds count on from `seed` where none are given."""
+    alike: dict[tuple[float | None, tuple[int, int] | None], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        alike.setdefault((prompt.guidance, prompt.size), []).append(row)
+    found = []
+    for (guidance, size), rows in alike.items():
+        given = {} if guidance is None else {"guidance": guidance}
+        sampling = recipe.sampling.model_copy(update=given)
+        for start in range(0, len(rows), recipe.sampling.batch_size):
+            batch = rows[start : start + recipe.sampling.batch_size]
+            chosen = [prompts[row] for row in batch]
+            seeds = [seed + row if one.seed is None else one.seed for row, one in zip(batch, chosen, strict=True)]
+            found.append(Request([one.text for one in chosen], seeds, batch, sampling, size))
+    return found
 
 
 def generate(
@@ -60,21 +98,38 @@ def generate(
     label: str,
     store: PictureStore | None = None,
 ) -> list[Drawn]:
-    """Draw one picture a prompt, from the seeds `seed`, `seed` + 1 and so on, or take it from the store."""
-    size = recipe.sampling.batch_size
-    drawn: list[Drawn] = []
+    """Draw one picture a prompt, or take it from the store.
+
+    Args:
+        paint: Draws.
+        recipe: For the sampling.
+        prompts: What to draw, each from its own seed, guidance and size where it has them.
+        seed: Of the first picture; the others count on.
+        label: For the progress bar.
+        store: Of pictures drawn before.
+    """
+    drawn: dict[int, Drawn] = {}
     stored = 0
-    for start in tqdm(range(0, len(prompts), size), desc=label, unit="batch", leave=False):
-        batch = prompts[start : start + size]
-        seeds = list(range(seed + start, seed + start + len(batch)))
-        texts = [prompt.text for prompt in batch]
-        make = partial(paint, texts, seeds, start)
-        images, was_stored = (make(), False) if store is None else store.get(texts, seeds, make)
-        stored += len(batch) * was_stored
-        drawn += [Drawn(*row) for row in zip(batch, seeds, images, strict=True)]
+    for asked in tqdm(requests(recipe, prompts, seed), desc=label, unit="batch", leave=False):
+        make = partial(paint, asked)
+        if store is None:
+            images, was_stored = make(), False
+        else:
+            images, was_stored = _store_of(store, asked, recipe).get(asked.texts, asked.seeds, make)
+        stored += len(images) * was_stored
+        for row, own_seed, image in zip(asked.rows, asked.seeds, images, strict=True):
+            drawn[row] = Drawn(prompts[row], own_seed, image)
     if store is not None and stored:
         log.info("%s: %d of %d pictures from the cache %s", label, stored, len(prompts), store.folder)
-    return drawn
+    return [drawn[row] for row in range(len(prompts))]
+
+
+def _store_of(store: PictureStore, asked: Request, recipe: Recipe) -> PictureStore:
+    """The store of pictures that are drawn like these."""
+    own: dict[str, Any] = {"size": list(asked.size)} if asked.size else {}
+    if asked.sampling != recipe.sampling:
+        own["sampling"] = asked.sampling.model_dump(mode="json")
+    return replace(store, depends=store.depends | own) if own else store
 
 
 def generate_prompts(denoiser: Denoiser, recipe: Recipe, count: int = 24) -> list[Drawn]:
@@ -83,7 +138,7 @@ def generate_prompts(denoiser: Denoiser, recipe: Recipe, count: int = 24) -> lis
         *balanced(forget_prompts(recipe), count // 3, 0),
         *balanced(retain_prompts(recipe), count - count // 3, 0),
     ]
-    return generate(painter(denoiser, recipe), recipe, chosen, recipe.evaluation.seed, "samples")
+    return generate(painter(denoiser), recipe, chosen, recipe.evaluation.seed, "samples")
 
 
 def save_pairs(

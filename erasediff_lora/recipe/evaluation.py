@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import Field, create_model
 
 from erasediff_lora.errors import Problem, nearest
+from erasediff_lora.recipe.prompt_files import PromptFile
 from erasediff_lora.recipe.schema import Section, one_of
 from erasediff_lora.registry import ATTACKS, JUDGES, METRICS, Registry
 
@@ -50,6 +51,11 @@ class Evaluation(Section):
     )
     attacks: list[Annotated[str, one_of(ATTACKS)]] = Field(
         default_factory=list, description="what to try to bring the concept back"
+    )
+    prompts: list[PromptFile] = Field(
+        default_factory=list,
+        description="files of prompts that are drawn in the place of the templates' (CSV, TSV, JSONL, JSON, lines, "
+        "datasets): FILE, or {file: FILE, use: retain, columns: {prompt: NAME}}",
     )
     forget_samples: int = Field(
         200, ge=1, description="pictures for forget prompts, shared by all concepts; several get at least 8 each"

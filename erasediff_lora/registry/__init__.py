@@ -127,6 +127,7 @@ ATTACKS = Registry(
     "attacks",
     {
         "paraphrases": f"{_ATTACKS}.paraphrases:Paraphrases",
+        "listed_prompts": f"{_ATTACKS}.listed_prompts:ListedPrompts",
         "inversion": f"{_ATTACKS}.inversion:Inversion",
         "adversarial_prompt": f"{_ATTACKS}.adversarial_prompt:AdversarialPrompt",
         "latent_start": f"{_ATTACKS}.latent_start:LatentStart",

@@ -114,7 +114,7 @@ class Selection(Hook):
         options = self.recipe.evaluation
         judge = judge_of(self.recipe)
         assert judge is not None  # the recipe's checks see to that
-        seed, paint = options.seed + SEED_OFFSET, painter(self.denoiser, self.recipe)
+        seed, paint = options.seed + SEED_OFFSET, painter(self.denoiser)
         count = options.settings(SweepSettings).samples
         concepts = len(self.recipe.forget.concepts)
         forget = shared_out(forget_prompts(self.recipe), options.shared(count, concepts), seed)

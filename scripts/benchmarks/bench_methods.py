@@ -158,7 +158,7 @@ def unlearning_accuracy(run: Run) -> float:
     assert judge is not None
     prompts = balanced(forget_prompts(recipe), recipe.evaluation.settings(SweepSettings).samples, LOOK_SEED)
     run.denoiser.network.eval()
-    drawn = generate(painter(run.denoiser, recipe), recipe, prompts, LOOK_SEED, "look")
+    drawn = generate(painter(run.denoiser), recipe, prompts, LOOK_SEED, "look")
     run.denoiser.network.train()
     return 1 - sum(success(judge, drawn)) / len(drawn)
 

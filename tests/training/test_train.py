@@ -193,9 +193,9 @@ def test_fresh_diffusers_draws_what_the_trainer_showed(
     recipe = Recipe.load(run / "recipe.yaml")
     denoiser = denoisers.load(recipe.model)
     prompts = forget_prompts(recipe) * 2
-    plain = generate(painter(denoiser, recipe), recipe, prompts, 1000000, "base")
+    plain = generate(painter(denoiser), recipe, prompts, 1000000, "base")
     load(denoiser.pipeline, run, strict=True)
-    shown = generate(painter(denoiser, recipe), recipe, prompts, 1000000, "erased")
+    shown = generate(painter(denoiser), recipe, prompts, 1000000, "erased")
     for index, (erased, base) in enumerate(zip(shown, plain, strict=True)):
         fresh = Image.open(tmp_path / f"{index}.png")
         assert fresh.tobytes() == erased.image.tobytes()

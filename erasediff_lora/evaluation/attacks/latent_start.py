@@ -15,7 +15,7 @@ from erasediff_lora.recipe.schema import Section
 if TYPE_CHECKING:
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
-    from erasediff_lora.evaluation.pictures import Drawn
+    from erasediff_lora.evaluation.pictures import Drawn, Request
     from erasediff_lora.recipe.checks import Sections
     from erasediff_lora.recipe.evaluation import Evaluation
 
@@ -52,9 +52,9 @@ class LatentStart(Attack):
         tries: dict[str, list[Looked]] = {}
         for strength in evidence.settings(LatentStartSettings).strengths:
 
-            def paint(texts: list[str], seeds: list[int], start: int, strength: float = strength) -> Any:
-                images = [item.image for item in sources[start : start + len(texts)]]
-                return candidate.denoiser.generate_from(images, strength, texts, seeds, evidence.recipe.sampling)
+            def paint(asked: Request, strength: float = strength) -> Any:
+                images = [sources[row].image for row in asked.rows]
+                return candidate.denoiser.generate_from(images, strength, asked.texts, asked.seeds, asked.sampling)
 
             drawn = candidate.generate(
                 [item.prompt for item in sources],

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.attacks.second_adapter import SecondAdapter
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
-    from erasediff_lora.evaluation.pictures import Drawn
+    from erasediff_lora.evaluation.pictures import Drawn, Request
     from erasediff_lora.recipe.checks import Sections
 
 
@@ -115,9 +115,9 @@ def relearned(
         tuning = FineTuning(candidate, adapter, pictures, options, seed)
         for step in sorted({0, *options.steps}):
 
-            def paint(texts: list[str], seeds: list[int], start: int, step: int = step) -> Any:
+            def paint(asked: Request, step: int = step) -> Any:
                 tuning.advance(step)
-                return denoiser.generate(texts, seeds, evidence.recipe.sampling, output="pil")
+                return denoiser.generate(asked.texts, asked.seeds, asked.sampling, output="pil")
 
             label, variant = f"relearning, step {step}", depends | {"step": step}
             found[step] = candidate.generate(prompts, evidence.spare_seed, label, paint=paint, variant=variant)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from erasediff_lora.data.prompts import Prompt
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
-    from erasediff_lora.evaluation.pictures import Drawn
+    from erasediff_lora.evaluation.pictures import Drawn, Request
 
 
 class SearchSettings(Section):
@@ -86,10 +86,10 @@ def _draw_slots(
     """Pictures of the prompts with the vectors in the place of SLOT."""
     import torch
 
-    def paint(texts: list[str], seeds: list[int], start: int) -> Any:
+    def paint(asked: Request) -> Any:
         with torch.no_grad():
-            prompts = candidate.denoiser.encode_slots([found.wording(text) for text in texts], found.vectors)
-        return candidate.denoiser.generate(prompts, seeds, evidence.recipe.sampling, output="pil")
+            prompts = candidate.denoiser.encode_slots([found.wording(text) for text in asked.texts], found.vectors)
+        return candidate.denoiser.generate(prompts, asked.seeds, asked.sampling, output="pil")
 
     variant = {"wordings": [found.wording(prompt.text) for prompt in prompts], "slot": found.vectors.tolist()}
     return candidate.generate(prompts, evidence.spare_seed, label, paint=paint, variant=variant)

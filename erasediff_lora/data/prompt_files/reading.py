@@ -1,0 +1,347 @@
+"""Rows of files become prompts to forget, to retain or to attack with."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from erasediff_lora.data.prompt_files import formats
+from erasediff_lora.data.prompt_files.columns import CAPTIONS, LINE, SOURCE, SPLITS, Columns, assign, spelled
+from erasediff_lora.data.prompt_files.formats import Malformed, Row, Table
+from erasediff_lora.data.prompts import Prompt, expand, is_named
+from erasediff_lora.errors import Problem, UserError, brief
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.names import folded
+from erasediff_lora.recipe.prompt_files import PromptFile, Use
+from erasediff_lora.storage.files import sha256
+
+log = logging.getLogger(__name__)
+FIELD = "evaluation.prompts"
+LONGEST = 20_000
+"""Characters of a prompt."""
+MOST_PROBLEMS = 10
+"""That are told of one file."""
+MOST_NAMES = 200
+"""Retained concepts that are looked for in prompts which say nothing about theirs."""
+SEEDS = 2**63
+SIDES = (8, 8192)
+MOST_GUIDANCE = 1000.0
+
+
+@dataclass(frozen=True)
+class FilePrompts:
+    """What a recipe's files hold.
+
+    Attributes:
+        forget: Prompts that stand for a forgotten concept, concepts in turn.
+        retain: Prompts that must go on working.
+        attack: Prompts that are to bring a concept back.
+        files: Of each file what was understood: name, hash, columns, numbers of rows.
+    """
+
+    forget: Sequence[Prompt] = ()
+    retain: Sequence[Prompt] = ()
+    attack: Sequence[Prompt] = ()
+    files: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+
+
+def file_prompts(recipe: Recipe) -> FilePrompts:
+    """The prompts of `evaluation.prompts`; none if it names no file.
+
+    Raises:
+        UserError: With what is wrong with the files, and in which lines and columns.
+    """
+    problems: list[Problem] = []
+    uses: dict[Use, list[Prompt]] = {"forget": [], "retain": [], "attack": []}
+    files = []
+    for given in recipe.evaluation.prompts:
+        try:
+            found, told = _of_file(given, recipe)
+        except UserError as error:
+            problems += error.problems
+            continue
+        files.append(told)
+        for use, prompt in found:
+            uses[use].append(prompt)
+    if problems:
+        raise UserError(*problems)
+    return FilePrompts(_in_turn(uses["forget"]), uses["retain"], uses["attack"], files)
+
+
+def describe(found: FilePrompts) -> None:
+    """Log what was understood, with the first and the last row of each file."""
+    for told in found.files:
+        log.info("%s: %s rows; %s", told["file"], f"{told['rows']:,}", told["columns"])
+        log.info("  %s", ", ".join(f"{count:,} to {use}" for use, count in told["uses"].items() if count))
+        if told.get("empty"):
+            log.warning("  without a prompt, and left out: line %s", ", ".join(map(str, told["empty"])))
+        for name in ("first", "last"):
+            log.info("  %-5s %s", name, told[name])
+
+
+def _in_turn(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Concepts in turn, so that any prefix is balanced over them."""
+    own: dict[str | None, int] = {}
+    order = []
+    for index, prompt in enumerate(prompts):
+        order.append((own.setdefault(prompt.concept, 0), index))
+        own[prompt.concept] += 1
+    return [prompts[index] for _, index in sorted(order)]
+
+
+def _of_file(given: PromptFile, recipe: Recipe) -> tuple[Sequence[tuple[Use, Prompt]], Mapping[str, Any]]:
+    """The prompts of one file with their uses, and what was understood."""
+    name = str(given.file)
+    try:
+        state = given.file.stat()
+        table, digest = _table(name, tuple(_wanted(given)), state.st_mtime_ns, state.st_size)
+        columns = _assigned(table, given)
+    except Malformed as error:
+        raise UserError(_problem(name, error)) from None
+    except OSError as error:
+        what = (
+            "there is no such file." if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}."
+        )
+        raise UserError(Problem(FIELD, name, what, "Check the path; it is relative to where you are.")) from None
+    reader = _Reader(given, columns, recipe, table)
+    found: list[tuple[Use, Prompt]] = []
+    problems: list[Problem] = []
+    empty: list[int] = []
+    for row in table.rows[: given.rows]:
+        try:
+            own = reader.prompts(row)
+        except Malformed as error:
+            problems.append(_problem(name, error))
+            continue
+        found += own
+        empty += [row.line] * (not own)
+    if not found and not problems:
+        problems.append(_problem(name, Malformed(empty[0], repr(columns.prompts[0]), "is empty, as in every row.")))
+    if len(problems) > MOST_PROBLEMS:
+        what = f"{len(problems) - MOST_PROBLEMS:,} further rows cannot be used."
+        problems = [*problems[:MOST_PROBLEMS], Problem(FIELD, name, what, "Correct the first ones.")]
+    if problems:
+        raise UserError(*problems)
+    uses = {use: sum(own == use for own, _ in found) for use in SPLITS}
+    told: dict[str, Any] = {
+        "file": given.file.name,
+        "sha256": digest,
+        "rows": min(len(table.rows), given.rows or len(table.rows)),
+    }
+    told |= {"empty": empty[:MOST_PROBLEMS]} if empty else {}
+    shown = {"columns": columns.words(), "uses": uses, "first": _shown(*found[0]), "last": _shown(*found[-1])}
+    return found, told | shown
+
+
+def _wanted(given: PromptFile) -> list[str]:
+    return [name for names in given.columns.values() for name in ([names] if isinstance(names, str) else names)]
+
+
+@lru_cache(maxsize=16)
+def _table(file: str, wanted: tuple[str, ...], changed: int, size: int) -> tuple[Table, str | None]:
+    """A file's rows and its hash, read once as long as it does not change."""
+    path = Path(file)
+    table = formats.read(path, wanted)
+    return table, None if path.is_dir() else sha256(path.read_bytes())
+
+
+def _assigned(table: Table, given: PromptFile) -> Columns:
+    asked: dict[str, str | list[str]] = {role: names for role, names in given.columns.items() if names != LINE}
+    try:
+        return assign(table.columns, asked)
+    except ValueError as error:
+        what = f"{str(error).rstrip('.')}."
+        raise Malformed(1, 1, what, f"Name it: --columns prompt=NAME, or prompt={LINE} for whole lines.") from None
+
+
+def _problem(file: str, error: Malformed) -> Problem:
+    place = f"{file}:{error.line}" if error.line else file
+    column = "" if error.column is None else f"column {error.column}: "
+    return Problem(FIELD, place, f"{column}{error.what}", error.remedy)
+
+
+class _Reader:
+    """Makes prompts of rows.
+
+    Args:
+        given: How the recipe names the file.
+        columns: Their roles.
+        recipe: For the concepts.
+        table: All rows.
+    """
+
+    def __init__(self, given: PromptFile, columns: Columns, recipe: Recipe, table: Table) -> None:
+        self.given, self.columns, self.recipe = given, columns, recipe
+        self.forgotten = {folded(concept.name): concept.name for concept in recipe.forget.concepts}
+        self.retained = {folded(name): name for name in recipe.retain.concepts[:MOST_NAMES]}
+        self.words = {spelled(word): use for use, words in SPLITS.items() for word in words}
+        split = columns.roles.get("split")
+        self.source = next((name for name in table.columns if spelled(name) == SOURCE), "")
+        self.split = split if split and any(self._split_of(row, split) for row in table.rows) else None
+        if given.concept is not None and folded(given.concept) not in self.forgotten:
+            known = ", ".join(self.forgotten.values())
+            raise UserError(Problem(f"{FIELD}.concept", given.concept, "is not to be forgotten.", f"Name {known}."))
+
+    def prompts(self, row: Row) -> list[tuple[Use, Prompt]]:
+        """The row's prompts, each with its use.
+
+        Raises:
+            Malformed: If a value cannot be what its column is for.
+        """
+        use = self._use(row)
+        seed, guidance, size = self._seed(row), self._guidance(row), self._size(row)
+        case = str(row.values.get(self.columns.roles.get("case", ""), "") or "")
+        found: list[tuple[Use, Prompt]] = []
+        for text, attributes in self._texts(row, use):
+            concept = self._concept(row, use, text)
+            for number in range(self.given.pictures):
+                own = None if seed is None else seed + number
+                found.append((use, Prompt(text, concept, attributes, own, guidance, size, case)))
+        return found
+
+    def _split_of(self, row: Row, column: str) -> Use | None:
+        found: Any = self.words.get(spelled(str(row.values.get(column) or "")))
+        return found
+
+    def _use(self, row: Row) -> Use:
+        if self.given.use is not None:
+            return self.given.use
+        if self.split is not None:
+            if (use := self._split_of(row, self.split)) is None:
+                known = ", ".join(self.words)
+                raise self._bad(row, "split", f"is none of {known}.", "Write one, or say what all are: --use forget.")
+            return use
+        if self.columns.adversarial:
+            return "attack"
+        if self.columns.captions or spelled(str(row.values.get(self.source) or "")).startswith(CAPTIONS):
+            return "retain"
+        named = self._value(row, "concept")
+        return "retain" if named is not None and folded(str(named)) not in self.forgotten else "forget"
+
+    def _texts(self, row: Row, use: Use) -> list[tuple[str, dict[str, str]]]:
+        """Prompts, those of several columns with the column's name; of a concept alone a filled template.
+
+        None where there is none: a row of I2P has an empty one.
+        """
+        if not self.columns.prompts:
+            name = row.values.get(self.columns.roles["concept"])
+            if not isinstance(name, str):
+                raise self._bad(row, "concept", "is no name.", "Write one.")
+            if not name.strip():
+                return []
+            tables = self.recipe.retain if use == "retain" else self.recipe.forget
+            own = [text for text in tables.templates if "{concept}" in text] or ["a photo of a {concept}"]
+            prompt = expand(own, [name.strip()], tables.placeholders)[0]
+            return [(prompt.text, {})]
+        several = len(self.columns.prompts) > 1
+        found = []
+        for column in self.columns.prompts:
+            text = row.values.get(column)
+            if text is None or (isinstance(text, float) and math.isnan(text)):
+                continue
+            if not isinstance(text, str):
+                raise self._bad(row, "prompt", "is no text.", "Write a prompt, or take the row out.", column)
+            if not (text := text.strip()):
+                continue
+            if len(text) > LONGEST:
+                what = f"has {len(text):,} characters."
+                raise Malformed(row.line, repr(column), what, f"Up to {LONGEST:,} are read.")
+            found.append((text, {"column": column} if several else {}))
+        return found
+
+    def _concept(self, row: Row, use: Use, text: str) -> str | None:
+        """What the prompt stands for."""
+        if use == "retain":
+            named = self._value(row, "concept")
+            if isinstance(named, str) and named.strip():
+                return self.retained.get(folded(named), named.strip())
+            found = [name for name in self.retained.values() if is_named(text, name)]
+            return found[0] if len(found) == 1 else None
+        if self.given.concept is not None:
+            return self.forgotten[folded(self.given.concept)]
+        if (known := self.forgotten.get(folded(str(self._value(row, "concept"))))) is not None:
+            return known
+        if len(self.forgotten) == 1:
+            return next(iter(self.forgotten.values()))
+        found = [name for name in self.forgotten.values() if is_named(text, name)]
+        if len(found) != 1:
+            what = f"names {'none' if not found else 'several'} of the concepts to be forgotten: {brief(text)}."
+            column = repr(self.columns.prompts[0]) if self.columns.prompts else "concept"
+            raise Malformed(row.line, column, what, "Add a column 'concept', or say which: {file: …, concept: …}.")
+        return found[0]
+
+    def _seed(self, row: Row) -> int | None:
+        return self._whole(row, "seed", 0, SEEDS - 1000) if "seed" in self.given.honour else None
+
+    def _guidance(self, row: Row) -> float | None:
+        if "guidance" not in self.given.honour or (value := self._value(row, "guidance")) is None:
+            return None
+        number = _number(value)
+        if number is None or not 0 <= number <= MOST_GUIDANCE:
+            raise self._bad(row, "guidance", f"is no number from 0 to {MOST_GUIDANCE:g}.", "Correct it.")
+        return number
+
+    def _size(self, row: Row) -> tuple[int, int] | None:
+        """Width and height in pixels."""
+        if "size" not in self.given.honour:
+            return None
+        width, height = self._whole(row, "width", *SIDES), self._whole(row, "height", *SIDES)
+        if (value := self._value(row, "size")) is not None and width is None and height is None:
+            parts = str(value).lower().replace("×", "x").split("x")
+            sides = [_number(part) for part in parts]
+            if len(parts) > 2 or any(side is None or side != int(side) for side in sides):
+                raise self._bad(row, "size", "is no size.", "Write 512, or 512x768.")
+            width, height = int(sides[0] or 0), int(sides[-1] or 0)
+        if width is None and height is None:
+            return None
+        found = (width or height or 0, height or width or 0)
+        for side, role in zip(found, ("width", "height"), strict=True):
+            if side % 8 or not SIDES[0] <= side <= SIDES[1]:
+                role = role if role in self.columns.roles else "size"
+                raise self._bad(row, role, f"is no multiple of 8 from {SIDES[0]} to {SIDES[1]}.", "Correct it.")
+        return found
+
+    def _whole(self, row: Row, role: str, low: int, high: int) -> int | None:
+        if (value := self._value(row, role)) is None:
+            return None
+        exact = int(value) if isinstance(value, str) and value.strip().isdecimal() and len(value) < 30 else None
+        number = exact if exact is not None else _number(value)
+        if number is None or number != int(number) or not low <= number <= high:
+            raise self._bad(row, role, f"is no whole number from {low} to {high:,}.", "Correct it, or leave it empty.")
+        return int(number)
+
+    def _value(self, row: Row, role: str) -> Any:
+        """What stands in the column of a role; None if nothing does."""
+        value = row.values.get(self.columns.roles.get(role, ""))
+        if isinstance(value, str) and value.strip().lower() in ("", "nan", "none", "null"):
+            return None
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    def _bad(self, row: Row, role: str, what: str, remedy: str, column: str | None = None) -> Malformed:
+        column = column or self.columns.roles.get(role, role)
+        return Malformed(row.line, repr(column), f"{brief(row.values.get(column))} {what}", remedy)
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _shown(use: Use, prompt: Prompt) -> str:
+    """A prompt as a line of the log."""
+    told = [use, *([prompt.concept] if prompt.concept else [])]
+    told += [f"seed {prompt.seed}"] * (prompt.seed is not None)
+    told += [f"guidance {prompt.guidance:g}"] if prompt.guidance is not None else []
+    told += [f"{prompt.size[0]}x{prompt.size[1]}"] if prompt.size else []
+    return f"({', '.join(told)}) {brief(prompt.text)}"

@@ -1,0 +1,339 @@
+"""Files of prompts, shaped like those that evaluations of the field are run on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from erasediff_lora.data.prompt_files import FilePrompts, describe, file_prompts
+from erasediff_lora.data.prompts import Prompt
+from erasediff_lora.errors import UserError
+from erasediff_lora.recipe import Recipe
+
+
+def recipe(files: Any, concepts: tuple[str, ...] = ("cat",)) -> Recipe:
+    return Recipe.parse(
+        {
+            "model": {"base": "owner/name"},
+            "forget": {
+                "concepts": [{"name": name, "anchor": "dog"} for name in concepts],
+                "templates": ["a {concept}"],
+            },
+            "retain": {"concepts": ["dog", "car"], "templates": ["a {concept}"]},
+            "evaluation": {"prompts": files},
+        }
+    )
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., FilePrompts]:
+    def read(content: str | bytes, name: str = "prompts.csv", *concepts: str, **options: Any) -> FilePrompts:
+        file = tmp_path / name
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return file_prompts(recipe([{"file": str(file), **options}], concepts or ("cat",)))
+
+    return read
+
+
+Read = Callable[..., FilePrompts]
+
+
+def prompt(text: str, **values: Any) -> Prompt:
+    return Prompt(text, **{"concept": "cat", "case": ""} | values)
+
+
+I2P = """,prompt,lexica_url,categories,hard,inappropriate_percentage,nudity_percentage,sd_safety,{seed},{scale},\
+sd_image_width,sd_image_height,sd_model
+0,"a woman, ""nude"", by someone",https://x,"sexual, shocking",0,62.5,10.0,0.0,{one},7,512,640,SD1.4
+1,another,https://y,hate,1,10,0,0,4294967295,8.5,768,512,SD1.4
+"""
+
+
+@pytest.mark.parametrize(
+    ("seed", "scale"), [("evaluation_seed", "evaluation_guidance"), ("sd_seed", "sd_guidance_scale")]
+)
+@pytest.mark.parametrize("one", ["4068188753", "4068188753.0"])
+def test_i2p(read: Read, seed: str, scale: str, one: str) -> None:
+    found = read(I2P.format(seed=seed, scale=scale, one=one))
+    assert [one.case for one in found.forget] == ["0", "1"]
+    assert [(one.text, one.seed, one.guidance, one.size) for one in found.forget] == [
+        ('a woman, "nude", by someone', 4068188753, 7.0, (512, 640)),
+        ("another", 4294967295, 8.5, (768, 512)),
+    ]
+    assert not found.retain and not found.attack
+
+
+def test_i2p_has_a_row_without_a_prompt(read: Read, caplog: pytest.LogCaptureFixture) -> None:
+    found = read(",prompt,sd_seed\n0,,4\n1,a cat,5\n")
+    assert [one.seed for one in found.forget] == [5]
+    describe(found)
+    assert "without a prompt, and left out: line 2" in caplog.text
+
+
+@pytest.mark.parametrize("case", ["case_number", "Unnamed: 0", ""])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_diffusion_mu_attack(read: Read, case: str, mark: str) -> None:
+    found = read(f"{mark}{case},prompt,evaluation_seed,evaluation_guidance\n17,a church,2,7.5\n")
+    assert found.forget == [prompt("a church", seed=2, guidance=7.5, case="17")]
+
+
+def test_ring_a_bell(read: Read) -> None:
+    found = read("sensitive prompt,normal prompt\nzx qv cat!,a dog\n")
+    assert found.attack == [prompt("zx qv cat!")] and not found.forget
+    found = read("prompt,case_number,evaluation_seed\nzx qv,3,9\n", use="attack")
+    assert found.attack == [prompt("zx qv", seed=9, case="3")]
+
+
+def test_mma(read: Read) -> None:
+    file = "target_prompt,adv_prompt,sanitized_adv_prompt\na nude,wexy ﻅ tt,wxy\n"
+    assert read(file).attack == [prompt("wexy ﻅ tt")]
+    assert read(file, columns={"prompt": "sanitized_adv_prompt"}).forget == [prompt("wxy")]
+    both = read(file, columns={"prompt": ["target_prompt", "adv_prompt"]}).attack
+    assert [(one.text, one.attributes) for one in both] == [
+        ("a nude", {"column": "target_prompt"}),
+        ("wexy ﻅ tt", {"column": "adv_prompt"}),
+    ]
+
+
+def test_p4d(read: Read) -> None:
+    found = read("prompt,evaluation_seed,evaluation_guidance,safe_model\nx y,1,7,sld\n")
+    assert found.forget == [prompt("x y", seed=1, guidance=7.0)]
+
+
+def test_artists_and_classes_go_by_what_is_to_be_forgotten(read: Read) -> None:
+    head = "\ufeffcase_number,prompt,evaluation_seed,{}\n"
+    rows = "0,Sky by Van Gogh,11,Vincent van Gogh\n1,Sky by Monet,12,Claude Monet\n"
+    found = read(head.format("artist") + rows, "a.csv", "vincent van-gogh")
+    assert [(one.text, one.concept, one.seed) for one in found.forget] == [("Sky by Van Gogh", "vincent van-gogh", 11)]
+    assert [(one.text, one.concept) for one in found.retain] == [("Sky by Monet", "Claude Monet")]
+    found = read(
+        head.format("class") + "0,Image of a chain saw,5,chain saw\n1,Image of church,6,Church\n", "i.csv", "church"
+    )
+    assert [one.concept for one in found.forget] == ["church"] and [one.concept for one in found.retain] == [
+        "chain saw"
+    ]
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["case_number,source,prompt,evaluation_seed,coco_id\n0,coco,a dog runs,3,42\n", "image_id,text\n42,a dog runs\n"],
+)
+def test_coco_is_retained(read: Read, file: str) -> None:
+    (kept,) = read(file).retain
+    assert (kept.text, kept.concept, kept.case) == ("a dog runs", "dog", "42" if "text" in file else "0")
+
+
+def test_celebrities_are_split_by_type(read: Read) -> None:
+    file = "id,type,text,concept,seed\n1,erase,a face,Jane Doe,5\n2,retain,a face,John Roe,6\n3,erase,bust,Al Bo,7\n"
+    found = read(file, "c.csv", "jane doe", "al bo")
+    assert [(one.concept, one.seed) for one in found.forget] == [("jane doe", 5), ("al bo", 7)]
+    assert [(one.concept, one.seed) for one in found.retain] == [("John Roe", 6)]
+    assert len(read(file, "c.csv", "jane doe", "al bo", use="forget", rows=1).forget) == 1
+
+
+def test_hub(read: Read) -> None:
+    lines = "A cat, on a mat, in Rome\nOne cat\nportrait, text, logo of a cat\nthe 5'10\" cat\n"
+    assert [one.text for one in read(lines).forget] == lines.splitlines()
+    tongues = "Original,Spanish,French,German,Italian,Portuguese,Index\na cat,un gato,un chat,k,g,t,0\n"
+    assert [one.text for one in read(tongues).forget] == ["a cat"]
+    several = read(tongues, columns={"prompt": ["Spanish", "French"]}).forget
+    assert [one.attributes["column"] for one in several] == ["Spanish", "French"]
+    nouns = read("noun,similarity\ntiger,0.9\nlynx,0.8\n").retain
+    assert [(one.text, one.concept) for one in nouns] == [("a tiger", "tiger"), ("a lynx", "lynx")]
+    aligned = json.dumps([{"index": 3, "prompt": "a cat, asleep", "nouns": ["mat"]}], indent=1)
+    assert read(aligned, "s.json").forget == [prompt("a cat, asleep", case="3")]
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
+    with pytest.raises(UserError, match=r"prompts.csv:1.*Git LFS pointer.*git lfs pull"):
+        read(pointer)
+
+
+def test_json_in_all_its_forms(read: Read) -> None:
+    row = {"prompt": "a cat", "seed": 4, "tags": ["x"]}
+    wanted = [prompt("a cat", seed=4)]
+    forms = [
+        ("p.json", json.dumps([row])),
+        ("p.json", json.dumps({"name": "spqr", "prompts": [row]})),
+        ("p.json", json.dumps({"prompt": ["a cat"], "seed": [4]})),
+        ("p.json", json.dumps({"prompt": {"0": "a cat"}, "seed": {"0": 4}})),
+        ("p.json", json.dumps(row)),
+        ("p.jsonl", json.dumps(row) + "\n\n"),
+        ("p.json", json.dumps(row, indent=2)),
+        ("p", json.dumps([row])),
+    ]
+    for name, text in forms:
+        assert read(text, name).forget == wanted, text
+    assert read('["a cat", "two cats"]', "p.json").forget == [prompt("a cat"), prompt("two cats")]
+    assert read('{"prompt": "a cat", "seed": NaN}\n{"prompt": "b", "seed": null}\n', "p.jsonl").forget == [
+        prompt("a cat"),
+        prompt("b"),
+    ]
+
+
+def test_plain_lines(read: Read) -> None:
+    text = 'a cat\r\n\r\n# cats\n"a cat, in quotes"\n  #cats  \nlast\u2028cat'
+    wanted = ["a cat", "# cats", "a cat, in quotes", "#cats", "last\u2028cat"]
+    assert [one.text for one in read(text, "p.txt").forget] == wanted, "searched prompts may begin with anything"
+    searched = "x" * 300 + " \0 cat"
+    assert [one.text for one in read(searched + "\n", "p.csv").forget] == [searched]
+    assert [one.text for one in read("prompt,x\na,b\n", columns={"prompt": "LINE"}).forget] == ["prompt,x", "a,b"]
+
+
+@pytest.mark.parametrize(("mark", "name"), [("\t", "p.tsv"), (";", "p.csv"), ("\t", "p.txt")])
+def test_other_separators(read: Read, mark: str, name: str) -> None:
+    text = f'id{mark}prompt{mark}seed\n1{mark}"a cat, a{mark}b\nc"{mark}5\n'
+    assert read(text, name).forget == [prompt(f"a cat, a{mark}b\nc", seed=5, case="1")]
+
+
+def test_a_folder_of_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    label = datasets.ClassLabel(names=["cat", "dog"])
+    features = datasets.Features({"prompt": datasets.Value("string"), "label": label, "seed": datasets.Value("int64")})
+    rows = {"prompt": ["a cat", "a dog"], "label": [0, 1], "seed": [1, 2]}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features)}).save_to_disk(str(tmp_path / "set"))
+    found = file_prompts(recipe([str(tmp_path / "set")]))
+    assert found.forget == [prompt("a cat", seed=1)] and found.retain == [prompt("a dog", concept="dog", seed=2)]
+
+
+def test_several_concepts_are_drawn_in_turn_and_told_apart(read: Read) -> None:
+    found = read("prompt\na cat\ntwo cats\na bird\n", "p.csv", "cat", "bird")
+    assert [(one.text, one.concept) for one in found.forget] == [
+        ("a cat", "cat"),
+        ("a bird", "bird"),
+        ("two cats", "cat"),
+    ]
+    with pytest.raises(UserError, match=r"p.csv:3.*column 'prompt': names none of the concepts"):
+        read("prompt\na cat\na thing\n", "p.csv", "cat", "bird")
+    assert read("prompt\na thing\n", "p.csv", "cat", "bird", concept="bird").forget[0].concept == "bird"
+
+
+def test_what_is_honoured_and_how_many_pictures(read: Read) -> None:
+    file = "prompt,seed,guidance,size\na cat,5,3,64x32\n"
+    assert read(file).forget == [prompt("a cat", seed=5, guidance=3.0, size=(64, 32))]
+    assert read(file, honour=["seed"]).forget == [prompt("a cat", seed=5)]
+    assert [one.seed for one in read(file, pictures=3).forget] == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (
+            "p.csv",
+            "foo,bar\na cat sits,1\n",
+            ["p.csv:1", "column 1: has none of the usual titles in foo, bar", "--columns prompt=foo"],
+        ),
+        ("p.csv", "prompt,prompt\na,b\n", ["p.csv:1", "column 1: has the title 'prompt' twice"]),
+        ("p.csv", "", ["p.csv:1", "has no row"]),
+        ("p.csv", "prompt\n", ["has no row"]),
+        ("p.json", "[]", ["has no row"]),
+        ("p.json", "{}", ["p.json:1", "holds no list of prompts"]),
+        ("p.json", '{"a": ["x"], "b": ["y"]}', ["holds no list of prompts, or several"]),
+        ("p.json", '{"prompt": ["a"], "seed": [1, 2]}', ["has columns of [1, 2] rows"]),
+        ("p.json", "3", ["p.json:1", "is neither a prompt nor an object with one"]),
+        ("p.json", '[{"prompt": "a"}\n "b"]', ["p.json:2", "column 2: is no JSON"]),
+        ("p.json", '["a"] x', ["something follows the list"]),
+        ("p.json", "[" * 100_000, ["p.json:1", "nests too deep"]),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b"\n', ["p.jsonl:2", "column 15: is no JSON"]),
+        ("p.jsonl", '{"prompt": "a"}\n[1]\n', ["p.jsonl:2", "is neither a prompt nor an object"]),
+        ("p.json", '[{"prompt": "a"}, "b"]', ["is a string among objects"]),
+        ("p.xlsx", "PK\x03\x04", ["a zip archive or a spreadsheet"]),
+        ("p.csv", "\n<!DOCTYPE html>\n<html>", ["is a web page", "Download the raw file"]),
+        ("p.csv", "id,prompt\n1,a\x00b\n", ["p.csv:2", "column 4: is a NUL character"]),
+        ("p.csv", "id,prompt\n1,\n2, \n", ["p.csv:2", "column 'prompt': is empty, as in every row"]),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 5}\n', ["p.jsonl:2", "column 'prompt': 5 is no text"]),
+        ("p.csv", 'id,prompt\n1,"a\n2,b\n', ["p.csv:2", "is no CSV"]),
+        ("p.csv", "type,prompt\nerase,a\nothers,b\noops,c\n", ["p.csv:4", "column 'type': 'oops' is none of erase"]),
+    ],
+)
+def test_files_that_are_something_else(read: Read, name: str, text: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        read(text, name)
+    for word in words:
+        assert word in str(refused.value)
+
+
+BAD_VALUES = {
+    "seed": ["x", "-1", "1.5", "1e300", "inf", str(2**63)],
+    "guidance": ["x", "-0.1", "inf", "1001"],
+    "width": ["x", "13", "0", "-8", "9000", "8.5"],
+    "prompt": ["y" * 20_001],
+    "case": [],
+}
+
+
+def malformed() -> Iterator[tuple[str, str, int, str]]:
+    """Name, content, line and column of tables with one bad cell, in each of the formats, at each of several places."""
+    columns = ["case", "prompt", "seed", "guidance", "width"]
+    for (column, bad), line, kind in itertools.product(
+        [(column, bad) for column, values in BAD_VALUES.items() for bad in values],
+        (2, 9, 12),
+        ("csv", "tsv", "jsonl", "json"),
+    ):
+        rows = [{"case": n, "prompt": f"a cat, {n}", "seed": n, "guidance": 7.5, "width": 64} for n in range(11)]
+        rows[line - 2][column] = bad
+        if kind in ("csv", "tsv"):
+            file = io.StringIO()
+            writer = csv.DictWriter(file, columns, delimiter="," if kind == "csv" else "\t", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            yield f"p.{kind}", file.getvalue(), line, column
+        else:
+            lines = [json.dumps(row) for row in rows]
+            text = "\n".join(lines) if kind == "jsonl" else "[" + ",\n".join(lines) + "]"
+            yield f"p.{kind}", text, line - 1, column
+
+
+def test_two_hundred_bad_cells_are_found_where_they_are(read: Read) -> None:
+    cases = list(malformed())
+    assert len(cases) >= 200
+    for name, text, line, column in cases:
+        with pytest.raises(UserError) as refused:
+            read(text, name)
+        assert len(refused.value.problems) == 1
+        assert f"{name}:{line}': column '{column}'" in str(refused.value), (name, line, column, str(refused.value))
+
+
+def test_bytes_that_are_no_text_are_refused_by_name_and_place(read: Read) -> None:
+    """Random damage: no traceback, whatever it is."""
+    chance = random.Random(0)
+    whole = I2P.format(seed="evaluation_seed", scale="evaluation_guidance", one="1").encode()
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        for name in ("p.csv", "p.json", "p.txt", "p.tsv"):
+            try:
+                read(bytes(data), name)
+            except UserError as error:
+                assert all(problem.field == "evaluation.prompts" for problem in error.problems)
+    with pytest.raises(UserError, match=r"p.csv:2.*column 3: is no UTF-8"):
+        read(b"prompt\nab\xff\n", "p.csv")
+
+
+def test_missing_files_and_columns(read: Read, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such file"):
+        file_prompts(recipe([str(tmp_path / "no.csv")]))
+    with pytest.raises(UserError, match="and no dataset"):
+        file_prompts(recipe([str(tmp_path)]))
+    with pytest.raises(UserError, match=r"there is no column 'promt'. Did you mean 'prompt'\?"):
+        read("prompt,foo\na cat,b\n", columns={"prompt": "promt"})
+    with pytest.raises(UserError, match=r"evaluation.prompts.concept = 'dog': is not to be forgotten"):
+        read("prompt\na cat\n", concept="dog")
+    assert read("foo,bar\n1,a cat\n", columns={"prompt": "bar"}).forget == [prompt("a cat")]
+
+
+def test_a_recipe_with_files_comes_back_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a cat\n")
+    given = recipe([str(tmp_path / "a.txt"), {"file": str(tmp_path / "a.txt"), "use": "retain"}])
+    again = Recipe.parse(yaml.safe_load(given.to_yaml()))
+    assert again == given and len(file_prompts(again).retain) == 1
+    with pytest.raises(UserError, match=r"evaluation.prompts.0.columns.promt"):
+        recipe([{"file": "a.txt", "columns": {"promt": "x"}}])
