@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from erasediff_lora.data.prompt_files import formats
@@ -15,7 +14,7 @@ from erasediff_lora.data.prompt_files.columns import CAPTIONS, LINE, SOURCE, SPL
 from erasediff_lora.data.prompt_files.formats import Malformed, Row, Table
 from erasediff_lora.data.prompts import Prompt, expand, is_named
 from erasediff_lora.errors import Problem, UserError, brief
-from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe import ForgetSet, Recipe, RetainSet
 from erasediff_lora.recipe.names import folded
 from erasediff_lora.recipe.prompt_files import PromptFile, Use
 from erasediff_lora.storage.files import sha256
@@ -94,21 +93,40 @@ def _in_turn(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [prompts[index] for _, index in sorted(order)]
 
 
-def _of_file(given: PromptFile, recipe: Recipe) -> tuple[Sequence[tuple[Use, Prompt]], Mapping[str, Any]]:
-    """The prompts of one file with their uses, and what was understood."""
+Read = tuple[Sequence[tuple[Use, Prompt]], Mapping[str, Any]]
+"""The prompts of one file with their uses, and what was understood."""
+
+
+def _of_file(given: PromptFile, recipe: Recipe) -> Read:
+    """What a file holds.
+
+    Raises:
+        UserError: With what is wrong with it.
+    """
     name = str(given.file)
     try:
         state = given.file.stat()
-        table, digest = _table(name, tuple(_wanted(given)), state.st_mtime_ns, state.st_size)
-        columns = _assigned(table, given)
+        tables = given.model_dump_json(), recipe.forget.model_dump_json(), recipe.retain.model_dump_json()
+        return _read(*tables, state.st_mtime_ns, state.st_size)
     except Malformed as error:
         raise UserError(_problem(name, error)) from None
     except OSError as error:
-        what = (
-            "there is no such file." if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}."
-        )
+        what = f"cannot be read: {error.strerror}."
+        if isinstance(error, FileNotFoundError):
+            what = "there is no such file."
         raise UserError(Problem(FIELD, name, what, "Check the path; it is relative to where you are.")) from None
-    reader = _Reader(given, columns, recipe, table)
+
+
+@lru_cache(maxsize=16)
+def _read(given_json: str, forget_json: str, retain_json: str, changed: int, size: int) -> Read:
+    """The same, once as long as neither the file nor what the recipe says of it changes; tables as JSON."""
+    given = PromptFile.model_validate_json(given_json)
+    forget, retain = ForgetSet.model_validate_json(forget_json), RetainSet.model_validate_json(retain_json)
+    name = str(given.file)
+    table = formats.read(given.file, _wanted(given))
+    digest = None if given.file.is_dir() else sha256(given.file.read_bytes())
+    columns = _assigned(table, given)
+    reader = _Reader(given, columns, forget, retain, table)
     found: list[tuple[Use, Prompt]] = []
     problems: list[Problem] = []
     empty: list[int] = []
@@ -142,14 +160,6 @@ def _wanted(given: PromptFile) -> list[str]:
     return [name for names in given.columns.values() for name in ([names] if isinstance(names, str) else names)]
 
 
-@lru_cache(maxsize=16)
-def _table(file: str, wanted: tuple[str, ...], changed: int, size: int) -> tuple[Table, str | None]:
-    """A file's rows and its hash, read once as long as it does not change."""
-    path = Path(file)
-    table = formats.read(path, wanted)
-    return table, None if path.is_dir() else sha256(path.read_bytes())
-
-
 def _assigned(table: Table, given: PromptFile) -> Columns:
     asked: dict[str, str | list[str]] = {role: names for role, names in given.columns.items() if names != LINE}
     try:
@@ -171,14 +181,15 @@ class _Reader:
     Args:
         given: How the recipe names the file.
         columns: Their roles.
-        recipe: For the concepts.
+        forget: For the concepts and the templates.
+        retain: The same.
         table: All rows.
     """
 
-    def __init__(self, given: PromptFile, columns: Columns, recipe: Recipe, table: Table) -> None:
-        self.given, self.columns, self.recipe = given, columns, recipe
-        self.forgotten = {folded(concept.name): concept.name for concept in recipe.forget.concepts}
-        self.retained = {folded(name): name for name in recipe.retain.concepts[:MOST_NAMES]}
+    def __init__(self, given: PromptFile, columns: Columns, forget: ForgetSet, retain: RetainSet, table: Table) -> None:
+        self.given, self.columns, self.tables = given, columns, (forget, retain)
+        self.forgotten = {folded(concept.name): concept.name for concept in forget.concepts}
+        self.retained = {folded(name): name for name in retain.concepts[:MOST_NAMES]}
         self.words = {spelled(word): use for use, words in SPLITS.items() for word in words}
         split = columns.roles.get("split")
         self.source = next((name for name in table.columns if spelled(name) == SOURCE), "")
@@ -234,7 +245,7 @@ class _Reader:
                 raise self._bad(row, "concept", "is no name.", "Write one.")
             if not name.strip():
                 return []
-            tables = self.recipe.retain if use == "retain" else self.recipe.forget
+            tables = self.tables[use == "retain"]
             own = [text for text in tables.templates if "{concept}" in text] or ["a photo of a {concept}"]
             prompt = expand(own, [name.strip()], tables.placeholders)[0]
             return [(prompt.text, {})]
