@@ -22,6 +22,8 @@ from erasediff_lora.registry import Registry
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = "https://github.com/erasediff-lora/erasediff-lora"
+PICTURES = "https://raw.githubusercontent.com/erasediff-lora/erasediff-lora/main/"
+"""Where the README's pictures are taken from elsewhere."""
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
 
@@ -65,6 +67,7 @@ def included(file: str, heading: str | None, page: str) -> str:
 
     def moved(match: re.Match[str]) -> str:
         image, label, target = match.groups()
+        target = target.removeprefix(PICTURES)
         if "://" in target or target.startswith("#"):
             return match[0]
         inside = target.removeprefix("docs/")

@@ -107,6 +107,7 @@ def test_the_site_leads_to_files_of_the_repository() -> None:
     assert expanded("[a](../../recipes#b)", "t/x.md") == f"[a]({REPOSITORY}/tree/main/recipes#b)"
     assert expanded("[a](y.md#b) [c](https://d/e)", "x.md") == "[a](y.md#b) [c](https://d/e)"
     assert "](programs.md)" in expanded("<!-- include CHANGELOG.md -->", "changelog.md")
+    assert "](demo_cat.webp)" in expanded("<!-- include README.md -->", "index.md"), "the site has the picture itself"
 
 
 def test_the_citation_is_of_this_version() -> None:
