@@ -2,12 +2,13 @@
 PYTHON ?= python3.11
 VENV := .venv
 OLDEST := .venv-oldest
+PLAY := .venv-play
 BIN := $(VENV)/bin
 # Small models are fastest on one thread.
 RUN := OMP_NUM_THREADS=1 $(BIN)
 TEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-gpu test-oldest lint docs clean
+.PHONY: demo test test-gpu test-oldest test-play lint docs clean
 
 demo: $(VENV)/.ready
 	$(RUN)/erasediff-lora demo --concept cat --overwrite
@@ -22,6 +23,10 @@ test-gpu: $(VENV)/.ready
 # The same tests with the oldest versions that pyproject.toml allows.
 test-oldest: $(OLDEST)/.ready
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(TEST)
+
+# The playground's: what it needs lies over the other environment, since Gradio wants an older Pillow than the others.
+test-play: $(PLAY)/.ready
+	PLAY=1 OMP_NUM_THREADS=1 $(PLAY)/bin/python -m pytest tests/playground
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -41,5 +46,12 @@ $(OLDEST)/.ready: requirements-oldest.txt pyproject.toml
 	$*/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
+SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+$(PLAY)/.ready: requirements-play.txt $(VENV)/.ready
+	$(PYTHON) -m venv $(PLAY)
+	$(BIN)/python $(SITE) > $$($(PLAY)/bin/python $(SITE))/below.pth
+	$(PLAY)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) runs build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(PLAY) runs build dist *.egg-info

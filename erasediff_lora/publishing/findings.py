@@ -14,6 +14,7 @@ from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.results import recognition
 from erasediff_lora.evaluation.verdict import read_judged
 from erasediff_lora.markdown import without_folders
+from erasediff_lora.storage.examples import EXAMPLES_FILE, read_examples
 from erasediff_lora.storage.files import sha256
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, read_evaluation
 
@@ -222,6 +223,19 @@ def read_findings(run: Path, adapter: Path, concepts: Sequence[str]) -> Findings
         _claim(entry, result, missing, all_missing=len(missing) == len(concepts) > 0) for entry in result["verdict"]
     ]
     return Findings(result, numbers, {claim.name: claim for claim in claims})
+
+
+def chosen_pairs(run: Path) -> list[Pair]:
+    """Those that somebody chose in the playground.
+
+    Raises:
+        UserError: If they are not as the playground writes them.
+    """
+    try:
+        return [Pair.model_validate(entry) for entry in read_examples(run)]
+    except ValidationError as error:
+        what = f"is not as expected: {error.errors()[0]['msg']}."
+        raise UserError(Problem("run", str(run / EXAMPLES_FILE), what, "Correct it, or delete it.")) from None
 
 
 def _checked(result: Mapping[str, Any], file: Path) -> Numbers:

@@ -21,7 +21,7 @@ from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import License
 from erasediff_lora.publishing.card import Contents, check_card, model_card
-from erasediff_lora.publishing.findings import Findings, read_findings
+from erasediff_lora.publishing.findings import Findings, chosen_pairs, read_findings
 from erasediff_lora.publishing.licenses import license_of, parse
 from erasediff_lora.publishing.pictures import Pictures, copy_pictures, copy_sets
 from erasediff_lora.recipe import Recipe
@@ -165,7 +165,7 @@ def assemble(
             name: formats.write(adapter, folder / FORMATS[name].FOLDER, name)[0].relative_to(folder)
             for name in formats.suited(adapter)
         }
-        pairs = findings.numbers.pictures if findings.numbers else []
+        pairs = [*(findings.numbers.pictures if findings.numbers else []), *chosen_pairs(run)]
         shown = copy_pictures(run, folder, pairs, pictures, blur=blur) if pairs else []
         if training_images:
             copy_sets(run, folder, blur=blur)
