@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erasediff_lora.data.buckets import choose_alike, cut, of_shape
 from erasediff_lora.data.extras import Drawn, Extra
-from erasediff_lora.data.noising import denoising_target, min_snr_weights
+from erasediff_lora.data.noising import denoising_target, draw_timesteps, min_snr_weights
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.objectives.base import Batch, Shown
@@ -35,6 +35,8 @@ class Setting:
         dtype: Of x_t and of embeddings.
         rank: Which of the processes this is.
         world: How many there are.
+        density: How timesteps are drawn.
+        shift: How far they are moved towards noise.
     """
 
     noise_scheduler: Any
@@ -45,6 +47,12 @@ class Setting:
     dtype: torch.dtype
     rank: int = 0
     world: int = 1
+    density: str = "uniform"
+    shift: float = 1.0
+
+    def timesteps(self, generator: torch.Generator) -> Tensor:
+        """Of a joint batch."""
+        return draw_timesteps(self.batch_size, self.train_timesteps, generator, self.density, self.shift)
 
     @property
     def train_timesteps(self) -> int:
@@ -91,7 +99,7 @@ class ForgetSampler:
             self._share_out(rows, shape, concepts, step)
         latents = cut(data.latents[rows], shape)
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(0, setting.train_timesteps, (count,), generator=generator)
+        timesteps = setting.timesteps(generator)
         torch.rand(count, generator=generator)  # which retained samples lose their prompt: drawn by both samplers alike
         anchor_draw = torch.rand(count, generator=generator)
         uniform = torch.rand(latents.shape, generator=generator)
@@ -192,7 +200,7 @@ class RetainSampler:
 
     def _timesteps(self, generator: torch.Generator, further: torch.Generator) -> Tensor:
         count, total = self.setting.batch_size, self.setting.train_timesteps
-        timesteps = torch.randint(0, total, (count,), generator=generator)
+        timesteps = self.setting.timesteps(generator)
         if not self.high_noise:
             return timesteps
         raised = torch.rand(count, generator=further) < self.high_noise
@@ -263,6 +271,8 @@ class BatchSampler:
             denoiser.dtype,
             rank,
             world,
+            training.timesteps,
+            training.timestep_shift,
         )
         extras = [EXTRAS[name](forget, retain, denoiser.noise_scheduler) for name in recipe.objective.needs]
         return cls(

@@ -30,6 +30,25 @@ def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, times
             raise ValueError(f"unsupported prediction type {other!r}")
 
 
+def draw_timesteps(
+    count: int, total: int, generator: torch.Generator, density: str = "uniform", shift: float = 1.0
+) -> Tensor:
+    """Timesteps t in 0 … T − 1, (count,) int64.
+
+    Args:
+        count: How many.
+        total: T.
+        generator: On the CPU.
+        density: 'uniform', or 'logit_normal' (Esser et al., 2024): σ is the sigmoid of a standard normal.
+        shift: s of σ ↦ s σ / (1 + (s − 1) σ), for larger pictures, of which noise leaves more.
+    """
+    if density == "uniform" and shift == 1:
+        return torch.randint(0, total, (count,), generator=generator)
+    normal = density == "logit_normal"
+    sigmas = torch.randn(count, generator=generator).sigmoid() if normal else torch.rand(count, generator=generator)
+    return (shift * sigmas / (1 + (shift - 1) * sigmas) * total).long().clamp_max(total - 1)
+
+
 def counterpart_shift(noise_scheduler: Any, latents: Tensor, counterparts: Tensor, timesteps: Tensor) -> Tensor:
     """What the denoising target changes by as the picture under x_t goes to its counterpart; (B, C, h, w).
 

@@ -134,6 +134,10 @@ def _family(sections: Sections) -> Iterator[Problem]:
             "weighs by a noise schedule, which a model of flow matching does not have.",
             "Omit it.",
         )
+    if training and (training.timesteps, training.timestep_shift) != ("uniform", 1.0) and not family.flow_matching:
+        name = "timestep_shift" if training.timesteps == "uniform" else "timesteps"
+        what = f"is of models of flow matching, which {model.family} is not."
+        yield Problem(f"training.{name}", getattr(training, name), what, "Omit it.")
     if model.prediction_type and family.flow_matching:
         what = "is not what a model of flow matching predicts."
         yield Problem("model.prediction_type", model.prediction_type, what, "Omit it.")

@@ -337,6 +337,12 @@ class Training(Section):
     non_finite: Literal["stop", "skip"] = Field(
         "stop", description="what NaN or Inf in a step does: end the run, or leave the step out, up to ten in a row"
     )
+    timesteps: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="how those of a model of flow matching are drawn: alike, or mostly from the middle"
+    )
+    timestep_shift: float = Field(
+        1.0, gt=0, description="moves them towards noise, s σ / (1 + (s − 1) σ): 3 is usual at 1024 pixels"
+    )
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting of the retain loss")
     gradient_checkpointing: bool = Field(False, description="trade time for activation memory")
     shard: bool = Field(False, description="split the frozen weights among the processes (FSDP2)")

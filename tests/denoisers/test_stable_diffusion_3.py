@@ -125,6 +125,17 @@ def test_without_an_adapter(base: Any, recipe: Any, cli: Cli, tmp_path: Path) ->
     assert any(not torch.equal(trained[name], before[name]) for name in before)
 
 
+def test_timesteps_may_be_drawn_as_it_was_trained(recipe: Any, cli: Cli, tmp_path: Path) -> None:
+    adapters = []
+    for name, more in (
+        ("plain", ()),
+        ("moved", ("--training.timesteps", "logit_normal", "--training.timestep_shift", 3)),
+    ):
+        assert cli("train", recipe(), "--output", tmp_path / name, *more).status == 0
+        adapters.append(load_file(tmp_path / name / "pytorch_lora_weights.safetensors"))
+    assert any(not torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+
+
 def test_what_a_noise_schedule_is_needed_for_is_refused(recipe: Any, cli: Cli) -> None:
     refused(
         cli("train", recipe(), "--training.min_snr_gamma", "5"),
