@@ -58,7 +58,7 @@ def test_all_problems_are_reported_at_once(recipe_file: RecipeFile, cli: Cli, tm
         "training.optimizer = 'adam8bit': must be 'adamw', 'adamw8bit'",
         "sampling.guidance = -1: must be greater than or equal to 0",
         "model.dtype = 'float8': must be 'auto', 'float32', 'bfloat16', 'float16' or 'float64'. Did you mean '",
-        "model.family = 'sdxl': must be 'stable_diffusion', 'stable_diffusion_xl', 'stable_diffusion_3' or 'class_cond",
+        "model.family = 'sdxl': must be 'stable_diffusion', 'stable_diffusion_xl', 'stable_diffusion_3', 'flux',",
         "objetive = {'name': 'erasediff'}: is unknown. Did you mean 'objective'?",
         "argument = '--trainig.steps': is no field of the recipe. Did you mean 'training.steps'?",
     ):
