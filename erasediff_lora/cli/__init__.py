@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from erasediff_lora import __version__
-from erasediff_lora.cli import adapters, evaluation, init, playing, recipes, running, sweeps
+from erasediff_lora.cli import adapters, cache, evaluation, init, playing, recipes, running, sweeps
 from erasediff_lora.errors import Interrupted, UserError
 
 VERBS = running.VERBS | init.VERBS | recipes.VERBS | evaluation.VERBS | playing.VERBS | sweeps.VERBS | adapters.VERBS
+VERBS |= cache.VERBS
 """In the order of `--help`, which imports none of what they work with."""
 
 

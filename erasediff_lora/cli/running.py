@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from erasediff_lora import demo
 from erasediff_lora.cli.evaluation import evaluate_adapter
 from erasediff_lora.cli.losses import lines_of_folder
 from erasediff_lora.cli.recipe_flags import FIELDS, load_recipe
-from erasediff_lora.cli.verb import Verb, user_path
+from erasediff_lora.cli.verb import Verb, bytes_of, user_path
 from erasediff_lora.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def _prepare(parsed: argparse.Namespace, rest: list[str]) -> None:
     retain = sets.prepare(recipe, denoiser, "retain", sheet=sheets["retain"])
     write_data_report(recipe.output, forget.report, retain.report)
     for kind, data in {"forget": forget, "retain": retain}.items():
-        print(f"{kind} set: {len(data.latents)} pictures, {len(data.prompts)} prompts; see {sheets[kind]}")
+        print(f"{kind} set: {len(data.captions)} pictures, {len(data.prompts)} prompts; see {sheets[kind]}")
         print(data.report.table())
 
 
@@ -117,7 +116,7 @@ def _plan(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora.memory import room
     from erasediff_lora.memory.plan import plan
 
-    capacity = None if parsed.vram is None else _bytes_of(parsed.vram)
+    capacity = None if parsed.vram is None else bytes_of("--vram", parsed.vram)
     recipe = _recipe(parsed, rest)
     found = plan(recipe)
     names = list(dict.fromkeys(name for phase in found.phases for name in phase.parts))
@@ -129,19 +128,6 @@ def _plan(parsed: argparse.Namespace, rest: list[str]) -> None:
     if found.peak > capacity:
         raise UserError(room.shortage("--vram" if parsed.vram else "memory", recipe, found, capacity))
     print(f"fits in {room.gib(capacity)}; {room.gib(capacity - found.peak)} to spare")
-
-
-def _bytes_of(text: str) -> int:
-    """'8GiB', '8 GB', '512MiB' and the like; a bare number is GiB.
-
-    Raises:
-        UserError: If it is none of these, or not more than nothing.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) == 0:
-        raise UserError(Problem("--vram", text, "is not a size of memory.", "Write for example 8GiB or 512MiB."))
-    number, prefix, binary = float(match[1]), match[2].upper() or "G", bool(match[3]) or not match[2]
-    return int(number * (1024 if binary else 1000) ** (1 + "KMGT".index(prefix)))
 
 
 VERBS = {

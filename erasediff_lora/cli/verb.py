@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,19 @@ def user_path(text: str) -> Path:
         return expanded(text, "path")
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error.problems[0])) from None
+
+
+def bytes_of(flag: str, text: str) -> int:
+    """'8GiB', '8 GB', '512MiB' and the like; a bare number is GiB.
+
+    Raises:
+        UserError: If it is none of these, or not more than nothing.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i)?B?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise UserError(Problem(flag, text, "is no size.", "Write for example 8GiB or 512MiB."))
+    number, prefix, binary = float(match[1]), match[2].upper() or "G", bool(match[3]) or not match[2]
+    return int(number * (1024 if binary else 1000) ** (1 + "KMGT".index(prefix)))
 
 
 def require_none(rest: list[str]) -> None:

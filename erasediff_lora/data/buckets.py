@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from erasediff_lora.data.shards import stacked
+
 WIDEST = 2.0
 """Aspect ratio of the longest bucket; what is longer is cropped to it."""
 
@@ -43,11 +45,7 @@ def padded(latents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     Returns:
         (N, C, H, W) with the largest h and w, and the shapes, (N, 2) int64.
     """
-    shapes = torch.tensor([one.shape[1:] for one in latents])
-    whole = latents[0].new_zeros(len(latents), len(latents[0]), *shapes.amax(dim=0).tolist())
-    for place, one in zip(whole, latents, strict=True):
-        place[:, : one.shape[1], : one.shape[2]] = one
-    return whole, shapes
+    return stacked(latents), torch.tensor([one.shape[1:] for one in latents])
 
 
 def cut(latents: Tensor, shape: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from torch import Tensor
 
 from erasediff_lora.data.buckets import choose_alike, cut
 from erasediff_lora.data.noising import denoising_target
+from erasediff_lora.data.shards import Rows
 from erasediff_lora.denoisers import Denoiser, NoisedBatch
-from erasediff_lora.storage.files import sha256
+
+AT_ONCE = 256
+"""Pictures that are hashed at a time."""
 
 
 @dataclass(frozen=True)
@@ -20,19 +24,23 @@ class CaptionedPictures:
     """Encoded pictures.
 
     Attributes:
-        latents: (N, C, H, W), scaled, on the CPU; of several shapes as `buckets.padded` puts them.
+        latents: (N, C, H, W), scaled, on the CPU or on the disk; of several shapes as `buckets.padded` puts them.
         shapes: (N, 2), heights and widths.
         captions: N prompts; an attacker's have SLOT in the place of the concept's name.
     """
 
-    latents: Tensor
+    latents: Rows
     shapes: Tensor
     captions: list[str]
 
     @property
     def fingerprint(self) -> str:
         """A hash of all of it."""
-        return sha256(self.latents.float().contiguous().numpy().tobytes() + json.dumps(self.captions).encode())
+        digest = hashlib.sha256()
+        for start in range(0, len(self.captions), AT_ONCE):
+            digest.update(self.latents[start : start + AT_ONCE].float().contiguous().numpy().tobytes())
+        digest.update(json.dumps(self.captions).encode())
+        return digest.hexdigest()
 
     def noised(self, denoiser: Denoiser, size: int, seed: int) -> Iterator[NoisedBatch]:
         """Endless batches, on the denoiser's device."""

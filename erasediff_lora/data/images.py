@@ -6,14 +6,18 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from erasediff_lora.data.captions import caption_of, columns_read
 from erasediff_lora.data.labels import Asked, labels_in, match
+from erasediff_lora.data.picture_index import Look, PictureIndex, picture_index
 from erasediff_lora.data.pictures import look_at, open_picture
 from erasediff_lora.data.prompts import attributes_in, attributes_of, templates_of
-from erasediff_lora.data.rows import Kind, Row, find_rows
+from erasediff_lora.data.rows import Kind, find_rows
+from erasediff_lora.data.rows_base import Row
 from erasediff_lora.data.set_report import LeftOut, Noted, SetReport, summary
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import ForgetSet, Images, RetainSet
@@ -25,7 +29,7 @@ MOST_LABELS = 20
 """That a message lists."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A captioned picture; its pixels are read when they are asked for.
 
@@ -57,6 +61,7 @@ def read(
     *,
     forgotten: Sequence[str] = (),
     seed: int = 0,
+    cache: Path | None = None,
 ) -> list[Picture]:
     """Read a set, as far as its pictures are labelled with what it asks for.
 
@@ -73,6 +78,7 @@ def read(
         report: Counts what is left out, and what is to be known.
         forgotten: What is to be forgotten: left out of a retain set.
         seed: Of the choice of {names} in templates.
+        cache: Folder that remembers which pictures were looked at before; None: all are looked at.
 
     Raises:
         UserError: For an unreadable picture (unless images.on_error is skip), a picture without caption or concept, a
@@ -89,23 +95,20 @@ def read(
     _note_columns(images, rows, attributes_in(data), report)
     captioner = _Captioner(kind, data, images, seed, report)
     found: list[Picture] = []
-    for row in rows:
-        try:
-            labels = labels_in(row.values, images.concept_column, row.classes)
-        except ValueError as error:
-            raise _unusable(kind, row, f"{error}.", "Write the name of a concept.") from None
-        concept, left_out = asked.concept_of(labels, row.folders)
-        if left_out is not None:
-            report.leave_out(*left_out)
-            continue
-        if concept is None and isinstance(data, ForgetSet):
-            concept = _only(kind, images, row, names)
-        if (image := _looked_at(kind, images, row, report)) is None:
-            continue
-        caption = captioner.caption(row, concept, len(found))
-        pixels = sha256(repr(image.size).encode() + image.tobytes())
-        report.add_picture(row.name, pixels)
-        found.append(Picture(row.name, caption, concept, image.size, pixels, partial(_open, row, images.background)))
+    with picture_index(cache, images.background) as index:
+        for row in rows:
+            concept, left_out = asked.concept_of(_labels(kind, images, row), row.folders)
+            if left_out is not None:
+                report.leave_out(*left_out)
+                continue
+            if concept is None and isinstance(data, ForgetSet):
+                concept = _only(kind, images, row, names)
+            if (look := _looked_at(kind, images, row, index, report)) is None:
+                continue
+            caption = captioner.caption(row, concept, len(found))
+            report.add_picture(row.name, look.pixels)
+            again = partial(_open, row.source, images.background)
+            found.append(Picture(row.name, caption, concept, look.size, look.pixels, again))
     _require_pictures(kind, images, names, found, report)
     return found
 
@@ -118,14 +121,26 @@ def _note_columns(images: Images, rows: Sequence[Row], attributes: Collection[st
             report.note(Noted.UNUSED_COLUMNS, name)
 
 
-def _looked_at(kind: Kind, images: Images, row: Row, report: SetReport) -> Image.Image | None:
-    """The row's picture; None if it cannot be read and the recipe says to skip such.
+def _labels(kind: Kind, images: Images, row: Row) -> list[str]:
+    try:
+        return labels_in(row.values, images.concept_column, row.classes)
+    except ValueError as error:
+        raise _unusable(kind, row, f"{error}.", "Write the name of a concept.") from None
+
+
+def _looked_at(kind: Kind, images: Images, row: Row, index: PictureIndex, report: SetReport) -> Look | None:
+    """What the row's picture is like; None if it cannot be read and the recipe says to skip such.
 
     Raises:
         UserError: If it cannot be read, and the recipe does not say so.
     """
-    try:
+
+    def take() -> Look:
         image, noted = look_at(row.source(), images.background)
+        return Look(image.size, sha256(repr(image.size).encode() + image.tobytes()), tuple(noted))
+
+    try:
+        look = index.look(row.mark, take)
     except OSError as error:
         if images.on_error == "skip":
             log.warning("skipped unreadable picture %s: %s", row.name, error)
@@ -133,13 +148,13 @@ def _looked_at(kind: Kind, images: Images, row: Row, report: SetReport) -> Image
             return None
         remedy = f"Replace it, or set {kind}.images.on_error: skip."
         raise _unusable(kind, row, f"is not a readable picture: {error}", remedy) from None
-    for what in noted:
+    for what in look.noted:
         report.note(what, row.name)
-    return image
+    return look
 
 
-def _open(row: Row, background: str) -> Image.Image:
-    return open_picture(row.source(), background)
+def _open(source: Callable[[], Any], background: str) -> Image.Image:
+    return open_picture(source(), background)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +15,44 @@ from erasediff_lora.data.imaging import to_unit_tensor
 from erasediff_lora.data.rows import Kind
 from erasediff_lora.data.samples import Sample
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.progress import tqdm
 from erasediff_lora.recipe import Images, Recipe
 
 log = logging.getLogger(__name__)
+READ_AT_ONCE = 512
+"""Pictures of a shard that are read; what is drawn takes so long that every batch is kept by itself."""
+
+Size = tuple[int, int]
+"""Width and height of a picture, in pixels."""
 
 
-def picture_sizes(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> list[tuple[int, int]]:
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn or encoded, and in which parts it is kept.
+
+    Attributes:
+        what: It is, in words.
+        captions: Of each row.
+        shards: The rows of each, all of one size.
+        batch_size: Rows that are computed at once.
+        compute: Latents of a batch of rows, (B, C, h, w).
+        drawn: Whether the base draws them.
+    """
+
+    what: str
+    captions: Sequence[str]
+    shards: Sequence[Sequence[int]]
+    batch_size: int
+    compute: Callable[[Sequence[int]], Tensor]
+    drawn: bool
+
+    def latents(self, number: int) -> Tensor:
+        """Those of a shard; float32, on the CPU."""
+        rows = self.shards[number]
+        batches = (rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
+        return torch.cat([self.compute(batch).float().cpu() for batch in batches])
+
+
+def picture_sizes(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> list[Size]:
     """Width and height of every picture, in pixels."""
     side = recipe.sampling.resolution or denoiser.resolution
     images: Images | None = getattr(recipe, kind).images
@@ -30,53 +63,57 @@ def picture_sizes(recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Seque
     return sizes
 
 
-def _alike(sizes: Sequence[tuple[int, int]], recipe: Recipe, what: str) -> Iterator[tuple[tuple[int, int], list[int]]]:
-    """Batches of rows of one size, with the size."""
-    count = recipe.sampling.batch_size
-    chunks = [(size, chunk) for size, rows in by_shape(torch.tensor(sizes)) for chunk in rows.split(count)]
-    for size, chunk in tqdm(chunks, desc=what, unit="batch", leave=False):
-        width, height = size.tolist()
-        yield (width, height), chunk.tolist()
+def plan_pictures(
+    recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample], sizes: Sequence[Size]
+) -> Plan:
+    """A set's pictures."""
+
+    def encode(rows: Sequence[int]) -> Tensor:
+        pictures = [(picture, sizes[row]) for row in rows if (picture := samples[row].picture)]
+        return denoiser.encode_images(torch.stack([to_unit_tensor(one.image, size) for one, size in pictures]))
+
+    def draw(rows: Sequence[int]) -> Any:
+        captions, seeds = [samples[row].caption for row in rows], [_first_seed(recipe, kind) + row for row in rows]
+        return denoiser.generate(captions, seeds, recipe.sampling, output="latent")
+
+    count, drawn = recipe.sampling.batch_size, getattr(recipe, kind).images is None
+    each = count if drawn else max(1, READ_AT_ONCE // count) * count
+    captions = [sample.caption for sample in samples]
+    return Plan("picture", captions, list(_alike(sizes, each)), count, draw if drawn else encode, drawn)
 
 
-def _first_seed(recipe: Recipe, kind: Kind) -> int:
-    """Forget and retain pictures come from disjoint seeds."""
-    return recipe.sampling.seed + (0 if kind == "forget" else 500_000)
-
-
-def picture_latents(
-    recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample], sizes: Sequence[tuple[int, int]]
-) -> list[Tensor]:
-    """Of every picture (C, h, w); float32, on the CPU."""
-    latents: dict[int, Tensor] = {}
-    for size, rows in _alike(sizes, recipe, f"{kind} set"):
-        drawn = [samples[row] for row in rows]
-        if getattr(recipe, kind).images is not None:
-            pixels = torch.stack([to_unit_tensor(sample.picture.image, size) for sample in drawn if sample.picture])
-            encoded = denoiser.encode_images(pixels)
-        else:
-            captions, seeds = [sample.caption for sample in drawn], [_first_seed(recipe, kind) + row for row in rows]
-            encoded = denoiser.generate(captions, seeds, recipe.sampling, output="latent")
-        latents |= zip(rows, encoded.float().cpu(), strict=True)
-    return [latents[row] for row in range(len(samples))]
-
-
-def counterpart_latents(
-    recipe: Recipe, denoiser: Denoiser, samples: Sequence[Sample], sizes: Sequence[tuple[int, int]]
-) -> list[Tensor]:
-    """What the base draws of every picture's anchor from the picture's seed, (C, h, w); float32, on the CPU.
+def plan_counterparts(
+    recipe: Recipe, denoiser: Denoiser, samples: Sequence[Sample], sizes: Sequence[Size]
+) -> tuple[Plan, Tensor]:
+    """What the base draws of every picture's anchor from the picture's seed.
 
     Pictures that were read have no seed: they share `forget.count` counterparts of an anchor.
+
+    Returns:
+        The distinct ones, and which of them each picture has, (N,).
     """
     first, count = _first_seed(recipe, "forget"), recipe.forget.count
     wanted = [
         (s.anchors[0], first + row % count, size) for row, (s, size) in enumerate(zip(samples, sizes, strict=True))
     ]
     distinct = list(dict.fromkeys(wanted))
-    latents: dict[tuple[str, int, tuple[int, int]], Tensor] = {}
-    for size, rows in _alike([size for *_, size in distinct], recipe, "counterparts"):
-        chosen = [distinct[row] for row in rows]
-        anchors, seeds = [anchor for anchor, _, _ in chosen], [seed for _, seed, _ in chosen]
-        drawn = denoiser.generate(anchors, seeds, recipe.sampling, output="latent", size=size)
-        latents |= zip(chosen, drawn.float().cpu(), strict=True)
-    return [latents[one] for one in wanted]
+    number = {one: row for row, one in enumerate(distinct)}
+
+    def draw(rows: Sequence[int]) -> Any:
+        anchors, seeds = [distinct[row][0] for row in rows], [distinct[row][1] for row in rows]
+        return denoiser.generate(anchors, seeds, recipe.sampling, output="latent", size=distinct[rows[0]][2])
+
+    shards = list(_alike([size for *_, size in distinct], recipe.sampling.batch_size))
+    plan = Plan("counterpart", [one for one, *_ in distinct], shards, recipe.sampling.batch_size, draw, True)
+    return plan, torch.tensor([number[one] for one in wanted])
+
+
+def _alike(sizes: Sequence[Size], count: int) -> Iterator[list[int]]:
+    """So many rows of one size at a time."""
+    for _, rows in by_shape(torch.tensor(sizes)):
+        yield from (chunk.tolist() for chunk in rows.split(count))
+
+
+def _first_seed(recipe: Recipe, kind: Kind) -> int:
+    """Forget and retain pictures come from disjoint seeds."""
+    return recipe.sampling.seed + (0 if kind == "forget" else 500_000)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,33 +11,16 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from erasediff_lora.data import captions, layouts
+from erasediff_lora.data import captions, layouts, tars
 from erasediff_lora.data.labels import LABEL_COLUMNS, match
+from erasediff_lora.data.rows_base import Row
 from erasediff_lora.data.set_report import SetReport
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import Images
 from erasediff_lora.recipe.names import folded
 
 Kind = Literal["forget", "retain"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A picture before it is read.
-
-    Attributes:
-        name: For messages.
-        source: Where it comes from: what `pictures.open_picture` takes.
-        values: What is written about it.
-        folders: That it lies in.
-        classes: Names of the classes that its label counts.
-    """
-
-    name: str
-    source: Callable[[], Any]
-    values: Mapping[str, Any]
-    folders: tuple[str, ...] = ()
-    classes: Sequence[str] | None = None
+KINDS: tuple[Kind, ...] = ("forget", "retain")
 
 
 def find_rows(kind: Kind, images: Images, classes: Sequence[str], report: SetReport) -> Iterator[Row]:
@@ -57,10 +39,13 @@ def find_rows(kind: Kind, images: Images, classes: Sequence[str], report: SetRep
         yield from _dataset_rows(kind, images, classes)
     elif layouts.find(images.folder) is not None:
         yield from _labelled_rows(kind, images, classes)
+    elif tars.find(images.folder):
+        yield from tars.rows(kind, images, report)
     else:
         for picture in captions.find(kind, images, report):
-            folders = picture.relative.parts[:-1]
-            yield Row(str(picture.file), partial(Path, picture.file), picture.values, folders)
+            folders, found = picture.relative.parts[:-1], picture.file.stat()
+            mark = f"{picture.file.absolute()} {found.st_size} {found.st_mtime_ns}"
+            yield Row(str(picture.file), partial(Path, picture.file), picture.values, folders, mark=mark)
 
 
 def _require_classes(kind: Kind, classes: Sequence[str], known: Sequence[str]) -> None:
@@ -109,7 +94,8 @@ def _dataset_rows(kind: Kind, images: Images, concepts: Sequence[str]) -> Iterat
     for index, values in enumerate(written if len(written.column_names) else [{}] * len(data)):
         if labels is not None:
             values = values | {images.concept_column: values[labels]}
-        yield Row(f"{images.dataset}[{index}]", partial(_source, data, index, column), values, classes=classes)
+        mark = f"{data._fingerprint} {column} {index}"
+        yield Row(f"{images.dataset}[{index}]", partial(_source, data, index, column), values, (), classes, mark)
 
 
 def _source(data: Any, index: int, column: str) -> Any:

@@ -18,7 +18,7 @@ MOST_ANCHORED = 4096
 """Prompts that anchors make, each a quarter of a mebibyte of embeddings of Stable Diffusion 1."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One picture of a set, before it is encoded.
 
@@ -57,7 +57,7 @@ def _forget_samples(recipe: Recipe, report: SetReport) -> list[Sample]:
     data = recipe.forget
     first = data.concepts[0].name
     if data.images:
-        pictures = disk.read("forget", data, report, seed=recipe.sampling.seed)
+        pictures = disk.read("forget", data, report, seed=recipe.sampling.seed, cache=recipe.cache.expanduser())
         samples = [Sample(picture.caption, [], picture.concept or first, picture) for picture in pictures]
     else:
         prompts = fairly(forget_prompts(data), data.count, recipe.sampling.seed)
@@ -111,7 +111,8 @@ def _retain_samples(recipe: Recipe, report: SetReport) -> list[Sample]:
     data = recipe.retain
     forgotten = [concept.name for concept in recipe.forget.concepts]
     if data.images:
-        pictures = disk.read("retain", data, report, forgotten=forgotten, seed=recipe.sampling.seed)
+        seed, cache = recipe.sampling.seed, recipe.cache.expanduser()
+        pictures = disk.read("retain", data, report, forgotten=forgotten, seed=seed, cache=cache)
         samples = [Sample(picture.caption, [], picture.concept, picture) for picture in pictures]
     else:
         prompts = fairly(expand(data.templates, data.concepts, data.placeholders), data.count, recipe.sampling.seed)

@@ -15,7 +15,7 @@ import torch
 from erasediff_lora import demo, families
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Model
-from erasediff_lora.storage.files import PICKLE_SUFFIXES
+from erasediff_lora.storage.files import PICKLE_SUFFIXES, fingerprint
 from erasediff_lora.storage.paths import existing
 
 
@@ -53,6 +53,17 @@ def dtype(model: Model, device: torch.device) -> torch.dtype:
             Problem("model.dtype", "float16", "is a hundred times slower than bfloat16 on a CPU.", "Use bfloat16.")
         )
     return getattr(torch, model.dtype)
+
+
+def mark(model: Model) -> str:
+    """What else decides which weights are read of the base, and how: for its fingerprint, empty by default."""
+    found = "".join(f"-{name}:{value}" for name in ("variant", "quantize") if (value := getattr(model, name)))
+    if model.allow_pickle:
+        found += "-pickle"
+    if model.config is not None and model.config.is_dir():  # of a single file
+        files = sorted(file for file in model.config.rglob("*") if file.suffix in {".json", ".txt", ".model"})
+        found += f"-config:{fingerprint(files, model.config)}"
+    return found
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:

@@ -160,7 +160,8 @@ class PipelineDenoiser:
         if self.source.is_dir():
             parts = (self.component, "vae", *self.encoders, *self.tokenizers, "scheduler")
             files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
-        marks = ("-tiled" if self.model.vae_tiling else "") + noise_schedule.mark(self.model)
+        marks = "-tiled" if self.model.vae_tiling else ""
+        marks += noise_schedule.mark(self.model) + loading.mark(self.model)
         return fingerprint(files, self.source) + marks
 
     def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:

@@ -66,7 +66,8 @@ def _images(name: str, data: ForgetSet | RetainSet, images: Images) -> Iterator[
     if (images.folder is None) == (images.dataset is None):
         given = {"folder": images.folder, "dataset": images.dataset}
         yield Problem(field, given, "needs exactly one of folder and dataset.", "Set one of them.")
-    if images.folder and not images.folder.is_dir():
+    is_tar = images.folder is not None and images.folder.suffix.lower() == ".tar" and images.folder.is_file()
+    if images.folder and not (images.folder.is_dir() or is_tar):
         yield Problem(f"{field}.folder", str(images.folder), "there is no such folder.", "Check the path.")
     if images.caption is not None:
         yield from _names(f"{field}.caption", name, images.caption, data.placeholders)[1]

@@ -72,7 +72,8 @@ class Images(Section):
     folder: Path | None = Field(
         None,
         description="imagefolder (pictures with metadata.jsonl, metadata.csv or .txt captions, or one folder a concept,"
-        " or one caption for all), or a labelled set: Fashion-MNIST's idx.gz files, CIFAR-10's binary version",
+        " or one caption for all), tar files in the WebDataset format, or a labelled set: Fashion-MNIST's idx.gz files,"
+        " CIFAR-10's binary version",
     )
     dataset: str | None = Field(None, description="`datasets` name or folder written by save_to_disk")
     split: str = Field("train", description="split of the dataset or the labelled set")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -151,12 +152,13 @@ def picture_in(folder: Path, name: object, entry: str) -> Path | None:
 
 
 class JsonLog:
-    """One JSON object a line. Resuming drops the lines from the step on that is done again."""
+    """One JSON object a line. Resuming drops the lines from the step on that is done again, and torn ones."""
 
     def __init__(self, path: Path, start: int) -> None:
         kept = []
         if path.exists() and start > 0:
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= start]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if 0 < _step_of(line) <= start]
         write_text(path, "".join(line + "\n" for line in kept))
         self._path = path
         self._file = path.open("a", encoding="utf-8")
@@ -171,6 +173,19 @@ class JsonLog:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
 
+    def sync(self) -> None:
+        """Have what was written on the disk: a checkpoint must not outlive the lines before it."""
+        with writable(self._path):
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _step_of(line: str) -> int:
+    """The step that a line of the log is of; 0 of a line that was not written to its end."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0

@@ -56,7 +56,8 @@ class AdversarialSet(Hook):
         for name in names:
             chosen = forget.rows_of(name)
             captions = [substitute(texts[row], name, SLOT) for row in chosen]
-            self.pictures[name] = CaptionedPictures(forget.latents[chosen], forget.shapes[chosen], captions)
+            own = forget.select(torch.tensor(chosen))
+            self.pictures[name] = CaptionedPictures(own.latents, own.shapes, captions)
             for row, caption in zip(chosen, captions, strict=True):
                 self.shown[row] = name, caption
         self.turns = Turns(names)
@@ -101,13 +102,15 @@ class AdversarialSet(Hook):
         return {"adversary_loss": self.loss}
 
     def state(self) -> dict[str, Any]:
-        """The conditions, on the CPU, and whose turn it is."""
-        return {"pools": {name: pool.cpu() for name, pool in self.pools.items()}, "turns": self.turns.state()}
+        """The conditions, on the CPU, whose turn it is, and what the log says."""
+        pools = {name: pool.cpu() for name, pool in self.pools.items()}
+        return {"pools": pools, "turns": self.turns.state(), "loss": self.loss}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put what `state` returned back."""
         self.pools = {name: pool.to(self.denoiser.device) for name, pool in state["pools"].items()}
         self.turns.load_state(state["turns"])
+        self.loss = state.get("loss")
 
     def _place(self, known: int, seed: int) -> int | None:
         """Where in the pool a search goes on; None: it starts anew."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.storage.files import writable
 from erasediff_lora.storage.run_folder import lock_run
 from erasediff_lora.training.stop_signal import StopSignal
 
@@ -114,6 +116,40 @@ def lock_output_on_main(accelerator: Accelerator, folder: Path, *, resume: bool,
 
 
 @contextmanager
+def one_per_cache_first(accelerator: Accelerator, cache: Path) -> Iterator[None]:
+    """Of the processes whose cache is the same folder one goes first, the others when it is done.
+
+    So each lock has one holder in the whole job: machines may share a cache, or have their own.
+
+    Raises:
+        UserError: If the cache cannot be written.
+    """
+    first = accelerator.num_processes == 1 or _is_first(accelerator, cache.expanduser())
+    if not first:
+        accelerator.wait_for_everyone()
+    yield
+    if first:
+        accelerator.wait_for_everyone()
+
+
+def _is_first(accelerator: Accelerator, cache: Path) -> bool:
+    """Whether no process of a lower number has the same cache: each leaves a mark there, and looks for the others."""
+    job = [uuid.uuid4().hex[:8]]
+    broadcast_object_list(job)
+    mark = cache / f".job.{job[0]}.{accelerator.process_index}"  # a temporary of ours, as `files.sweep` knows them
+    with writable(cache, "cache"):
+        cache.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    try:
+        accelerator.wait_for_everyone()
+        seen = [int(other.suffix[1:]) for other in cache.glob(f".job.{job[0]}.*")]
+        accelerator.wait_for_everyone()
+    finally:
+        mark.unlink(missing_ok=True)
+    return accelerator.process_index == min(seen, default=accelerator.process_index)
+
+
+@contextmanager
 def explain_lost_peer(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     """Say what it means that another process is gone.
 
@@ -141,6 +177,20 @@ def agreed(accelerator: Accelerator, stop: StopSignal) -> int | None:
         return stop.signum
     seen = accelerator.gather(torch.tensor([stop.signum or 0], device=accelerator.device))
     return int(seen.max()) or None
+
+
+def require_same_step(accelerator: Accelerator, folder: Path, step: int) -> None:
+    """All go on from the same checkpoint.
+
+    Raises:
+        UserError: If they see different ones: on machines that do not share the folder.
+    """
+    if accelerator.num_processes == 1:
+        return
+    seen = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if min(seen) != max(seen):
+        what = f"is not the same folder for all processes: they find the checkpoints of steps {sorted(set(seen))}."
+        raise UserError(Problem("output", str(folder), what, "Use a folder that all machines share."))
 
 
 def all_have(accelerator: Accelerator, thing: object | None) -> bool:

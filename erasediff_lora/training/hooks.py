@@ -38,6 +38,9 @@ class Hook:
     def after_saving(self, done: int) -> None:
         """The step's checkpoint is written, if one was due: what fails from here on costs no step."""
 
+    def make_up(self, done: int) -> None:
+        """The run goes on from this step's checkpoint: do what was due after saving it, unless it has been done."""
+
     def is_enough(self) -> bool | None:
         """Whether the run may end here; None: no opinion."""
         return None
@@ -100,6 +103,10 @@ class Hooks(Hook):
     def after_saving(self, done: int) -> None:
         for hook in self.hooks:
             hook.after_saving(done)
+
+    def make_up(self, done: int) -> None:
+        for hook in self.hooks:
+            hook.make_up(done)
 
     def is_enough(self) -> bool | None:
         """If all say so that have an opinion."""

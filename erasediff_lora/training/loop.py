@@ -85,6 +85,8 @@ def save_start(recipe: Recipe, accelerator: Accelerator) -> None:
 def erase(run: Run, progress: Progress, stop: StopSignal) -> int:
     """The loop: step, report, and save what a stop or a crash must not cost; returns the steps that were taken."""
     training = run.recipe.training
+    if run.start:
+        run.hooks.make_up(run.start)
     if is_enough(run, progress):  # it ended before it was resumed
         return run.start
     for step in progress:
@@ -96,6 +98,7 @@ def erase(run: Run, progress: Progress, stop: StopSignal) -> int:
         progress.report(done, direction, seconds)
         signum = distributed.agreed(progress.accelerator, stop)
         if signum is not None or (done % training.checkpoint_every == 0 and done < run.recipe.steps):
+            progress.sync()
             checkpoint(run, done)
         if signum is not None:
             raise Interrupted(signum, run.recipe.output, done)

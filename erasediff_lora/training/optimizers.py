@@ -48,6 +48,20 @@ def create_schedule(training: Training, optimizer: torch.optim.Optimizer) -> Lam
     )
 
 
+def restart_schedule(optimizer: torch.optim.Optimizer, schedule: LambdaLR) -> float:
+    """Set the learning rate to what the schedule itself says of its step, after it was given another length.
+
+    Returns:
+        That of the first group.
+    """
+    schedule._last_lr = [
+        base * factor(schedule.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = rate
+    return float(schedule._last_lr[0])
+
+
 def state_bytes(training: Training, parameters: Sequence[torch.Tensor]) -> int:
     """Bytes of the optimizer's moments: 8-bit ones from MIN_8BIT_SIZE elements on, with a scale a block."""
     moments = 1 if training.optimizer == "lion8bit" else 2

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from erasediff_lora.recipe import FREE_FIELDS, RESULT_SECTIONS, Recipe
 from erasediff_lora.storage import checksummed
 from erasediff_lora.storage.files import sha256
 from erasediff_lora.storage.locks import making
-from erasediff_lora.training.distributed import all_have
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,16 @@ class Preparation:
 
 
 def prepared(
-    recipe: Recipe, base_fingerprint: str, accelerator: Accelerator, make: Callable[[], Sequence[Tensor]]
+    recipe: Recipe, fingerprints: Sequence[str], accelerator: Accelerator, make: Callable[[], Sequence[Tensor]]
 ) -> Preparation:
     """From the cache, or made by all processes together and cached.
 
+    The first process of the job alone reads, locks and writes, and tells the others: they never wait for a lock, so
+    that it may wait for them while it holds one.
+
     Args:
         recipe: All but where it is written determines the tensors.
-        base_fingerprint: Of the base's weights.
+        fingerprints: Of the base, and of the pictures.
         accelerator: The processes, which share a batch and so make the tensors together or not at all.
         make: Computes the tensors on the fresh adapter.
 
@@ -53,31 +56,29 @@ def prepared(
     """
     values = recipe.model_dump(mode="json", include=RESULT_SECTIONS)
     values["training"] = {name: value for name, value in values["training"].items() if name not in FREE_FIELDS}
-    key = sha256(json.dumps([values, base_fingerprint, accelerator.num_processes], sort_keys=True).encode())
+    key = sha256(json.dumps([values, *fingerprints, accelerator.num_processes], sort_keys=True).encode())
     file = recipe.cache.expanduser() / f"prepared-{key[:32]}.safetensors"
-    if (found := _read_by_all(file, accelerator)) is not None:
+    if (found := _told(file, accelerator)) is not None:
         return found
-    writes = accelerator.is_local_main_process
-    with making(file, "what the objective prepares") if writes else nullcontext():
-        accelerator.wait_for_everyone()
-        if (found := _read_by_all(file, accelerator)) is not None:  # made by the run that was waited for
+    with making(file, "what the objective prepares") if accelerator.is_main_process else nullcontext():
+        if (found := _told(file, accelerator)) is not None:  # made by the run that was waited for
             return found
         began = time.perf_counter(), time.process_time()
         tensors = [tensor.detach().cpu() for tensor in make()]
         made = Preparation(tensors, time.perf_counter() - began[0], time.process_time() - began[1])
-        if tensors and writes:
+        if tensors and accelerator.is_main_process:
             costs = {"seconds": str(made.seconds), "processor_seconds": str(made.processor_seconds)}
             checksummed.write({f"{index:06d}": t for index, t in enumerate(tensors)}, file, costs)
     return made
 
 
-def _read_by_all(file: Path, accelerator: Accelerator) -> Preparation | None:
-    """The entry, if every process has it."""
-    found = _read(file)
-    if not all_have(accelerator, found):
-        return None
-    log.info("the objective's preparation is from the cache %s", file)
-    return found
+def _told(file: Path, accelerator: Accelerator) -> Preparation | None:
+    """The entry of the first process's cache, if it has it."""
+    found = [_read(file) if accelerator.is_main_process else None]
+    broadcast_object_list(found)
+    if found[0] is not None:
+        log.info("the objective's preparation is from the cache %s", file)
+    return found[0]
 
 
 def _read(file: Path) -> Preparation | None:

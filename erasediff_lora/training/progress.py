@@ -65,6 +65,11 @@ class Progress:
         if self.run.processes.is_main:
             trackers.tell(self.accelerator, done, found, sheets)
 
+    def sync(self) -> None:
+        """Have the log on the disk."""
+        if self.log is not None:
+            self.log.sync()
+
     def close(self) -> None:
         """Close the log and the trackers."""
         if self.log is not None:

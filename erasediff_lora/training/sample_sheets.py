@@ -36,6 +36,11 @@ class SampleSheets(Hook):
     def sheets(self, done: int) -> dict[str, Path]:
         return {"samples": self._file(done)} if done % self.every == 0 else {}
 
+    def make_up(self, done: int) -> None:
+        """Draw what was due when the run was stopped."""
+        if not self._file(done).exists():
+            self.after_saving(done)
+
     def _file(self, done: int) -> Path:
         return self.recipe.output / "samples" / f"step-{done:06d}.png"
 

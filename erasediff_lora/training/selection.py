@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,14 @@ class Selection(Hook):
         denoiser: With the adapter in training.
         trainable: That adapter; it is switched off for the base's own retain accuracy.
         every: Steps from one evaluation to the next.
+        rows: What was measured, by step.
     """
 
     recipe: Recipe
     denoiser: Denoiser
     trainable: Trainable
     every: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     def after_saving(self, done: int) -> None:
         """Evaluate the adapter as it is, if it is time, and keep it if it is the best so far."""
@@ -58,9 +60,15 @@ class Selection(Hook):
             with network_at_rest(self.denoiser):
                 self.consider(done, self.trainable.state())
 
+    def make_up(self, done: int) -> None:
+        """Take up what was measured before; evaluate what was due when the run was stopped."""
+        self.rows = [row for row in self._read() if row["step"] <= done]
+        if not (self.rows and self.rows[-1]["step"] == done):
+            self.after_saving(done)
+
     def consider(self, step: int, adapter: Mapping[str, Tensor]) -> None:
         """Evaluate the adapter as it is, and keep it if it is the best so far."""
-        rows = [row for row in self._read() if row["step"] < step]
+        rows = self.rows
         rows.append({"step": step} | self._measure(step, rows))
         if best_row(rows) is rows[-1]:
             save_safetensors(dict(adapter), self.recipe.output / BEST_FILE, {"step": str(step)})
@@ -73,7 +81,7 @@ class Selection(Hook):
         )
 
     def findings(self, done: int) -> dict[str, float]:
-        row = next((row for row in self._read() if row["step"] == done), {})
+        row = next((row for row in self.rows if row["step"] == done), {})
         return {f"evaluation/{name}": value for name, value in row.items() if name != "step"}
 
     def sheets(self, done: int) -> dict[str, Path]:
@@ -84,14 +92,14 @@ class Selection(Hook):
 
     def is_enough(self) -> bool | None:
         """Whether the last look saw none of the concepts, and the rest kept."""
-        rows = self._read()
+        rows = self.rows
         return (
             bool(rows) and rows[-1]["unlearning_accuracy"] == 1.0 and rows[-1]["retain_accuracy"] >= rows[-1]["floor"]
         )
 
     def adapter(self) -> dict[str, Tensor] | None:
         """The adapter to keep; None if none was evaluated or all fall below the floor."""
-        rows = self._read()
+        rows = self.rows
         best = best_row(rows)
         if best is None:
             if rows:
@@ -107,8 +115,16 @@ class Selection(Hook):
             return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
 
     def _read(self) -> list[dict[str, Any]]:
+        """What an earlier life of the run wrote; what cannot be read is measured again."""
         file = self.recipe.output / SELECTION_FILE
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        try:
+            rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+            return [row for row in rows if {"step", "floor"} <= row.keys()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            log.warning("%s is damaged (%s): earlier evaluations do not count", file, error)
+            return []
 
     def _measure(self, step: int, rows: list[dict[str, Any]]) -> dict[str, float]:
         options = self.recipe.evaluation

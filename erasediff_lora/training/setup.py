@@ -15,6 +15,7 @@ from erasediff_lora.condition import Condition
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler, Sampler
 from erasediff_lora.data.near import choose_near
+from erasediff_lora.data.rows import KINDS
 from erasediff_lora.data.set_report import write_data_report
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
@@ -30,11 +31,19 @@ from erasediff_lora.training.adversarial_conditions import AdversarialSet
 from erasediff_lora.training.checkpoints import Checkpoint, check_same_run, newest_checkpoint
 from erasediff_lora.training.closed_form_start import reading_layers, start_from_closed_form
 from erasediff_lora.training.concept_turns import ConceptTurns
-from erasediff_lora.training.distributed import Processes
+from erasediff_lora.training.distributed import Processes, one_per_cache_first, require_same_step
 from erasediff_lora.training.drift_sampling import DriftSampler
 from erasediff_lora.training.fsdp import shard
 from erasediff_lora.training.hooks import Hook, Hooks
-from erasediff_lora.training.optimizers import create_optimizer, create_schedule
+from erasediff_lora.training.optimizers import create_optimizer, create_schedule, restart_schedule
+from erasediff_lora.training.origin import (
+    Origin,
+    circumstances,
+    require_same_base,
+    require_same_pictures,
+    require_steps,
+    say_what_differs,
+)
 from erasediff_lora.training.precompute import Preparation, prepared
 from erasediff_lora.training.sample_sheets import SampleSheets
 from erasediff_lora.training.selection import Selection
@@ -63,6 +72,7 @@ class Run:
         preparation: What the objective computed beforehand, and what that cost.
         start: Steps that were taken before the run was resumed.
         skipped: Steps that were left out in a row.
+        origin: What it is made of; None: nobody is going to ask.
     """
 
     recipe: Recipe
@@ -71,12 +81,19 @@ class Run:
     sampler: Sampler
     objective: Objective
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    schedule: torch.optim.lr_scheduler.LambdaLR
     hooks: Hooks = field(default_factory=Hooks)
     processes: Processes = field(default_factory=Processes)
     preparation: Preparation = field(default_factory=Preparation)
     start: int = 0
     skipped: int = 0
+    origin: Origin | None = None
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the base, and of the pictures."""
+        pictures = {} if self.origin is None else self.origin.pictures
+        return [self.denoiser.fingerprint, *pictures.values()]
 
 
 def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
@@ -94,11 +111,19 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         torch.set_num_threads(recipe.training.threads)
     denoiser = load_base(recipe, accelerator)
     recipe = find_near(recipe, denoiser, accelerator)
-    saved = find_checkpoint(recipe) if resume else None
+    saved = find_checkpoint(recipe, denoiser) if resume else None
+    require_same_step(accelerator, recipe.output, 0 if saved is None else saved.step)
     if not recipe.training.shard:  # to look takes the network, which is loaded elsewhere then
         warn_of_resolution(recipe, denoiser)
-    forget, retain = load_data(recipe, denoiser, accelerator)
+    before = None if saved is None else Origin.read(saved.trainer)
+    forget, retain = load_data(recipe, denoiser, accelerator, before)
     run = build(recipe, denoiser, forget, retain, Processes.of(accelerator), starts=saved is None)
+    run.origin = Origin(
+        denoiser.fingerprint,
+        {"forget": forget.fingerprint, "retain": retain.fingerprint},
+        circumstances(denoiser.device, run.processes.world),
+        recipe.training.most_steps,
+    )
     prepare(run, accelerator)
     if saved is not None:
         restore(run, saved)
@@ -111,16 +136,21 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
     return run
 
 
-def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
+def find_checkpoint(recipe: Recipe, denoiser: Denoiser) -> Checkpoint | None:
     """The newest whole checkpoint of the run, if there is one.
 
     Raises:
-        UserError: If the run was begun with another recipe, or all of its checkpoints are damaged.
+        UserError: If the run was begun with another recipe or base, has taken more steps than it is to take, or all of
+            its checkpoints are damaged.
     """
     check_same_run(recipe)
     saved = newest_checkpoint(recipe.output)
     if saved is None:
         log.info("no checkpoint in %s yet: starting from the beginning", recipe.output)
+        return None
+    require_steps(recipe, saved.step, recipe.output)
+    if (before := Origin.read(saved.trainer)) is not None:
+        require_same_base(recipe, denoiser.fingerprint, before)
     return saved
 
 
@@ -133,24 +163,36 @@ def load_base(recipe: Recipe, accelerator: Accelerator) -> Denoiser:
 
 
 def find_near(recipe: Recipe, denoiser: Denoiser, accelerator: Accelerator) -> Recipe:
-    """The recipe with the anchors and neighbours that it leaves open; the first process finds them.
+    """The recipe with the anchors and neighbours that it leaves open; the first process on a cache finds them.
 
     Raises:
         UserError: If no word is left for an anchor, or the cache cannot be written.
     """
-    with accelerator.main_process_first():
+    with one_per_cache_first(accelerator, recipe.cache):
         return choose_near(recipe, denoiser, recipe.output if accelerator.is_main_process else None)
 
 
-def load_data(recipe: Recipe, denoiser: Denoiser, accelerator: Accelerator) -> tuple[EncodedSet, EncodedSet]:
-    """D_f and D_r; the first process draws, reads and encodes them where they are not in the cache.
+def load_data(
+    recipe: Recipe, denoiser: Denoiser, accelerator: Accelerator, before: Origin | None = None
+) -> tuple[EncodedSet, EncodedSet]:
+    """D_f and D_r; the first process on a cache draws, reads and encodes them where they are not there.
+
+    Args:
+        recipe: The recipe.
+        denoiser: The base.
+        accelerator: The processes.
+        before: What the run was made of that is resumed.
 
     Raises:
-        UserError: For unusable pictures, or when the cache cannot be written.
+        UserError: For unusable pictures, or other ones than the run was begun with; when the cache cannot be written.
     """
-    with accelerator.main_process_first():
-        forget = sets.prepare(recipe, denoiser, "forget", sheet=recipe.output / SET_SHEETS["forget"])
-        retain = sets.prepare(recipe, denoiser, "retain", sheet=recipe.output / SET_SHEETS["retain"])
+    with one_per_cache_first(accelerator, recipe.cache):
+        listed = [sets.list_set(recipe, kind) for kind in KINDS]
+        if before is not None:
+            require_same_pictures(recipe, {one.kind: one.fingerprint for one in listed}, before)
+        forget, retain = (
+            sets.encoded(recipe, denoiser, one, sheet=recipe.output / SET_SHEETS[one.kind]) for one in listed
+        )
     if accelerator.is_main_process:
         write_data_report(recipe.output, forget.report, retain.report)
         for kind, data in (("forget", forget), ("retain", retain)):
@@ -313,7 +355,7 @@ def prepare(run: Run, accelerator: Accelerator) -> None:
     plain = run.sampler.plain
     run.preparation = prepared(
         run.recipe,
-        run.denoiser.fingerprint,
+        run.fingerprints,
         accelerator,
         lambda: run.objective.prepare(lambda step: plain.draw(PREPARATION + step)),
     )
@@ -321,12 +363,22 @@ def prepare(run: Run, accelerator: Accelerator) -> None:
 
 
 def restore(run: Run, saved: Checkpoint) -> None:
-    """Go on from a checkpoint."""
+    """Go on from a checkpoint, and say what is not as it was."""
     run.start = saved.step
     run.trainable.load_state(saved.adapter)
     run.optimizer.load_state_dict(saved.trainer["optimizer"])
     run.schedule.load_state_dict(saved.trainer["schedule"])
     run.hooks.load_state(saved.trainer["hooks"])
+    run.skipped = saved.trainer.get("skipped", 0)
+    before = Origin.read(saved.trainer)
+    if before is None or run.origin is None:
+        return
+    say_what_differs(run.origin, before)
+    if run.origin.steps != before.steps and run.recipe.training.lr_schedule != "constant":
+        was = run.optimizer.param_groups[0]["lr"]
+        now = restart_schedule(run.optimizer, run.schedule)
+        text = "the run was to take %d steps and now takes %d: the learning rate goes on from %g, not from %g"
+        log.warning(text, before.steps, run.origin.steps, now, was)
 
 
 def trainer_state(run: Run) -> dict[str, Any]:
@@ -335,4 +387,6 @@ def trainer_state(run: Run) -> dict[str, Any]:
         "optimizer": run.optimizer.state_dict(),
         "schedule": run.schedule.state_dict(),
         "hooks": run.hooks.state(),
+        "skipped": run.skipped,
+        "origin": None if run.origin is None else run.origin.state(),
     }

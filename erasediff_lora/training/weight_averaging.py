@@ -60,9 +60,10 @@ class WeightAverage(Hook):
         return {"steps": self.steps, "total": self.total, "done": self.done}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put what `state` returned back: of a run that was to be shorter, the sum may not count any more."""
+        """Put what `state` returned back: of a run of another length, the sum may not count any more."""
         if set(state["steps"]) <= self.earlier:
             self.steps, self.total = list(state["steps"]), dict(state["total"])
-        elif wanted := sorted(self.earlier.intersection(state["steps"])):
-            log.warning("the mean of the last steps leaves out %s: it was summed up with earlier ones", wanted)
         self._add(state["done"])  # the checkpoint's step may count now
+        if gone := sorted(step for step in self.earlier - set(self.steps) if 0 < step <= state["done"]):
+            text = "the mean of the last adapters leaves out those of steps %s: the run was to end elsewhere"
+            log.warning(text, ", ".join(map(str, gone)))

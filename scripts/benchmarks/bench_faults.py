@@ -43,8 +43,8 @@ from erasediff_lora.cli import main
 sys.exit(main(sys.argv[3:]))
 """
 WRITES = {
-    "the cache of the forget set": "forget-",
-    "the cache of the retain set": "retain-",
+    "a part of a set": "latents-",
+    "the index of a set": "set.json",
     "the recipe": "recipe.yaml",
     "a checkpoint's adapter": "adapter.safetensors",
     "a checkpoint's optimizer": "trainer.pt",

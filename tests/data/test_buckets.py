@@ -60,7 +60,7 @@ def test_latents_are_those_of_the_whole_picture(tiny_base: Path, recipe_file: Re
             with torch.no_grad():
                 expected = vae.encode(image).latent_dist.mean[0] * vae.config.scaling_factor
             height, width = data.shapes[row].tolist()
-            torch.testing.assert_close(data.latents[row, :, :height, :width], expected)
+            torch.testing.assert_close(data.latents[:][row, :, :height, :width], expected)
 
 
 def test_every_batch_is_of_one_shape_and_all_are_drawn(recipe_file: RecipeFile, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from refusals import refused
 from erasediff_lora.training.checkpoints import newest_checkpoint, save_checkpoint
 
 
-@pytest.mark.parametrize("name", ["retain-", "step-000004", "trainer", ADAPTER])
+@pytest.mark.parametrize("name", ["latents-", "set.json", "step-000004", "trainer", ADAPTER])
 def test_killed_while_it_writes(name: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     """Just before a file takes its final name, which is the worst moment."""
     file = recipe_file(training={"steps": 6})

@@ -23,9 +23,10 @@ ADAPTER = "pytorch_lora_weights.safetensors"
 
 def poison(cache: Any, kind: str, field: str, row: int, value: float = float("nan")) -> None:
     """Put a value into a sample of a cached set, under a valid seal."""
-    (entry,) = cache.glob(f"{kind}-*.safetensors")
+    what, _, part = field.partition(".")
+    (entry,) = cache.glob(f"{kind}-*/{what}-*.safetensors")
     tensors, notes = checksummed.read(entry)
-    tensors[field][row].view(-1)[0] = value
+    tensors[part or "rows"][row].view(-1)[0] = value
     checksummed.write(tensors, entry, notes)
 
 

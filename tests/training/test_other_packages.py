@@ -46,7 +46,7 @@ class Grey(WeightedSum):
 
 class MeanPicture(Extra):
     def __call__(self, drawn: Drawn) -> dict[str, Tensor]:
-        return {"mean_picture": self.forget.latents.mean(dim=0).expand_as(drawn.latents)}
+        return {"mean_picture": self.forget.latents[:].mean(dim=0).expand_as(drawn.latents)}
 
 
 class Arrays:

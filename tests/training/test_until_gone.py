@@ -96,8 +96,8 @@ def test_what_is_measured_on_is_not_trained_on(recipe_file: RecipeFile) -> None:
     kept, held = hold_out(whole)
     assert (len(kept.latents), len(held.latents)) == (24 - 2 * 3, 2 * 3)
     assert HELD_OUT >= 3 and held.concepts.bincount().tolist() == [3, 3]
-    rows = {tuple(one.flatten().tolist()) for one in held.latents}
-    assert len(rows) == 6 and not any(tuple(one.flatten().tolist()) in rows for one in kept.latents)
+    rows = {tuple(one.flatten().tolist()) for one in held.latents[:]}
+    assert len(rows) == 6 and not any(tuple(one.flatten().tolist()) in rows for one in kept.latents[:])
     only = whole.select(torch.tensor([0, 1]))
     assert [len(part.latents) for part in hold_out(only)] == [2, 2], "a concept's only picture serves for both"
 

@@ -31,7 +31,8 @@ def forget_pictures(evidence: Evidence, candidate: Candidate, concept: str) -> C
         encoded = sets.prepare(evidence.recipe, denoiser, "forget")
         texts = [encoded.prompts[row] for row in encoded.captions.tolist()]
         chosen = encoded.rows_of(concept)
-        latents, shapes = encoded.latents[chosen], encoded.shapes[chosen]
+        shown = encoded.select(torch.tensor(chosen))
+        latents, shapes = shown.latents, shown.shapes
         if not _same_autoencoder(denoiser, candidate.denoiser, cut(latents[:1], shapes[0])):
             own: dict[int, Tensor] = {}
             for shape, alike in by_shape(shapes):
