@@ -1,0 +1,123 @@
+"""Train on two machines of two processes each, as far as one machine can stand in for them.
+
+    OMP_NUM_THREADS=1 python scripts/benchmarks/bench_nodes.py [--runs 50]
+
+Four processes join over the loopback; a machine is a value of LOCAL_WORLD_SIZE and a cache of its own, or one that both
+share. Every run starts from an empty cache. Prints a Markdown table and writes nodes.json under --work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_kills import ROOT, Killer, ended, fork
+
+from erasediff_lora.recipe import Recipe
+from erasediff_lora.training.loop import train
+
+WORLD, ON_EACH = 4, 2
+
+
+def environment(rank: int, port: int, on_each: int = ON_EACH) -> dict[str, str]:
+    """What a launcher tells the process."""
+    node, local = divmod(rank, on_each)
+    values = {
+        **{"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": on_each, "GROUP_RANK": node},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"},
+    }
+    return {name: str(value) for name, value in values.items()}
+
+
+def job(
+    values: Mapping[str, Any], root: Path, *, caches: int, on_each: int = ON_EACH, dies_at: int = 0
+) -> list[int | None]:
+    """Train once; returns the exit codes by rank, None of what hung.
+
+    Args:
+        values: A recipe.
+        root: Where output and caches lie.
+        caches: One for all, or one for each machine.
+        on_each: Processes of a machine.
+        dies_at: File operation in a cache before which the second machine's first process is killed, and with it the
+            other one there; 0: none.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    killer = Killer(root, dies_at)
+
+    def work(rank: int) -> None:
+        sys.stderr = (root / f"log-{rank}.txt").open("a")
+        os.environ |= environment(rank, port, on_each)
+        if dies_at and rank == on_each:
+            killer.watch()
+        cache = root / f"cache-{rank // on_each if caches > 1 else 0}"
+        train(Recipe.parse({**values, "output": str(root / "run"), "cache": str(cache)}), resume=True)
+
+    pids = [fork(partial(work, rank)) for rank in range(WORLD)]
+    if dies_at:
+        while os.waitid(os.P_PID, pids[on_each], os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            time.sleep(0.01)
+        for pid in pids[on_each + 1 : 2 * on_each]:
+            os.kill(pid, signal.SIGKILL)
+    return ended(pids)
+
+
+def main() -> None:
+    """Run, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/nodes"))
+    parser.add_argument("--runs", type=int, default=50)
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
+    from tiny import tiny_pipeline, tiny_values
+
+    work = arguments.work.absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    tiny_pipeline().save_pretrained(work / "base")
+    torch.set_num_threads(1)
+    objective = {"name": "saliency", "mask_batches": 2}
+    values = tiny_values(
+        work / "base", work,
+        forget={"concepts": [{"name": "cat", "anchor": "dog"}]}, objective=objective,
+        training={"steps": 2, "batch_size": 4, "checkpoint_every": 2},
+    )  # fmt: skip
+    layouts = {
+        "one machine of four": {"caches": 1, "on_each": 4},
+        "two machines, one cache": {"caches": 1},
+        "two machines, two caches": {"caches": 2},
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in layouts}
+    failed = dict.fromkeys(layouts, 0)
+    for _ in range(arguments.runs):
+        for name, options in layouts.items():
+            began = time.perf_counter()
+            failed[name] += any(code != 0 for code in job(values, work / "run", **options))
+            seconds[name].append(time.perf_counter() - began)
+            shutil.rmtree(work / "run")
+    rows = {
+        name: {"runs": len(taken), "failed": failed[name], "median": statistics.median(taken), "longest": max(taken)}
+        for name, taken in seconds.items()
+    }
+    (work / "nodes.json").write_text(json.dumps(rows, indent=2) + "\n")
+    print("| processes | runs | failed or hung | seconds, median | longest |\n|---|---|---|---|---|")
+    for name, row in rows.items():
+        print(f"| {name} | {row['runs']} | {row['failed']} | {row['median']:.1f} | {row['longest']:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
