@@ -53,6 +53,7 @@ def invert(
     steps: int,
     learning_rate: float,
     label: str | None = None,
+    at_once: int | None = None,
 ) -> tuple[Tensor, list[float]]:
     """Optimise token embeddings on the denoising loss; the model stays as it is.
 
@@ -63,6 +64,7 @@ def invert(
         steps: Of AdamW.
         learning_rate: In units of the embeddings' spread.
         label: Of the progress bar; None: none is shown.
+        at_once: Pictures of a batch that the network sees together: fewer take less memory; None: all.
 
     Returns:
         The embeddings (V, E), and the loss of every step.
@@ -72,8 +74,21 @@ def invert(
     optimizer = torch.optim.AdamW([vectors], lr=learning_rate, weight_decay=0.0)
     losses: list[Tensor] = []
     for _, batch in zip(tqdm(range(steps), desc=label, leave=False, disable=label is None), stream, strict=False):
-        loss = slot_loss(denoiser, batch, vectors * unit)
-        (vectors.grad,) = unscaled_gradients(loss, [vectors], loss_scale(denoiser.dtype))
+        vectors.grad, total = torch.zeros_like(vectors), vectors.new_zeros(())
+        for part, share in _parts(batch, at_once):
+            loss = slot_loss(denoiser, part, vectors * unit) * share
+            vectors.grad += unscaled_gradients(loss, [vectors], loss_scale(denoiser.dtype))[0]
+            total = total + loss.detach()
         optimizer.step()
-        losses.append(loss.detach())
+        losses.append(total)
     return vectors.detach() * unit, torch.stack(losses).tolist() if losses else []  # one wait for the device
+
+
+def _parts(batch: NoisedBatch, at_once: int | None) -> Iterator[tuple[NoisedBatch, float]]:
+    """A batch in parts of so many pictures, each with its share of it."""
+    noisy, timesteps, target, captions = batch
+    size = len(captions) if at_once is None else at_once
+    for start in range(0, len(captions), size):
+        rows = slice(start, start + size)
+        part = noisy[rows], timesteps[rows], target[rows], captions[rows]
+        yield part, len(part[3]) / len(captions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,16 +16,17 @@ from erasediff_lora import denoisers
 from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.memory.tracker import on_meta
+from erasediff_lora.memory.tracker import MemoryTracker, on_meta
 from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import mean_squared_error
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.training import loop
 from erasediff_lora.training.closed_form_start import AT_ONCE
 from erasediff_lora.training.concept_turns import room
+from erasediff_lora.training.distributed import rows_at_once
 from erasediff_lora.training.fsdp import largest_group
 from erasediff_lora.training.optimizers import create_schedule, state_bytes
-from erasediff_lora.training.setup import Run, adapt, create_objective
+from erasediff_lora.training.setup import LOOKED_AT, Run, adapt, create_objective
 
 CUDA_CONTEXT = 450 * 2**20
 """Bytes that a process takes of a GPU before its first tensor."""
@@ -33,6 +34,8 @@ CPU_LIBRARIES = 64 * 2**20
 """Bytes by which a process grows when it first computes: what torch and its kernels load then."""
 KERNEL_COPIES = 2
 """Copies of the largest weight that kernels make for the time of a call, in the layout that they work on."""
+LONGEST_PROMPT = 77
+"""Tokens that a search is counted with."""
 GATHERED_BLOCKS = 2
 """Blocks of a split network that are whole at once: the one that computes, and the next."""
 SLACK = 0.05
@@ -80,8 +83,8 @@ class MemoryPlan:
         return next(phase for phase in self.phases if phase.name == name)
 
 
-def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train")) -> MemoryPlan:
-    """Predict the memory of drawing the sets and of training, from configuration files alone.
+def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train", "evaluate")) -> MemoryPlan:
+    """Predict the memory of drawing the sets, of training and of evaluating, from configuration files alone.
 
     Where no steps are taken, there is one stage: making the adapter as it starts.
 
@@ -97,7 +100,7 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train")) -> MemoryPla
     runtime = CUDA_CONTEXT if device == "cuda" else psutil.Process().memory_info().rss + CPU_LIBRARIES
     denoiser.device = torch.device("meta")
     if recipe.steps == 0:
-        phases = ("start",)
+        phases = ["start", *(phase for phase in phases if phase == "evaluate")]
     if device == "cpu":  # where what waits takes memory too
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"offload": False})})
     else:
@@ -111,27 +114,67 @@ def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """The pipeline, whole or the largest part, and the larger of a guided step and the autoencoder on its pictures."""
     with on_meta() as memory, torch.no_grad():
         networks = denoiser.without_weights()
-        sizes = [_weight_bytes(network) for network in networks.values() if network is not denoiser.network]
-        sizes.append(_frozen_bytes(recipe, denoiser.network))
-        weights = max(sizes) if recipe.model.offload else sum(sizes)
-        count = min(recipe.sampling.batch_size, max(recipe.forget.count, recipe.retain.count))
-        latents = _batch(recipe, denoiser, count).noisy
-        memory.reset()
-        before = memory.live
         has_images = [data.images is not None for data in (recipe.forget, recipe.retain)]
-        if not all(has_images) or recipe.objective.counterparts:
-            rows = count * denoiser.rows_drawn(recipe.sampling.guidance)
-            batch = _batch(recipe, denoiser, rows)
-            denoiser.predict(batch.noisy, batch.timesteps, batch.prompts)
-            del batch
-        if (vae := networks.get("vae")) is not None:
-            side = recipe.sampling.resolution or denoiser.resolution
-            denoiser.decode_with(vae, latents)  # for a sheet, where pictures are read
-            if any(has_images):
-                denoiser.encode_with(vae, torch.empty(count, 3, side, side, dtype=denoiser.dtype))
-        activations = memory.peak - before
-        kernels = max(_kernel_bytes(network) for network in networks.values())
+        count = recipe.sampling.batch_size
+        if not any(has_images):
+            count = min(count, max(recipe.forget.count, recipe.retain.count))
+        draws = not all(has_images) or recipe.objective.counterparts
+        return _sampled(recipe, denoiser, networks, memory, count, draws=draws, encodes=any(has_images))
+
+
+def _sampled(
+    recipe: Recipe,
+    denoiser: Denoiser,
+    networks: Mapping[str, Any],
+    memory: MemoryTracker,
+    count: int,
+    *,
+    draws: bool = True,
+    encodes: bool = False,
+) -> dict[str, int]:
+    """What it takes to draw, decode and encode so many pictures at once."""
+    weights = _pipeline_bytes(recipe, denoiser, networks)
+    latents = _batch(recipe, denoiser, count).noisy
+    memory.reset()
+    before = memory.live
+    if draws:
+        batch = _batch(recipe, denoiser, count * denoiser.rows_drawn(recipe.sampling.guidance))
+        denoiser.predict(batch.noisy, batch.timesteps, batch.prompts)
+        del batch
+    if (vae := networks.get("vae")) is not None:
+        side = recipe.sampling.resolution or denoiser.resolution
+        denoiser.decode_with(vae, latents)  # for a sheet, where pictures are read
+        if encodes:
+            denoiser.encode_with(vae, torch.empty(count, 3, side, side, dtype=denoiser.dtype))
+    activations = memory.peak - before
+    kernels = max(map(_kernel_bytes, networks.values()))
     return {"weights": weights, "activations": int(activations * (1 + SLACK)), "kernels": kernels}
+
+
+def _evaluating(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
+    """Drawing with the adapter in place, and what attacks need; in the midst of a training its optimizer waits."""
+    training, evaluation = recipe.training, recipe.evaluation
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"offload": False})})
+    attacked = 0
+    with on_meta() as memory:
+        networks = denoiser.without_weights()
+        with torch.no_grad():
+            drawn = _sampled(recipe, denoiser, networks, memory, recipe.sampling.batch_size)
+        trainable = adapt(recipe, denoiser)
+        trained = sum(parameter.nbytes for parameter in trainable.parameters)
+        for name in evaluation.attacks:
+            batch_size = getattr(getattr(evaluation, name, None), "batch_size", 0)
+            if batch_size:  # of a search through the loss
+                memory.reset()
+                before = memory.live
+                _search(denoiser, networks, _batch(recipe, denoiser, batch_size))
+                attacked = max(attacked, memory.peak - before)
+    parts = drawn | {"trained": trained}
+    parts["activations"] = max(parts["activations"], int(attacked * (1 + SLACK)))
+    if training.evaluate_every or training.sample_every:
+        parts["trained"] *= min(training.average, 2) + bool(training.evaluate_every)  # the one that is measured
+        parts["optimizer"] = state_bytes(training, trainable.parameters)
+    return parts
 
 
 def _starting(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
@@ -149,7 +192,8 @@ def _starting(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
 
 
 def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
-    """A step of the loop, with what the objective prepares before it."""
+    """A step of the loop, what the objective prepares before it, and the searches and measurements between steps."""
+    at_once = rows_at_once(recipe.training, processes())
     recipe = _shortened(recipe)
     with on_meta() as memory:
         networks = denoiser.without_weights()
@@ -177,7 +221,9 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         objective.prepared = objective.prepare(sampler.plain.draw)
         loop.take_step(run, 0)
         if recipe.adversary.pool:
-            _search(denoiser, _batch(recipe, denoiser, recipe.adversary.batch_size))
+            _search(denoiser, networks, _batch(recipe, denoiser, min(recipe.adversary.batch_size, at_once)))
+        if recipe.retain.focus:
+            _look(run, _batch(recipe, denoiser, min(recipe.retain.focus_samples, LOOKED_AT * at_once)))
         at_work = memory.peak - before
     gradients = min(trained, at_work)
     apart = min(len(recipe.forget.concepts), room(recipe.training.batch_size))  # concepts, each with a gradient
@@ -239,15 +285,36 @@ class Repeated:
         return self.batches
 
 
-def _search(denoiser: Denoiser, batch: Batch) -> None:
-    """A step of the adversary's search, as far as the network goes."""
+def _search(denoiser: Denoiser, networks: Mapping[str, nn.Module], batch: Batch) -> None:
+    """A step of a search for a condition: what the encoders keep, and what the network does."""
+    kept = [_encoded(network, len(batch)) for name, network in networks.items() if name.startswith("text_encoder")]
     tokens = batch.prompts.tokens.clone().requires_grad_()
     prompts = replace(batch.prompts, tokens=tokens)
     loss = mean_squared_error(denoiser.predict(batch.noisy, batch.timesteps, prompts), batch.target)
     torch.autograd.grad(loss, [tokens])
+    del kept
 
 
-PHASES = {"draw": _drawing, "train": _training, "start": _starting}
+def _encoded(encoder: Any, rows: int) -> Any:
+    """What an encoder makes of prompts, differentiable in the embeddings of their tokens."""
+    length = min(LONGEST_PROMPT, getattr(encoder.config, "max_position_embeddings", LONGEST_PROMPT))
+    embeddings = encoder.get_input_embeddings()
+    handle = embeddings.register_forward_hook(lambda module, inputs, output: output.detach().requires_grad_())
+    try:
+        return encoder(torch.zeros(rows, length, dtype=torch.long), output_hidden_states=True)
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _look(run: Run, batch: Batch) -> None:
+    """A measurement of how far predictions have moved."""
+    moved = run.denoiser.predict(batch.noisy, batch.timesteps, batch.prompts)
+    run.objective.network.predict_base(batch.noisy, batch.timesteps, batch.prompts)
+    del moved
+
+
+PHASES = {"draw": _drawing, "train": _training, "start": _starting, "evaluate": _evaluating}
 """The stages of a run, in order."""
 
 
@@ -265,6 +332,13 @@ def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
     latents = torch.empty(count, *_latent_shape(recipe, denoiser), dtype=denoiser.dtype)
     prompts = denoiser.hollow_prompts(count)
     return Batch(latents, torch.zeros(count, dtype=torch.long), prompts, torch.empty(latents.shape))
+
+
+def _pipeline_bytes(recipe: Recipe, denoiser: Denoiser, networks: Mapping[str, nn.Module]) -> int:
+    """Weights of all networks, or of the largest if they take turns."""
+    sizes = [_weight_bytes(network) for network in networks.values() if network is not denoiser.network]
+    sizes.append(_frozen_bytes(recipe, denoiser.network))
+    return max(sizes) if recipe.model.offload else sum(sizes)
 
 
 def _weight_bytes(network: nn.Module) -> int:

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,12 +14,14 @@ import torch
 
 from erasediff_lora import denoisers
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.memory.plan import MemoryPlan, plan, processes
+from erasediff_lora.memory.plan import CUDA_CONTEXT, MemoryPlan, plan, processes
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.yaml_io import overlay
 from erasediff_lora.registry import FAMILIES
 
 log = logging.getLogger(__name__)
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells a container its limits."""
 SMALL_BASE = 256 * 2**20
 """Bytes of weight files below which a training is not planned: it fits everywhere, and is over in minutes."""
 
@@ -55,26 +58,33 @@ def _doubled(now: int, most: int) -> list[int]:
 
 
 def remedy(recipe: Recipe, found: MemoryPlan, capacity: int) -> tuple[dict[str, Any], int] | None:
-    """The fewest and cheapest overrides under which the run fits, and its peak; None if there are none."""
+    """The fewest and cheapest overrides under which the run fits, and its peak; None if there are none.
+
+    Where it does not fit to draw or to train, the evaluation is left aside: the adapter is there by then.
+    """
 
     def fits(overrides: dict[str, Any], phase: str) -> bool:
         return plan(_changed(recipe, overrides), [phase]).peak <= capacity
 
+    stages = [phase.name for phase in found.phases if phase.name != "evaluate"]
+    size = recipe.sampling.batch_size
+    smaller: list[dict[str, Any]] = [{"sampling.batch_size": size >> k} for k in range(1, size.bit_length())]
+    if all(found[stage].peak <= capacity for stage in stages):
+        best = next((change for change in smaller if fits(change, "evaluate")), None)
+        return None if best is None else (best, plan(_changed(recipe, best)).peak)
     overrides: dict[str, Any] | None = {}
-    if found["train"].peak > capacity:
+    if "train" in stages and found["train"].peak > capacity:
         overrides = _first_that_fits(changes(recipe, found.device), lambda chosen: fits(chosen, "train"))
     if overrides is None:
         return None
-    if not fits(overrides, "draw"):
-        size = recipe.sampling.batch_size
-        smaller: list[dict[str, Any]] = [{"sampling.batch_size": size >> k} for k in range(1, size.bit_length())]
+    if "draw" in stages and not fits(overrides, "draw"):
         if found.device == "cuda" and may_offload(recipe):
             smaller += [{"model.offload": True}, *({"model.offload": True} | batch for batch in smaller)]
         fitting = (change for change in smaller if fits(overrides | change, "draw"))
         if (best := next(fitting, None)) is None:
             return None
         overrides = overrides | best
-    return overrides, plan(_changed(recipe, overrides)).peak
+    return (overrides, plan(_changed(recipe, overrides), stages).peak) if overrides else None
 
 
 def may_offload(recipe: Recipe) -> bool:
@@ -106,7 +116,7 @@ def _changed(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
 
 
 def require_room(recipe: Recipe) -> None:
-    """Refuse in advance a training that cannot fit; say what it will take.
+    """Refuse in advance a training that cannot fit; say what it will take, and whether its evaluation fits.
 
     Raises:
         UserError: With the cheapest change that makes it fit.
@@ -124,25 +134,50 @@ def require_room(recipe: Recipe) -> None:
         return
     found = plan(recipe)
     capacity = capacity_of(found)
-    log.info("memory: %s at the peak of %s free", gib(found.peak), gib(capacity))
-    if found.peak > capacity:
-        raise UserError(shortage("training", recipe, found, capacity))
+    training = MemoryPlan(found.device, [phase for phase in found.phases if phase.name != "evaluate"])
+    log.info("memory: %s at the peak of %s free", gib(training.peak), gib(capacity))
+    if training.peak > capacity:
+        raise UserError(shortage("training", recipe, training, capacity))
+    if found.peak > capacity:  # the adapter is there by then
+        log.warning("%s", shortage("evaluation", recipe, found, capacity))
 
 
 def capacity_of(found: MemoryPlan) -> int:
-    """Bytes of the device that this process may fill."""
+    """Bytes of the device that this process may fill: what is free there, and what it holds itself."""
     if found.device == "cuda":
-        return int(torch.cuda.mem_get_info()[1])
+        card = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
+        free, whole = torch.cuda.mem_get_info(card)  # by now this process has its context there
+        return int(min(whole, free + torch.cuda.memory_reserved(card) + CUDA_CONTEXT))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return psutil.virtual_memory().available // here + psutil.Process().memory_info().rss
+    available = min([psutil.virtual_memory().available, *_left_in_container()])
+    return available // here + psutil.Process().memory_info().rss
+
+
+def _left_in_container() -> list[int]:
+    """Bytes that the limit of a container leaves: what it holds of files can be given up; none without a limit."""
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        if limit == "max":
+            return []
+        held = int((CGROUP / "memory.current").read_text())
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        files = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        return [max(0, int(limit) - held + files)]
+    except (OSError, ValueError, IndexError):
+        return []
 
 
 def shortage(what: str, recipe: Recipe, found: MemoryPlan, capacity: int) -> Problem:
     """The complaint about a run that does not fit, with what would help."""
-    largest = max(found.phases, key=lambda phase: phase.peak)
+    tight = [phase for phase in found.phases if phase.peak > capacity]
+    largest = max(
+        (phase for phase in tight if phase.name != "evaluate"), key=lambda phase: phase.peak, default=tight[-1]
+    )
     helped = remedy(recipe, found, capacity)
     if helped is None:
         advice = "No setting makes it fit: choose a lower sampling.resolution or a smaller base."
+        if largest.name == "evaluate":
+            advice = "Leave out evaluation.attacks, or evaluate on another machine: erasediff-lora evaluate RUN."
     else:
         overrides, peak = helped
         settings = " ".join(f"--{name} {str(value).lower()}" for name, value in overrides.items())

@@ -23,7 +23,7 @@ from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
 from erasediff_lora.objectives import Batch
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.training.concept_turns import losses_by_concept
-from erasediff_lora.training.distributed import Processes
+from erasediff_lora.training.distributed import Processes, rows_at_once
 from erasediff_lora.training.hooks import Hook
 from erasediff_lora.training.turns import Turns
 
@@ -47,6 +47,7 @@ class AdversarialSet(Hook):
     ) -> None:
         self.settings, self.seed = recipe.adversary, recipe.training.seed
         self.denoiser, self.processes = denoiser, processes or Processes()
+        self.at_once = rows_at_once(recipe.training, self.processes.world)
         self.alone = self.processes.world == 1 or recipe.training.shard  # all predict with split weights, or none does
         texts = [forget.prompts[row] for row in forget.captions.tolist()]
         names = [concept.name for concept in recipe.forget.concepts]
@@ -135,6 +136,7 @@ class AdversarialSet(Hook):
             start,
             steps=settings.steps,
             learning_rate=settings.learning_rate,
+            at_once=self.at_once,
         )
         last = losses[-max(1, len(losses) // 4) :]
         self.loss = sum(last) / len(last)

@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, pars
 from torch import Tensor
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe import Recipe, Training
 from erasediff_lora.storage.files import writable
 from erasediff_lora.storage.run_folder import lock_run
 from erasediff_lora.training.stop_signal import StopSignal
@@ -58,6 +58,11 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this one writes and draws for all."""
         return self.rank == 0
+
+
+def rows_at_once(training: Training, world: int) -> int:
+    """Samples of a set that a process sees at once in a step: what else it computes should take no more memory."""
+    return max(1, training.batch_size // (world * training.gradient_accumulation))
 
 
 def start(recipe: Recipe) -> Accelerator:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from erasediff_lora.condition import Condition
 from erasediff_lora.data.captioned import CaptionedPictures
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
@@ -28,6 +29,7 @@ class DriftSampler(Hook):
         predict_base: ε_0.
         mean: Averages over processes, so that all of them draw the same batches.
         seed: Of the pictures, timesteps and noise.
+        at_once: Pictures that the network sees together.
     """
 
     name = "drift_sampler"
@@ -40,9 +42,10 @@ class DriftSampler(Hook):
         predict_base: Predict,
         mean: Callable[[Tensor], Tensor],
         seed: int,
+        at_once: int = 32,
     ) -> None:
         self.settings, self.denoiser, self.retain = settings, denoiser, retain
-        self.predict_base, self.mean, self.seed = predict_base, mean, seed
+        self.predict_base, self.mean, self.seed, self.at_once = predict_base, mean, seed, at_once
         self.rows = {text: row for row, text in enumerate(retain.prompts)}
         captions = [retain.prompts[row] for row in retain.captions.tolist()]
         self.pictures = CaptionedPictures(retain.latents, retain.shapes, captions)
@@ -58,12 +61,18 @@ class DriftSampler(Hook):
         noisy, timesteps, _, texts = next(self.pictures.noised(self.denoiser, settings.focus_samples, seed))
         captions = torch.tensor([self.rows[text] for text in texts])
         given = noisy, timesteps, self.retain.embeddings[captions].to(noisy)
-        drift = (self.denoiser.predict(*given) - self.predict_base(*given)).float().square().flatten(1).mean(dim=1)
+        drift = torch.cat([self._drift(given, rows) for rows in torch.arange(len(texts)).split(self.at_once)])
         drift = self.mean(drift).cpu()
         for caption in captions.unique():
             new, old = drift[captions == caption].mean(), self.scores[caption]
             if torch.isfinite(new):
                 self.scores[caption] = new if old == 0 else MEMORY * old + (1 - MEMORY) * new
+
+    def _drift(self, given: tuple[Tensor, Tensor, Condition], rows: Tensor) -> Tensor:
+        """How far the prediction of some pictures has moved, (B,)."""
+        noisy, timesteps, told = given[0][rows], given[1][rows], given[2][rows]
+        moved = self.denoiser.predict(noisy, timesteps, told) - self.predict_base(noisy, timesteps, told)
+        return moved.float().square().flatten(1).mean(dim=1)
 
     def retain_weights(self) -> Tensor | None:
         """How often each retain picture should be drawn, (N,), relative to the others; None: all alike."""

@@ -31,7 +31,7 @@ from erasediff_lora.training.adversarial_conditions import AdversarialSet
 from erasediff_lora.training.checkpoints import Checkpoint, check_same_run, newest_checkpoint
 from erasediff_lora.training.closed_form_start import reading_layers, start_from_closed_form
 from erasediff_lora.training.concept_turns import ConceptTurns
-from erasediff_lora.training.distributed import Processes, one_per_cache_first, require_same_step
+from erasediff_lora.training.distributed import Processes, one_per_cache_first, require_same_step, rows_at_once
 from erasediff_lora.training.drift_sampling import DriftSampler
 from erasediff_lora.training.fsdp import shard
 from erasediff_lora.training.hooks import Hook, Hooks
@@ -53,6 +53,8 @@ from erasediff_lora.training.weight_averaging import WeightAverage
 
 log = logging.getLogger(__name__)
 PREPARATION = 1_000_000
+LOOKED_AT = 2
+"""Pictures that are only looked at, for one that is trained on: no more memory, as nothing is kept of them."""
 
 
 @dataclass
@@ -269,7 +271,8 @@ def create_hooks(
         hooks.append(ConceptTurns(names, training.batch_size))
     if recipe.retain.focus:
         base = objective.network.predict_base
-        hooks.append(DriftSampler(recipe.retain, denoiser, retain, base, processes.mean, training.seed))
+        at_once = LOOKED_AT * rows_at_once(training, processes.world)
+        hooks.append(DriftSampler(recipe.retain, denoiser, retain, base, processes.mean, training.seed, at_once))
     if recipe.adversary.pool:
         hooks.append(AdversarialSet(recipe, denoiser, forget, processes))
     if processes.is_main:

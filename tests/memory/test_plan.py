@@ -11,6 +11,7 @@ import pytest
 import torch
 from fixtures import Cli, RecipeFile
 from refusals import refused
+from safetensors.torch import load_file
 from single_file import pack
 from tiny import tiny_base_recipe, tiny_class_pipeline, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from erasediff_lora import denoisers, registry
 from erasediff_lora.memory import room
-from erasediff_lora.memory.plan import plan
+from erasediff_lora.memory.plan import CUDA_CONTEXT, MemoryPlan, plan
 from erasediff_lora.memory.tracker import on_meta
 from erasediff_lora.recipe import Model, Recipe, Training
 from erasediff_lora.training import loop
@@ -246,3 +247,104 @@ def test_tiles_take_less_to_decode_and_are_cached_apart(recipe_file: RecipeFile,
     assert len(set((tmp_path / "cache").iterdir()) - before) == 2
     classes = ("--model.vae_tiling", "true", "--model.family", "class_conditional")
     refused(cli("prepare", file, *classes), "model.vae_tiling = True: needs an autoencoder; this family has none.")
+
+
+ROBUST: dict[str, Any] = {
+    "preset": "robust",
+    "forget": {"concepts": [{"name": "cat", "anchor": "dog"}], "count": 4},
+    "retain": {"focus_samples": 64, "focus_every": 1},
+    "adversary": {"batch_size": 64, "refresh_every": 1, "steps": 1},
+}
+
+
+def activations(file: Any, phase: str = "train", **overrides: Any) -> int:
+    return plan(Recipe.load(file, overrides), [phase])[phase].parts["activations"]
+
+
+def test_searches_and_measurements_take_no_more_than_a_step(recipe_file: RecipeFile) -> None:
+    """They look at 64 pictures, of which the network sees as many at once as a step trains on, or twice as many."""
+    file = recipe_file(**ROBUST, training={"batch_size": 2})
+    few: dict[str, Any] = {"retain.focus_samples": 1, "adversary.batch_size": 1}
+    most: dict[str, Any] = {"retain.focus_samples": 4, "adversary.batch_size": 2}
+    assert activations(file) == activations(file, **most)
+    assert activations(file) < 1.5 * activations(file, **few)
+    wide: dict[str, Any] = {"training.batch_size": 64}
+    assert activations(file, **wide) > 8 * activations(file)
+
+
+def test_a_search_in_parts_is_the_search(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    """Against the same run whose search sees all pictures at once: equal up to rounding, in float64."""
+    sections = {**ROBUST, "adversary": {"batch_size": 4, "refresh_every": 1, "steps": 2, "pool": 2}}
+    sections |= {"retain": {"focus_samples": 8, "focus_every": 1}, "model": {"dtype": "float64"}}
+    found = []
+    for name, parts in (("whole", 1), ("parts", 4)):
+        file = recipe_file(**sections, training={"batch_size": 4, "gradient_accumulation": parts, "steps": 3})
+        assert cli("train", file, "--output", tmp_path / name).status == 0
+        found.append(load_file(tmp_path / name / "pytorch_lora_weights.safetensors"))
+    for key, tensor in found[0].items():
+        torch.testing.assert_close(found[1][key], tensor, rtol=0, atol=1e-5)
+
+
+def test_the_evaluation_is_planned(recipe_file: RecipeFile, cli: Cli) -> None:
+    """Drawing at the recipe's batch size, the attacks' searches, and in the midst of a training its optimizer."""
+    file = recipe_file()
+    plain = plan(Recipe.load(file))
+    assert [phase.name for phase in plain.phases] == ["draw", "train", "evaluate"]
+    wide: dict[str, Any] = {"sampling.batch_size": 16}
+    assert activations(file, "evaluate", **wide) > 3 * activations(file, "evaluate")
+    judge: dict[str, Any] = {
+        "evaluation.judge": "demo",
+        "evaluation.attacks": ["inversion"],
+        "evaluation.inversion.batch_size": 64,
+    }
+    assert activations(file, "evaluate", **judge) > 2 * activations(file, "evaluate")
+    midst = plan(Recipe.load(file, {"training.sample_every": 2}), ["evaluate"])["evaluate"].parts
+    assert midst["optimizer"] == plain["train"].parts["optimizer"]
+    assert "evaluate" in cli("plan", file, "--vram", "64GiB").out
+
+
+def test_an_evaluation_that_does_not_fit_stops_no_training(
+    recipe_file: RecipeFile, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "SMALL_BASE", 0)
+    judge = {"judge": "demo", "attacks": ["inversion"], "inversion": {"batch_size": 512}}
+    file = recipe_file(training={"steps": 1, "threads": 1}, evaluation=judge | {"metrics": []})
+    found = plan(Recipe.load(file))
+    between = (max(found["train"].peak, found["draw"].peak) + found["evaluate"].peak) // 2
+    assert found["evaluate"].peak == found.peak
+    monkeypatch.setattr(room, "capacity_of", lambda found: between)
+    refused(cli("plan", file), "is too little: to evaluate takes", "evaluate on another machine")
+    monkeypatch.setattr("erasediff_lora.cli.running.evaluate_adapter", lambda *_: None)
+    result = cli("train", file)
+    assert result.status == 0 and "evaluation = '" in result.err and "to evaluate takes" in result.err
+
+
+@pytest.mark.parametrize(("rank", "card"), [(None, 0), ("1", 1), ("3", 1)])
+def test_room_is_what_is_free_on_the_own_card(rank: Any, card: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 3 GiB free of 8 on the second card, 1 GiB of it this process's own, and its context."""
+    free = {0: (2**30, 8 * 2**30), 1: (3 * 2**30, 8 * 2**30)}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: free[card])
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda card: 2**30)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert room.capacity_of(MemoryPlan("cuda", [])) == free[card][0] + 2**30 + CUDA_CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"), [("max", None), ("1073741824", 2**30 - 600 * 2**20 + 100 * 2**20), ("1", 0), ("?", None)]
+)
+def test_the_limit_of_a_container_counts(
+    limit: str, left: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 GiB allowed, 600 MiB held, of which 100 MiB are files that can be read again."""
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    (tmp_path / "memory.current").write_text(str(600 * 2**20))
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {100 * 2**20}\n")
+    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    found = room.capacity_of(MemoryPlan("cpu", []))
+    rss = psutil.Process().memory_info().rss
+    whole = psutil.virtual_memory().available if left is None else min(left, psutil.virtual_memory().available)
+    assert found == pytest.approx(whole + rss, rel=0.05)

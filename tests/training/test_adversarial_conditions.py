@@ -251,7 +251,7 @@ def test_every_objective_trains_against_it(name: str, file: Any, cli: Cli, tmp_p
 def test_the_plan_counts_what_the_search_needs(file: Any) -> None:
     without = plan(Recipe.load(file, {"adversary.pool": 0}))["train"].parts
     small = plan(Recipe.load(file))["train"].parts
-    large = plan(Recipe.load(file, {"adversary.batch_size": 64}))["train"].parts
+    large = plan(Recipe.load(file, {"adversary.batch_size": 64, "training.batch_size": 64}))["train"].parts
     denoiser = denoisers.load(Recipe.load(file).model)
     stay = sum(p.nbytes for part in (denoiser.pipeline.vae, denoiser.pipeline.text_encoder) for p in part.parameters())
     assert small["weights"] - without["weights"] == pytest.approx(stay, rel=0.01)
