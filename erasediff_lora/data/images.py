@@ -88,7 +88,7 @@ def read(
     images = data.images
     assert images is not None
     names = [concept if isinstance(concept, str) else concept.name for concept in data.concepts]
-    rows = list(find_rows(kind, images, names, report))
+    rows = list(find_rows(kind, images, names, report, cache))
     named = any(match(row.folders, names) is not None for row in rows)
     # In a retain set folders may be called anything: they are labels if that is all there is, or if they prove to be.
     asked = Asked(names, forgotten, kind == "forget" or not names or named, images.concept)

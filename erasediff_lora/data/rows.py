@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from erasediff_lora.data import captions, layouts, tars
+from erasediff_lora.data import captions, layouts, streaming, tars
 from erasediff_lora.data.labels import LABEL_COLUMNS, match
 from erasediff_lora.data.rows_base import Row
 from erasediff_lora.data.set_report import SetReport
@@ -23,7 +23,9 @@ Kind = Literal["forget", "retain"]
 KINDS: tuple[Kind, ...] = ("forget", "retain")
 
 
-def find_rows(kind: Kind, images: Images, classes: Sequence[str], report: SetReport) -> Iterator[Row]:
+def find_rows(
+    kind: Kind, images: Images, classes: Sequence[str], report: SetReport, cache: Path | None = None
+) -> Iterator[Row]:
     """The pictures of a set, whatever its layout.
 
     Args:
@@ -31,11 +33,14 @@ def find_rows(kind: Kind, images: Images, classes: Sequence[str], report: SetRep
         images: Says where they are.
         classes: The concepts that are asked for: of a labelled set the others are not even listed.
         report: Counts the files that are not used.
+        cache: Where a streamed set is kept.
 
     Raises:
         UserError: For a set that is not readable, or has not the columns or classes that the recipe names.
     """
-    if images.folder is None:
+    if images.streaming:
+        yield from streaming.rows(kind, images, cache, partial(_load_stream, kind, images), report)
+    elif images.folder is None:
         yield from _dataset_rows(kind, images, classes)
     elif layouts.find(images.folder) is not None:
         yield from _labelled_rows(kind, images, classes)
@@ -136,6 +141,23 @@ def _label_column(kind: Kind, images: Images, data: Any) -> str | None:
     return found[0] if found else None
 
 
+def _load_stream(kind: Kind, images: Images) -> Any:
+    """A dataset as it comes, its pictures not decoded.
+
+    Raises:
+        UserError: If it cannot be loaded, or has no such column.
+    """
+    data = _load_dataset(kind, images)
+    column = images.image_column
+    features = data.features or {}
+    if features and column not in features:
+        what = "is no column of the dataset."
+        raise UserError(Problem(f"{kind}.images.image_column", column, what, f"It has: {', '.join(features)}."))
+    if type(features.get(column)).__name__ == "Image":
+        data = data.cast_column(column, type(features[column])(decode=False))
+    return data
+
+
 def _load_dataset(kind: Kind, images: Images) -> Any:
     try:
         import datasets
@@ -153,8 +175,9 @@ def _load_dataset(kind: Kind, images: Images) -> Any:
         folder = Path(images.dataset)
         if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
             loaded: Any = datasets.load_from_disk(images.dataset)
-            return loaded[images.split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        return datasets.load_dataset(images.dataset, split=images.split)
+            data = loaded[images.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+            return data.to_iterable_dataset() if images.streaming else data
+        return datasets.load_dataset(images.dataset, split=images.split, streaming=images.streaming)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(

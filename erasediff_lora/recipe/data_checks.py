@@ -69,6 +69,10 @@ def _images(name: str, data: ForgetSet | RetainSet, images: Images) -> Iterator[
     is_tar = images.folder is not None and images.folder.suffix.lower() == ".tar" and images.folder.is_file()
     if images.folder and not (images.folder.is_dir() or is_tar):
         yield Problem(f"{field}.folder", str(images.folder), "there is no such folder.", "Check the path.")
+    if images.streaming and images.dataset is None:
+        yield Problem(f"{field}.streaming", True, "is of a dataset, and there is a folder.", "Leave it out.")
+    if images.limit is not None and not images.streaming:
+        yield Problem(f"{field}.limit", images.limit, "is of a streamed dataset.", "Set streaming: true, or omit it.")
     if images.caption is not None:
         yield from _names(f"{field}.caption", name, images.caption, data.placeholders)[1]
     concepts = [concept.name if isinstance(concept, Concept) else concept for concept in data.concepts]

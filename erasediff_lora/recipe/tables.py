@@ -77,6 +77,10 @@ class Images(Section):
     )
     dataset: str | None = Field(None, description="`datasets` name or folder written by save_to_disk")
     split: str = Field("train", description="split of the dataset or the labelled set")
+    streaming: bool = Field(
+        False, description="read a dataset once as it comes, into the cache, instead of having `datasets` download it"
+    )
+    limit: int | None = Field(None, ge=1, description="pictures that are taken of a streamed dataset; omit for all")
     per_concept: int | None = Field(None, ge=1, description="pictures a class of a labelled set; omit for all")
     image_column: str = Field("image", description="dataset column with the pictures")
     caption_column: str = Field("text", description="dataset column or metadata.jsonl key with the captions")

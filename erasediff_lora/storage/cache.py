@@ -15,6 +15,7 @@ from erasediff_lora.storage.locks import Held, lock
 KEY = "[0-9a-f]{32}"
 KINDS = {
     "encoded sets": rf"(forget|retain)-{KEY}(\.safetensors)?",
+    "streamed sets": rf"streamed-{KEY}",
     "preparations of objectives": rf"prepared-{KEY}\.safetensors",
     "embeddings of words": rf"words-{KEY}\.safetensors",
     "drawn pictures": rf"pictures/{KEY}",

@@ -18,9 +18,10 @@ from fixtures import Cli, RecipeFile
 from PIL import Image
 from refusals import refused
 
-from erasediff_lora.data import encoding, picture_index
+from erasediff_lora.data import encoding, picture_index, streaming
 from erasediff_lora.data.shards import Shards, StoredConditions
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
+from erasediff_lora.errors import UserError
 from erasediff_lora.recipe import Model, Recipe
 from erasediff_lora.training.loop import train
 
@@ -239,3 +240,58 @@ def test_every_field_that_a_drawn_set_depends_on_counts(
     for flags in ((), (f"--{field}", json.dumps(CHANGES[field]))):
         assert cli("prepare", file, *flags).status == 0
     assert len(list((tmp_path / "cache").glob("forget-*"))) == 2
+
+
+def dataset_folder(folder: Path, count: int = 5) -> Path:
+    """Parquet, as sets on the hub are."""
+    datasets = pytest.importorskip("datasets")
+    rows = {
+        "image": [{"bytes": png(number), "path": None} for number in range(count)],
+        "text": [f"number {number}" for number in range(count)],
+        "concept": [number % 2 for number in range(count)],
+    }
+    features = datasets.Features(
+        image=datasets.Image(), text=datasets.Value("string"), concept=datasets.ClassLabel(names=["dog", "car"])
+    )
+    folder.mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+def test_a_streamed_set_is_the_set(prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same set loaded whole; it is read once, and what broke off goes on."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(streaming, "A_PART", 2)
+    source = {"dataset": str(dataset_folder(tmp_path / "set"))}
+    whole = prepare("retain", retain={"images": source})
+    real, written = streaming._write, []
+
+    def write(file: Path, first: int, *arguments: Any) -> None:
+        written.append(first)
+        if len(written) == 2:
+            raise ConnectionError("gone")
+        real(file, first, *arguments)
+
+    monkeypatch.setattr(streaming, "_write", write)
+    streamed = {"images": source | {"streaming": True}}
+    with pytest.raises(UserError, match="breaks off after 2 pictures, which are kept: ConnectionError: gone Run it"):
+        prepare("retain", retain=streamed)
+    found = prepare("retain", retain=streamed)
+    assert written == [0, 2, 2, 4]
+    assert captions(found) == captions(whole) and shown(found) == shown(whole)
+    assert torch.equal(found.latents[:], whole.latents[:])
+    assert captions(prepare("retain", retain=streamed)) == captions(whole) and len(written) == 4
+    some = prepare("retain", retain={"images": source | {"streaming": True, "limit": 3}})
+    assert captions(some) == captions(whole)[:3]
+
+
+@pytest.mark.parametrize(("images", "said"), [
+    ({"folder": "{folder}", "streaming": True}, "images.streaming = True: is of a dataset, and there is a folder."),
+    ({"dataset": "{folder}", "limit": 3}, "images.limit = 3: is of a streamed dataset."),
+    ({"dataset": "{folder}/nowhere", "streaming": True}, "images.dataset"),
+])  # fmt: skip
+def test_streams_that_are_none(
+    images: dict[str, Any], said: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
+    given = {key: value.format(folder=tmp_path) if isinstance(value, str) else value for key, value in images.items()}
+    refused(cli("prepare", recipe_file(retain={"images": given})), said)
