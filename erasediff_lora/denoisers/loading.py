@@ -18,6 +18,9 @@ from erasediff_lora.recipe import Model
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, fingerprint
 from erasediff_lora.storage.paths import existing
 
+CONFIGURATIONS = ("*.json", "*.txt", "*.model")
+"""Files of a hub model that are no weights."""
+
 
 @contextmanager
 def readable(model: Model) -> Iterator[None]:
@@ -132,7 +135,8 @@ def locate(model: Model, pipeline_class: Any) -> Path:
                 "Give 'demo', a diffusers folder, a hub id such as owner/name, or a checkpoint file.",
             )
         )
-    try:
+    _require_family(model, _configurations(model, ["model_index.json"]), pipeline_class)  # before gigabytes of weights
+    with _within_reach(model):
         return Path(
             pipeline_class.download(
                 model.base,
@@ -141,6 +145,32 @@ def locate(model: Model, pipeline_class: Any) -> Path:
                 use_safetensors=None if model.allow_pickle else True,
             )
         )
+
+
+def described(model: Model) -> Model:
+    """The base by its configuration files alone: of a hub model no weights are fetched.
+
+    Raises:
+        UserError: If the hub is out of reach, or has no such model.
+    """
+    if not model.is_hub_id or model.base == "demo":
+        return model
+    return model.model_copy(update={"base": str(_configurations(model, CONFIGURATIONS)), "revision": None})
+
+
+def _configurations(model: Model, names: Sequence[str]) -> Path:
+    """The local folder with these files of a hub model."""
+    from huggingface_hub import snapshot_download
+
+    with _within_reach(model):
+        return Path(snapshot_download(model.base, revision=model.revision, allow_patterns=list(names)))
+
+
+@contextmanager
+def _within_reach(model: Model) -> Iterator[None]:
+    """Turn whatever stands between here and the hub into an error that names the base."""
+    try:
+        yield
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from erasediff_lora import denoisers
 from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.data.sets import EncodedSet
-from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.denoisers import Denoiser, loading
 from erasediff_lora.memory.tracker import MemoryTracker, on_meta
 from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import mean_squared_error
@@ -95,6 +95,7 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train", "evaluate")) 
     Raises:
         UserError: If the base does not say what its networks are, or the targets match nothing.
     """
+    recipe = recipe.model_copy(update={"model": loading.described(recipe.model)})
     denoiser = denoisers.load(recipe.model)
     device = denoiser.device.type
     runtime = CUDA_CONTEXT if device == "cuda" else psutil.Process().memory_info().rss + CPU_LIBRARIES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -348,3 +349,43 @@ def test_the_limit_of_a_container_counts(
     rss = psutil.Process().memory_info().rss
     whole = psutil.virtual_memory().available if left is None else min(left, psutil.virtual_memory().available)
     assert found == pytest.approx(whole + rss, rel=0.05)
+
+
+@pytest.fixture
+def hub(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A hub that has one model, owner/tiny, and tells which files were fetched."""
+    fetched: list[str] = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        if name != "owner/tiny":
+            raise OSError("404")
+        folder = tmp_path / "hub"
+        for file in tiny_base.rglob("*"):
+            relative = file.relative_to(tiny_base)
+            if file.is_file() and any(file.match(pattern) for pattern in allow_patterns):
+                (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, folder / relative)
+                fetched.append(relative.as_posix())
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return fetched
+
+
+def test_a_hub_model_is_planned_by_its_configuration_alone(
+    recipe_file: RecipeFile, tiny_base: Path, cli: Cli, hub: list[str]
+) -> None:
+    here = plan(Recipe.load(recipe_file()))
+    there = plan(Recipe.load(recipe_file(model={"base": "owner/tiny"})))
+    assert there["train"].parts["weights"] == here["train"].parts["weights"]
+    assert there["train"].parts["activations"] == here["train"].parts["activations"]
+    assert hub and not [name for name in hub if name.endswith((".safetensors", ".bin"))]
+    refused(cli("plan", recipe_file(model={"base": "owner/none"})), "is neither a local path nor a hub model", "404")
+
+
+def test_a_hub_model_of_another_family_is_refused_before_its_weights_come(
+    recipe_file: RecipeFile, cli: Cli, hub: list[str]
+) -> None:
+    model = {"base": "owner/tiny", "family": "stable_diffusion_xl"}
+    refused(cli("prepare", recipe_file(model=model)), "model.family = 'stable_diffusion_xl': owner/tiny is a Stable")
+    assert hub == ["model_index.json"]
