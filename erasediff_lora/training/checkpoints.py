@@ -20,6 +20,8 @@ from erasediff_lora.storage.files import atomic, atomic_folder, sha256
 from erasediff_lora.storage.run_folder import ADAPTER_FILE, CHECKPOINTS, RECIPE_FILE, TRAINER_FILE
 
 log = logging.getLogger(__name__)
+CHOOSE = {"seed", "judge", "judge_labels", "retain_floor"}
+"""Fields of `evaluation` by which `training.evaluate_every` chooses."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,9 @@ def check_same_run(recipe: Recipe) -> None:
         return
     before = Recipe.load(file).model_dump(mode="json")
     problems = []
-    for section, now in recipe.model_dump(mode="json", include=RESULT_SECTIONS).items():
+    for section, now in _decisive(recipe).items():
         for name, value in now.items():
-            is_free = section == "training" and name in FREE_FIELDS
-            if value != before[section].get(name) and not is_free:
+            if value != before[section].get(name):
                 problems.append(
                     Problem(
                         f"{section}.{name}",
@@ -62,6 +63,15 @@ def check_same_run(recipe: Recipe) -> None:
                 )
     if problems:
         raise UserError(*problems)
+
+
+def _decisive(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What must be the same in a run that is resumed: all that changes its adapter, or which one of it is kept."""
+    values = recipe.model_dump(mode="json", include=RESULT_SECTIONS)
+    values["training"] = {name: value for name, value in values["training"].items() if name not in FREE_FIELDS}
+    if recipe.training.evaluate_every:
+        values["evaluation"] = recipe.evaluation.model_dump(mode="json", include=CHOOSE)
+    return values
 
 
 def save_checkpoint(folder: Path, step: int, adapter: dict[str, Tensor], trainer: dict[str, Any], keep: int) -> Path:

@@ -165,3 +165,11 @@ def test_a_damaged_selection_is_measured_again(evaluated: Path, cli: Cli, tmp_pa
     assert result.status == 0 and "selection.json is damaged" in result.err
     rows = json.loads((tmp_path / "run/selection.json").read_text())
     assert [row["step"] for row in rows] == [4, 6]
+
+
+def test_another_judge_cannot_choose_among_the_same_adapters(evaluated: Path, cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", evaluated).status == 0
+    other = tiny_classifier(tmp_path / "other", ["cat", "dog", "car"], favourite="dog")
+    judge = ("--evaluation.judge", f"transformers:{other}")
+    result = cli("train", evaluated, "--resume", "--training.steps", 6, *judge)
+    refused(result, "evaluation.judge = 'transformers:", "when the run was started.")
