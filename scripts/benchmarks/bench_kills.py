@@ -262,7 +262,7 @@ def recipes(work: Path) -> dict[str, dict[str, Any]]:
         tiny_pipeline().save_pretrained(base)
         tiny_classifier(judge, ["cat", "dog", "car"])
     found = {name: tiny_values(base, work, **sections) for name, sections in RUNS.items()}
-    found["evaluating"]["evaluation"] |= {"judge": f"transformers:{judge}"}
+    found["evaluating"]["evaluation"] |= {"judge": f"transformers:{judge}", "strength_sweep": {"samples": 2}}
     return found
 
 

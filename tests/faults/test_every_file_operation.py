@@ -24,7 +24,7 @@ def test_killed_and_resumed(name: str, tiny_base: Path, tmp_path: Path) -> None:
     sections: dict[str, Any] = RUNS[name]
     if name == "evaluating":
         judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"])
-        sections = sections | {"evaluation": {"judge": f"transformers:{judge}"}}
+        sections = sections | {"evaluation": {"judge": f"transformers:{judge}", "strength_sweep": {"samples": 2}}}
     bench = Bench(name, tiny_values(tiny_base, tmp_path, **sections), tmp_path / "bench")
     assert bench.operations > 50
     count = bench.operations if ALL else SAMPLE[name]

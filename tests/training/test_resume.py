@@ -35,7 +35,9 @@ def rates(run: Path) -> list[float]:
 def evaluated(recipe_file: RecipeFile, tmp_path: Path) -> Path:
     judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"])
     training = {"steps": 4, "checkpoint_every": 2, "evaluate_every": 2, "sample_every": 2}
-    return recipe_file(training=training, evaluation={"judge": f"transformers:{judge}"})
+    return recipe_file(
+        training=training, evaluation={"judge": f"transformers:{judge}", "strength_sweep": {"samples": 2}}
+    )
 
 
 @pytest.mark.parametrize("due", [SampleSheets, Selection])
@@ -46,7 +48,8 @@ def test_what_was_due_at_the_checkpoint_is_made_up_for(
     whole = loop.train(Recipe.load(evaluated, {"output": str(tmp_path / "whole")}))
 
     def stop(hook: Any, done: int) -> None:
-        raise Stopped
+        if done == 2:
+            raise Stopped
 
     with monkeypatch.context() as patched, pytest.raises(Stopped):
         patched.setattr(due, "after_saving", stop)
