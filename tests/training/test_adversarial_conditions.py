@@ -147,7 +147,7 @@ def test_a_search_that_is_not_finite_is_left_out(
     assert adversary.pools == {}
     assert "the search for a condition of cat at step 1 is not finite and left out" in caplog.text
     (batch,) = sampler.draw(0)[0]
-    assert torch.equal(adversary.change_forget([batch])[0].prompts, batch.prompts)
+    assert torch.equal(adversary.change_forget([batch])[0].prompts.tokens, batch.prompts.tokens)
 
 
 def test_refreshing_keeps_to_its_period(recipe_file: RecipeFile) -> None:
