@@ -98,7 +98,6 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train", "evaluate")) 
     recipe = recipe.model_copy(update={"model": loading.described(recipe.model)})
     denoiser = denoisers.load(recipe.model)
     device = denoiser.device.type
-    runtime = CUDA_CONTEXT if device == "cuda" else psutil.Process().memory_info().rss + CPU_LIBRARIES
     denoiser.device = torch.device("meta")
     if recipe.steps == 0:
         phases = ["start", *(phase for phase in phases if phase == "evaluate")]
@@ -106,9 +105,11 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train", "evaluate")) 
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"offload": False})})
     else:
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"average": 1})})
-    return MemoryPlan(
-        device, [Phase(name, {"runtime": runtime} | PHASES[name](recipe, copy.copy(denoiser))) for name in phases]
-    )
+    found = {name: PHASES[name](recipe, copy.copy(denoiser)) for name in phases}
+    runtime = CUDA_CONTEXT  # and on a CPU what the process takes already, its libraries loaded by now
+    if device == "cpu":
+        runtime = psutil.Process().memory_info().rss + CPU_LIBRARIES
+    return MemoryPlan(device, [Phase(name, {"runtime": runtime} | parts) for name, parts in found.items()])
 
 
 def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
