@@ -34,6 +34,9 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--use", choices=("forget", "retain", "attack"), help="what the prompts are, where no column says so"
     )
+    parser.add_argument(
+        "--protocol", metavar="NAME", help="measure as a well-known benchmark does; see docs/benchmarks.md"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="a few metrics on fewer pictures")
     how.add_argument("--full", action="store_true", help="every metric and attack that the recipe has the means for")
@@ -44,7 +47,7 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora.storage.run_folder import RECIPE_FILE, WEIGHTS_FILE
 
     target: Path = parsed.target
-    rest = [*rest, *_prompts(parsed)]
+    rest = [*rest, *_prompts(parsed), *(["--evaluation.protocol", parsed.protocol] if parsed.protocol else [])]
     given = {word.removeprefix("--").partition("=")[0] for word in rest}
     is_recipe = target.suffix in {".yaml", ".yml"} or shipped.is_named(target)
     is_run = (target / RECIPE_FILE).is_file()

@@ -30,6 +30,7 @@ from erasediff_lora.evaluation.means import check_means, check_same_erasure, war
 from erasediff_lora.evaluation.metrics import metric
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
 from erasediff_lora.evaluation.pictures import Drawn, save_grid, save_pairs
+from erasediff_lora.evaluation.protocols.record import record
 from erasediff_lora.evaluation.report import write_report
 from erasediff_lora.evaluation.report.strips import Look, Pair, Sheet, save_strips
 from erasediff_lora.evaluation.verdict import verdict
@@ -72,7 +73,7 @@ def evaluate(
     require_writable(entry)
     if not force:
         check_same_erasure(recipe, adapter, file)
-    recipe = _with_listed_prompts(recipe)
+    asked, recipe = recipe, _drawn_by(_with_listed_prompts(recipe))
     check_means(recipe)
     clock = Clock()
     if recipe.training.threads:
@@ -84,7 +85,8 @@ def evaluate(
     warn_of_resolution(recipe, evidence.candidates.base.denoiser)
     with clock.time("pictures"):
         pictures = _drawn(evidence)
-    result = {"name": entry.name} | _facts(recipe, evidence, file) | {"metrics": {}, "attacks": {}, "refused": {}}
+    result = {"name": entry.name} | _facts(recipe, evidence, file) | {"recipe_sha256": asked.sha256()}
+    result |= {"metrics": {}, "attacks": {}, "refused": {}}
     for part in recipe.evaluation.metrics:
         with clock.time(part), _noted(part, result["refused"]):
             result["metrics"][part] = metric(part).measure(evidence)
@@ -112,6 +114,13 @@ def _with_listed_prompts(recipe: Recipe) -> Recipe:
         return recipe
     attacks = [*recipe.evaluation.attacks, LISTED]
     return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"attacks": attacks})})
+
+
+def _drawn_by(recipe: Recipe) -> Recipe:
+    """The recipe with the evaluation's own steps and guidance, where it has some."""
+    options = recipe.evaluation
+    own = {name: value for name in ("steps", "guidance") if (value := getattr(options, name)) is not None}
+    return recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update=own)}) if own else recipe
 
 
 def _drawn(evidence: Evidence) -> dict[str, Pair]:
@@ -161,9 +170,9 @@ def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
         "base": recipe.model.public_name,
         "base_fingerprint": fingerprint_of(evidence.candidates.base.denoiser.source),
         "adapter": {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file.read_bytes())},
-        "recipe_sha256": recipe.sha256(),
         "recipe": public_recipe(recipe),
         "concepts": evidence.forgotten,
+        "protocol": record(recipe, evidence),
         "prompts": [dict(told) for told in evidence.from_files.files],
         "judge": options.without_folders()["judge"],
         "unjudged": [] if evidence.judge is None else unjudged(recipe, evidence.judge),

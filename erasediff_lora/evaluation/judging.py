@@ -5,7 +5,7 @@ from __future__ import annotations
 from erasediff_lora.data.prompt_files import file_prompts
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation import judges
-from erasediff_lora.evaluation.judges import Names, PictureJudge
+from erasediff_lora.evaluation.judges import Judge, Names, PictureJudge
 from erasediff_lora.evaluation.judges.labels import NamedJudge, complaints, labels_of
 from erasediff_lora.recipe import Recipe
 
@@ -21,6 +21,8 @@ def judge_of(recipe: Recipe) -> PictureJudge | None:
         return None
     named = names(recipe)
     judge = judges.load(options.judge, named.spelled(options.judge_labels))
+    if isinstance(judge, Judge):
+        judge = judge.set_up(options)
     if problems := complaints(options.judge, named.forget, options.judge_labels, judge.labels):
         raise UserError(*problems)
     return NamedJudge(judge, labels_of(named.all, options.judge_labels, judge.labels))

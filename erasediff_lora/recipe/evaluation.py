@@ -17,7 +17,7 @@ from pydantic import Field, create_model
 from erasediff_lora.errors import Problem, nearest
 from erasediff_lora.recipe.prompt_files import PromptFile
 from erasediff_lora.recipe.schema import Section, one_of
-from erasediff_lora.registry import ATTACKS, JUDGES, METRICS, Registry
+from erasediff_lora.registry import ATTACKS, JUDGES, METRICS, PROTOCOLS, Registry
 
 if TYPE_CHECKING:
     from erasediff_lora.recipe.checks import Sections
@@ -46,6 +46,11 @@ class Evaluation(Section):
         description="how often the base draws what forget prompts stand for; low, as for prompts that only hint at it: "
         "judged by the reduction against the base",
     )
+    protocol: Annotated[str, one_of(PROTOCOLS)] | None = Field(
+        None, description="a well-known benchmark, whose settings the fields that are left open take"
+    )
+    steps: int | None = Field(None, ge=1, description="denoising steps of its pictures; omit for sampling.steps")
+    guidance: float | None = Field(None, ge=0, description="their guidance; omit for sampling.guidance")
     metrics: list[Annotated[str, one_of(METRICS)]] = Field(
         ["accuracy", "distances", "drift"], description="what to measure"
     )

@@ -15,6 +15,7 @@ from erasediff_lora.recipe import shipped
 from erasediff_lora.recipe.checks import Sections, cross_check
 from erasediff_lora.recipe.concept_lists import beside, expand
 from erasediff_lora.recipe.evaluation import Evaluation
+from erasediff_lora.recipe.protocols import filled, over_recipe
 from erasediff_lora.recipe.renames import current_keys, current_names
 from erasediff_lora.recipe.schema import Section, restated, section_types
 from erasediff_lora.recipe.tables import (
@@ -102,7 +103,7 @@ class Recipe(Section):
         file = shipped.find(path)
         values, problems = current_names(beside(read_yaml(file), file.parent))
         changes, further = current_keys(overrides or {})
-        return cls._parse(overlay(values, changes), problems + further)
+        return cls._parse(overlay(values, over_recipe(changes)), problems + further)
 
     @classmethod
     def _parse(cls, values: Mapping[str, Any], problems: list[Problem]) -> Recipe:
@@ -112,6 +113,7 @@ class Recipe(Section):
             problems.append(Problem(name, given[name], "is unknown.", nearest(name, cls.model_fields)))
         tables = dict(section_types(cls))
         given |= {name: table.spelled_out(given.get(name)) for name, table in tables.items()}
+        given["evaluation"] = filled(given["evaluation"])
         lists = expand(given)
         given = _with_preset(lists.values)
         problems += lists.problems

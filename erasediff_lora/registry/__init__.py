@@ -24,6 +24,7 @@ _ATTACKS = "erasediff_lora.evaluation.attacks"
 _JUDGES = "erasediff_lora.evaluation.judges"
 _FEATURES = "erasediff_lora.evaluation.features"
 _LAUNCHERS = "erasediff_lora.sweeps.launchers"
+_PROTOCOLS = "erasediff_lora.evaluation.protocols"
 
 OBJECTIVES = Registry(
     "objectives",
@@ -174,6 +175,18 @@ LAUNCHERS = Registry(
 )
 """What starts the runs of a sweep: classes that are a `sweeps.launchers.Launcher`."""
 
+PROTOCOLS = Registry(
+    "protocols",
+    {
+        name: f"{_PROTOCOLS}.{name}:PROTOCOL"
+        for name in (
+            *("i2p_nudity", "diffusion_mu_attack", "ring_a_bell", "p4d", "mma"),
+            *("coco_30k", "artists", "imagenette", "unlearncanvas", "hub", "spqr"),
+        )
+    },
+)
+"""Settings of well-known benchmarks: an `evaluation.protocols.NamedProtocol` each."""
+
 __all__ = [
     "ATTACKS",
     "DETECTORS",
@@ -185,6 +198,7 @@ __all__ = [
     "METRICS",
     "OBJECTIVES",
     "PROGRAMS",
+    "PROTOCOLS",
     "TRAINABLES",
     "Registry",
 ]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 
 class PictureJudge(Protocol):
@@ -61,6 +64,7 @@ class Names:
         return [unique for group in groups if len(unique := list(dict.fromkeys(group))) > 1]
 
 
+@runtime_checkable
 class Judge(PictureJudge, Protocol):
     """Names what it recognises in a picture. One file each, registered in `JUDGES`.
 
@@ -87,6 +91,14 @@ class Judge(PictureJudge, Protocol):
             UserError: If a package is missing, or the weights cannot be loaded.
         """
         ...
+
+    def set_up(self, evaluation: Evaluation) -> PictureJudge:
+        """The judge as the recipe's other options want it.
+
+        Args:
+            evaluation: The recipe's table.
+        """
+        return self
 
     @classmethod
     def features(cls, weights: str) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation import charts
 from erasediff_lora.evaluation.parts import Found, Part, Table
+from erasediff_lora.evaluation.protocols.record import differences
 from erasediff_lora.evaluation.report import environment
 from erasediff_lora.evaluation.report.blocks import Block, Charts, Rows
 from erasediff_lora.evaluation.report.sections.asked import WORDS, folded
@@ -81,6 +82,7 @@ def _rows(runs: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     """Label and cells of every number that some run has, as its metrics and attacks give them."""
     groups: list[list[Mapping[str, str | None]]] = [
         [{"to be erased": ", ".join(run["concepts"])} | _answers(run["verdict"]) for run in runs.values()],
+        [{"protocol": protocol_of(run).get("name")} for run in runs.values()],
         [_given(measured(run)) for run in runs.values()],
         [_given(attacked(run)) for run in runs.values()],
         [{"adapter, KiB": f"{run['adapter']['bytes'] / 1024:.0f}"} for run in runs.values()],
@@ -107,9 +109,20 @@ def _given(parts: Iterable[tuple[Part, Found]]) -> dict[str, str | None]:
     return given
 
 
+def protocol_of(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """By which protocol it was measured; nothing of an earlier version."""
+    found = run.get("protocol")
+    return found if isinstance(found, Mapping) and isinstance(found.get("settings", {}), Mapping) else {}
+
+
 def _notes(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What makes the columns less than comparable."""
     notes = []
+    protocols = [protocol_of(run) for run in runs.values()]
+    if unlike := differences([one for one in protocols if one]):
+        notes.append(f"The runs were not measured by the same protocol: {', '.join(unlike)}.")
+    if not all(protocols) and any(protocols):
+        notes.append("Some runs do not say by which protocol they were measured.")
     for label, key in (
         ("bases", "base_fingerprint"),
         ("judges", "judge"),
