@@ -85,6 +85,7 @@ def _make_place(folder: Path, *, resume: bool, overwrite: bool) -> None:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
     sweep(folder)
     sweep(folder / CHECKPOINTS)
+    sweep(folder / "samples")
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
