@@ -204,6 +204,7 @@ CHANGED_MODEL: dict[str, Any] = {
     "config": "{folder}",
 }  # fmt: skip
 SAME_MODEL = {
+    "guidance": "told to the network in training alone: pictures are drawn with that of the sampling",
     "offload": "where the networks wait changes nothing that they compute",
     "revision": "the weights of another revision have another hash",
     "family": "a base of another family is refused",
