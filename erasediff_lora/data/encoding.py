@@ -23,6 +23,7 @@ from erasediff_lora.data.samples import Sample
 from erasediff_lora.data.shards import ROWS, Conditions, Layout, Rows, Shards, StoredConditions
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.denoisers.noise_schedule import cannot_draw
+from erasediff_lora.denoisers.side_by_side import drawing_threads, in_order
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.progress import tqdm
 from erasediff_lora.recipe import Recipe
@@ -119,16 +120,17 @@ class Entry:
         cut = cut_prompts(self.denoiser, self.kind, self.samples, self.prompts)
         for name, plan in self.plans.items():
             label = f"{self.kind} set" if name == "latents" else name
-            for number in tqdm(range(len(plan.shards)), desc=label, unit="shard", leave=False):
-                self.layouts[name].make(number, partial(self._latents, plan, number))
+            made = in_order(partial(self._shard, name), range(len(plan.shards)), self._threads(plan))
+            for _ in tqdm(made, total=len(plan.shards), desc=label, unit="shard", leave=False):
+                pass
         for number in range(len(self.layouts["embeddings"].rows)):
             self.layouts["embeddings"].make(number, partial(self._embeddings, number))
-        made = self._opened(cut)
-        show(made)
+        encoded = self._opened(cut)
+        show(encoded)
         files = {file.name: _stamp(file) for layout in self.layouts.values() for file in layout.files}
         text = json.dumps({"cut": cut, "files": files})
         write_text(self.folder / INDEX, json.dumps({"set": text, "content": sha256(text.encode())}), field="cache")
-        return made
+        return encoded
 
     def require_disk(self) -> None:
         """Refuse before the long part, not after it: SD-sized entries are about 64 KiB a picture, 240 KiB a prompt.
@@ -149,6 +151,12 @@ class Entry:
         if embeddings.size <= SMALL:
             told = told[:]
         return Encoded(_at_hand(latents), latents.shapes(), told, counterparts, cut)
+
+    def _threads(self, plan: Plan) -> int:
+        return min(drawing_threads(self.denoiser), max(1, len(plan.shards))) if plan.drawn else 1
+
+    def _shard(self, name: str, number: int) -> None:
+        self.layouts[name].make(number, partial(self._latents, self.plans[name], number))
 
     def _latents(self, plan: Plan, number: int) -> dict[str, Tensor]:
         latents, rows = plan.latents(number), plan.shards[number]

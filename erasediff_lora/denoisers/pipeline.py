@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,6 +28,7 @@ from erasediff_lora.storage.files import fingerprint
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
+LOADING = threading.Lock()
 LARGE_LATENTS = 96
 """Side from which on the autoencoder takes one picture at a time: 768 pixels."""
 
@@ -208,7 +211,7 @@ class PipelineDenoiser:
     ) -> Any:
         side = sampling.resolution or self.resolution
         width, height = size or (side, side)
-        drawn = self.pipeline(
+        drawn = self._pipeline_of_this_thread()(
             **self._given(prompts),
             height=height,
             width=width,
@@ -218,6 +221,17 @@ class PipelineDenoiser:
             output_type=output,
         ).images
         return self.drawn_latents(drawn, height, width) if output == "latent" else drawn
+
+    def _pipeline_of_this_thread(self) -> Any:
+        """Threads share the networks; a schedule and a tokenizer keep notes of what they are at."""
+        if threading.current_thread() is threading.main_thread():
+            return self.pipeline
+        with LOADING:
+            mine = copy.copy(self.pipeline)
+        for name, part in mine.components.items():
+            if not isinstance(part, torch.nn.Module):
+                setattr(mine, name, copy.deepcopy(part))
+        return mine
 
     def guided_by(self, guidance: float) -> dict[str, Any]:
         """Arguments of the pipeline."""

@@ -11,6 +11,7 @@ from typing import Any
 from erasediff_lora import denoisers
 from erasediff_lora.data.prompts import Prompt
 from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.denoisers.side_by_side import drawing_threads
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.erasures import Erasure, load_erasure
 from erasediff_lora.evaluation.picture_store import PictureStore
@@ -67,8 +68,9 @@ class Candidate:
         """
         store = self.store if variant is None else replace(self.store, depends=self.store.depends | variant)
         with self.active() as denoiser:
+            threads = drawing_threads(denoiser) if paint is None else 1
             paint = paint or painter(denoiser)
-            return generate(paint, self.recipe, prompts, seed, f"{label}, {self.name}", store)
+            return generate(paint, self.recipe, prompts, seed, f"{label}, {self.name}", store, threads)
 
 
 @dataclass(frozen=True)

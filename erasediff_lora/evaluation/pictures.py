@@ -16,6 +16,7 @@ from erasediff_lora.data import prompts as templates
 from erasediff_lora.data.imaging import contact_sheet
 from erasediff_lora.data.prompts import Prompt, balanced, expand
 from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.denoisers.side_by_side import in_order
 from erasediff_lora.evaluation.picture_store import PictureStore
 from erasediff_lora.progress import tqdm
 from erasediff_lora.recipe import Recipe, Sampling
@@ -97,6 +98,7 @@ def generate(
     seed: int,
     label: str,
     store: PictureStore | None = None,
+    threads: int = 1,
 ) -> list[Drawn]:
     """Draw one picture a prompt, or take it from the store.
 
@@ -107,15 +109,21 @@ def generate(
         seed: Of the first picture; the others count on.
         label: For the progress bar.
         store: Of pictures drawn before.
+        threads: How many batches go at a time, if `paint` can be called by several threads at once.
     """
-    drawn: dict[int, Drawn] = {}
-    stored = 0
-    for asked in tqdm(requests(recipe, prompts, seed), desc=label, unit="batch", leave=False):
+
+    def draw(asked: Request) -> tuple[list[Image.Image], bool]:
         make = partial(paint, asked)
         if store is None:
-            images, was_stored = make(), False
-        else:
-            images, was_stored = _store_of(store, asked, recipe).get(asked.texts, asked.seeds, make)
+            return make(), False
+        return _store_of(store, asked, recipe).get(asked.texts, asked.seeds, make)
+
+    drawn: dict[int, Drawn] = {}
+    stored = 0
+    asked_for = requests(recipe, prompts, seed)
+    done = in_order(draw, asked_for, max(1, min(threads, len(asked_for))))
+    for asked in tqdm(asked_for, desc=label, unit="batch", leave=False):
+        images, was_stored = next(done)
         stored += len(images) * was_stored
         for row, own_seed, image in zip(asked.rows, asked.seeds, images, strict=True):
             drawn[row] = Drawn(prompts[row], own_seed, image)

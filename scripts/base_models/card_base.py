@@ -186,6 +186,7 @@ def measure(
         "judge_by_style": judge_by_style,
         "by_concept": by_concept,
         "by_style": by_style,
+        "groups": world.groups,
         "training": {stage: json.loads((work / f"{stage}.json").read_text()) for stage in STAGES},
     }
     return measured, rows

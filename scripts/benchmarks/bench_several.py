@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,17 +89,13 @@ class World:
 
 def atlas(folder: Path) -> World:
     """The base of that name, as `card_base.py` installed it in a folder."""
-    sys.path.append(str(Path(__file__).parents[1] / "base_models"))
-    from atlas_drawings import GROUPS, STYLES
-
-    values: dict[str, Any] = {
-        "model.base": str(folder),
-        "evaluation.judge": f"classifier:{folder / 'judge.safetensors'}",
-    }
-    values |= {f"{kind}.placeholders": {"style": list(STYLES)} for kind in ("forget", "retain")}
+    measured = json.loads((folder / "measured.json").read_text())
+    judge = f"classifier:{folder / 'judge.safetensors'}"
+    values: dict[str, Any] = {"model.base": str(folder), "evaluation.judge": judge}
+    values |= {f"{kind}.placeholders": {"style": list(measured["by_style"])} for kind in ("forget", "retain")}
     # Six pictures of each retained concept in each of three styles there, one in each of eight here.
     values |= {"forget.count": 240, "retain.count": 544}
-    return World([list(group) for group in GROUPS.values()], values)
+    return World(list(measured["groups"].values()), values)
 
 
 def train(recipe: Recipe) -> float:
