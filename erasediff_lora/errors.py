@@ -48,7 +48,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM: a checkpoint has been saved."""
+    """A signal to stop: a checkpoint has been saved."""
 
     def __init__(self, signum: int, folder: Path, step: int) -> None:
         self.signum = signum

@@ -1,8 +1,9 @@
-"""Fixtures: a tiny base model, and the command line as a user types it."""
+"""Fixtures: a tiny base model, a run that was trained on it, and the command line as a user types it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ if not os.environ.get("TEST_GPU"):
 
 import pytest
 import torch
+import yaml
 from fixtures import Cli, RecipeFile, Result
-from tiny import tiny_base_recipe, tiny_pipeline
+from tiny import tiny_base_recipe, tiny_pipeline, tiny_values
 
 from erasediff_lora.cli import main
 
@@ -48,3 +50,17 @@ def recipe_file(tiny_base: Path, tmp_path: Path) -> RecipeFile:
         return tiny_base_recipe(tiny_base, tmp_path, **sections)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A run of a few steps; each test gets a copy."""
+    root = tmp_path_factory.mktemp("trained")
+    (root / "recipe.yaml").write_text(yaml.safe_dump(tiny_values(tiny_base, root)))
+    assert main(["train", str(root / "recipe.yaml")]) == 0
+    return root / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))

@@ -18,6 +18,7 @@ from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import Slot, others
 from erasediff_lora.families.layouts.text_encoders import OPEN_CLIP_H
+from erasediff_lora.storage.inside import read_plain
 from erasediff_lora.storage.paths import existing
 
 SAMPLE = 64
@@ -189,7 +190,7 @@ def _known() -> str:
 def _json(file: Path) -> dict[str, Any]:
     """A table in a model's folder; empty if there is none that can be read."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_plain(file))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

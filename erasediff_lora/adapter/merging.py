@@ -200,8 +200,16 @@ def _check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> N
             raise UserError(
                 Problem("output", str(output), "exists already.", "Give another name, or replace it with --overwrite.")
             )
+        if strangers := [path for path in _all_in(output) if not (checkpoint.path / path).exists()]:
+            what = f"holds {strangers[0]}, which the model does not have: it is no merged copy of it."
+            raise UserError(Problem("output", str(output), what, "Give another place, or move that away."))
     elif checkpoint.is_folder and checkpoint.path.resolve() in output.resolve().parents:
         raise UserError(Problem("output", str(output), "lies inside the model's folder.", "Give another place."))
+
+
+def _all_in(folder: Path) -> list[Path]:
+    """Paths of what would go with a folder, relative to it; none of a file."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*")) if folder.is_dir() else []
 
 
 def _holds_base(file: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import errno
 import io
 import logging
 import os
@@ -12,13 +13,17 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 from erasediff_lora import __version__
 from erasediff_lora.cli import adapters, cache, evaluation, init, playing, recipes, running, sweeps
-from erasediff_lora.errors import Interrupted, UserError
+from erasediff_lora.errors import Interrupted, UserError, printable
+from erasediff_lora.network import is_asked_by_parent, offline
+from erasediff_lora.training.stop_signal import STOPPING, is_heard
 
+OFFLINE = "--offline"
+"""Stands anywhere, before the verb or behind it."""
 VERBS = running.VERBS | init.VERBS | recipes.VERBS | evaluation.VERBS | playing.VERBS | sweeps.VERBS | adapters.VERBS
 VERBS |= cache.VERBS
 """In the order of `--help`, which imports none of what they work with."""
@@ -35,12 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _quiet_libraries()
     _write_to_any_terminal()
-    parsed, rest = _parser().parse_known_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    is_offline = OFFLINE in words or is_asked_by_parent()
+    parsed, rest = _parser().parse_known_args([word for word in words if word != OFFLINE])
+    parsed.offline = is_offline
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].setFormatter(_Plain())
     is_first = os.environ.get("RANK", "0") == "0"  # of several processes, the others would say it all once more
     logging.getLogger("erasediff_lora").setLevel(logging.INFO if is_first else logging.WARNING)
     try:
-        with _clean_termination():
+        with _clean_termination(), offline(is_offline), redirect_stdout(_Shown(sys.stdout)):
             VERBS[parsed.verb].run(parsed, rest)
         sys.stdout.flush()
     except UserError as error:
@@ -49,10 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:
         print("stopped; nothing half-written is left", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
-    except BrokenPipeError:  # the reader has seen enough, as with `| head`
+        return 128 + (stop.signum if isinstance(stop, _Terminated) else signal.SIGINT)
+    except OSError as error:
+        if not _is_closed_pipe(error):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 128 + SIGPIPE
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signum
@@ -78,38 +89,85 @@ def _parser() -> argparse.ArgumentParser:
         prog="erasediff-lora", description="Remove a concept from a text-to-image model with a small LoRA file."
     )
     parser.add_argument("--version", action="version", version=__version__)
+    _add_offline(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
-        verb.add_arguments(
-            verbs.add_parser(
-                name,
-                help=verb.summary,
-                description=verb.summary,
-                epilog=verb.epilog,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-                allow_abbrev=False,
-            )
+        own = verbs.add_parser(
+            name,
+            help=verb.summary,
+            description=verb.summary,
+            epilog=verb.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
+        verb.add_arguments(own)
+        _add_offline(own)
     return parser
 
 
+def _add_offline(parser: argparse.ArgumentParser) -> None:
+    """For the help: it is taken out before."""
+    parser.add_argument(OFFLINE, action="store_true", help="reach no other machine: only what is on this one is used")
+
+
+class _Shown(io.TextIOBase):
+    """A stream on which commands to the terminal, in names from files of strangers, are shown and not obeyed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+class _Plain(logging.Formatter):
+    """The message alone, as `_Shown` writes it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+SIGPIPE = 13
+"""A status that shells know; Windows has no such signal."""
+
+
+def _is_closed_pipe(error: OSError) -> bool:
+    """Whether the reader has seen enough, as with `| head`; Windows says so in other words."""
+    return isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL)
+
+
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, made to run the same clean-up as Ctrl-C."""
+    """SIGTERM and the like, made to run the same clean-up as Ctrl-C."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__()
+
+
+TERMINATING = [number for number in STOPPING if number != signal.SIGINT]
 
 
 @contextmanager
 def _clean_termination() -> Iterator[None]:
     def stop(signum: int, frame: object) -> None:
-        raise _Terminated
+        raise _Terminated(signum)
 
     if threading.current_thread() is not threading.main_thread():  # where Python lets nobody handle signals
         yield
         return
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {number: signal.signal(number, stop) for number in TERMINATING if is_heard(number)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 PLAIN = {

@@ -165,12 +165,14 @@ def _stack(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.adapter import formats, stacking
     from erasediff_lora.cli.losses import lines_of_file
-    from erasediff_lora.storage.files import write_text
+    from erasediff_lora.storage.files import require_free, write_text
 
     if parsed.rank is not None and parsed.rank < 1:
         raise UserError(Problem("--rank", parsed.rank, "must be at least 1.", "Omit it for an exact stack."))
     if parsed.output is not None:
         formats.require_output(parsed.output, parsed.format)
+    if parsed.report is not None:
+        require_free(parsed.report, "--report", overwrite=parsed.overwrite)
     adapters = _weighted(parsed.adapters, _asked(parsed))
     stacked = stacking.stack(adapters)
     reports = []
@@ -316,6 +318,8 @@ def _publish(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.publishing import publish
 
+    if parsed.offline and not parsed.dry_run:
+        raise UserError(Problem("--offline", True, "cannot go with an upload.", "Leave it out, or add --dry_run."))
     folder = publish(
         parsed.run,
         parsed.repo,

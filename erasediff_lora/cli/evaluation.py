@@ -52,7 +52,7 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
     is_recipe = target.suffix in {".yaml", ".yml"} or shipped.is_named(target)
     is_run = (target / RECIPE_FILE).is_file()
     if parsed.recipe is not None:
-        recipe = load_recipe(_file(parsed.recipe), rest, {"output": str(_place(target, is_run, "output" in given))})
+        recipe = load_recipe(parsed.recipe, rest, {"output": str(_place(target, is_run, "output" in given))})
     elif is_recipe or is_run:
         recipe = load_recipe(target, rest)
     else:
@@ -109,12 +109,6 @@ def _place(target: Path, is_run: bool, has_output: bool) -> Path:
         what = f"is needed: {target} is no run, and nothing is written there unasked."
         raise UserError(Problem("--output", None, what, "Add --output NEW_FOLDER."))
     return target
-
-
-def _file(path: Path) -> Path:
-    from erasediff_lora.storage.run_folder import RECIPE_FILE
-
-    return path / RECIPE_FILE if path.is_dir() else path
 
 
 def evaluate_adapter(recipe: Recipe, adapter: Path, *, name: str = "evaluation", force: bool = False) -> dict[str, Any]:

@@ -26,14 +26,14 @@ def load_recipe(path: Path, rest: Sequence[str], defaults: Mapping[str, Any] | N
         UserError: With all that is wrong with the flags and with the recipe.
     """
     from erasediff_lora.recipe import Recipe
-    from erasediff_lora.storage.run_folder import RECIPE_FILE
 
     overrides, problems = _overrides(rest)
     values = dict(defaults or {})
-    if path.is_dir():
-        path, values = path / RECIPE_FILE, {"output": str(path)} | values
     try:
-        recipe = Recipe.load(path, values | overrides)
+        if path.is_dir():
+            recipe = Recipe.of_run(path, {"output": str(path)} | values | overrides)
+        else:
+            recipe = Recipe.load(path, values | overrides)
     except UserError as error:
         raise UserError(*problems, *error.problems) from None
     if problems:

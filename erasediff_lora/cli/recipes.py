@@ -41,17 +41,12 @@ def _list() -> None:
 
 def _copy(name: str, output: Path, *, overwrite: bool) -> None:
     from erasediff_lora.recipe import shipped
-    from erasediff_lora.storage.files import write_text
+    from erasediff_lora.storage.files import require_free, write_text
 
     files = shipped.recipes() | shipped.launchers()
     if name not in files:
         raise UserError(Problem("recipe", name, "does not come with the package.", nearest(name, files)))
-    if output.is_dir():
-        raise UserError(Problem("output", str(output), "is a folder.", "Name a file."))
-    if output.exists() and not overwrite:
-        raise UserError(
-            Problem("output", str(output), "exists already.", "Choose another name, or replace it with --overwrite.")
-        )
+    require_free(output, overwrite=overwrite)
     write_text(output, files[name].read_text(encoding="utf-8"))
     print(output)
 

@@ -67,16 +67,23 @@ def demo_overrides(concept: str) -> dict[str, Any]:
 
 
 def _prepare(parsed: argparse.Namespace, rest: list[str]) -> None:
+    from erasediff_lora.storage.ownership import claimed
+
+    recipe = _recipe(parsed, rest)
+    if recipe.steps == 0:
+        print("nothing to prepare: the adapter is made from the prompts alone, without pictures")
+        return
+    with claimed(recipe.output, "run"):
+        _prepare_sets(recipe)
+
+
+def _prepare_sets(recipe: Recipe) -> None:
     from erasediff_lora import denoisers
     from erasediff_lora.data import sets
     from erasediff_lora.data.near import choose_near
     from erasediff_lora.data.set_report import write_data_report
     from erasediff_lora.storage.run_folder import SET_SHEETS
 
-    recipe = _recipe(parsed, rest)
-    if recipe.steps == 0:
-        print("nothing to prepare: the adapter is made from the prompts alone, without pictures")
-        return
     denoiser = denoisers.load(recipe.model)
     recipe = choose_near(recipe, denoiser, recipe.output)
     sheets = {kind: recipe.output / name for kind, name in SET_SHEETS.items()}
@@ -92,6 +99,7 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
     from accelerate import PartialState
 
     from erasediff_lora.memory.room import require_room
+    from erasediff_lora.storage.run_folder import RECIPE_FILE
     from erasediff_lora.training.loop import train
     from erasediff_lora.training.trackers import tell_evaluation
 
@@ -103,7 +111,7 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
         print(f"erasing took {time.perf_counter() - began:.0f} s")
         for line in lines_of_folder(folder):
             print(line)
-        recipe = load_recipe(folder, [])  # with what the run found of its own
+        recipe = load_recipe(folder / RECIPE_FILE, [])  # with what the run found of its own
         tell_evaluation(recipe, folder, evaluate_adapter(recipe, folder))
 
 

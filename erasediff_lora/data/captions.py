@@ -19,6 +19,7 @@ from erasediff_lora.data.pictures import SUFFIXES
 from erasediff_lora.data.set_report import LeftOut, Noted, SetReport
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import Images
+from erasediff_lora.storage.inside import read_plain
 
 LISTINGS = ("metadata.jsonl", "metadata.csv")
 """In the folder or below it; `file_name` is relative to where they lie."""
@@ -26,6 +27,8 @@ FILE_COLUMN = "file_name"
 SIDECARS = (".txt", ".caption")
 CAPTION_COLUMNS = ("text", "caption")
 """Columns and keys with captions, where the recipe's own is not there."""
+LARGEST_LISTING, LARGEST_CAPTION = 128 * 2**20, 2**20
+"""Bytes."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -96,14 +99,19 @@ def caption_of(values: Mapping[str, Any], column: str) -> str | None:
 def _sorted_out(folder: Path, report: SetReport) -> tuple[list[Found], list[Path], list[Path]]:
     """Pictures, listings and text files below a folder; what else lies there is counted."""
     found, listings, texts = [], [], []
+    linked = _Linked(folder)
     for file in files_below(folder):
         relative = file.relative_to(folder)
+        if file in linked:
+            report.note(Noted.LINKED, relative.as_posix())
         if any(part.startswith((".", "__MACOSX")) for part in relative.parts):
             report.leave_out(LeftOut.HIDDEN, relative.as_posix())
-        elif file.suffix.lower() in SUFFIXES:
-            found.append(Found(file, relative))
         elif file.name.lower() in LISTINGS:
             listings.append(file)
+        elif file.exists() and not file.is_file():  # a pipe or a device, which may never end
+            report.leave_out(LeftOut.NO_PICTURE, relative.as_posix())
+        elif file.suffix.lower() in SUFFIXES:
+            found.append(Found(file, relative))
         elif file.suffix.lower() in SIDECARS:
             texts.append(file)
         else:
@@ -119,6 +127,21 @@ def files_below(folder: Path) -> list[Path]:
         seen.add(os.path.realpath(place))
         folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in seen]  # no circles
     return sorted(found)
+
+
+class _Linked:
+    """The files of a set that lie elsewhere: somebody else may have made the links."""
+
+    def __init__(self, folder: Path) -> None:
+        self._root, self._folders = Path(os.path.realpath(folder)), dict[Path, bool]()
+
+    def __contains__(self, file: Path) -> bool:
+        if file.is_symlink():
+            return not Path(os.path.realpath(file)).is_relative_to(self._root)
+        if (leads_out := self._folders.get(file.parent)) is None:
+            leads_out = not Path(os.path.realpath(file.parent)).is_relative_to(self._root)
+            self._folders[file.parent] = leads_out
+        return leads_out
 
 
 class _Index:
@@ -174,7 +197,8 @@ def _rows(listing: Path, images: Images, place: str) -> Iterator[tuple[int, dict
     is_table = listing.suffix.lower() == ".csv"
     what = "a table with the column file_name" if is_table else "a JSON object with file_name"
     example = "file_name,text" if is_table else '{"file_name": "a.png", "text": "a photo of a cat"}'
-    for number, row in _csv_rows(listing) if is_table else _json_rows(listing):
+    content = _content(listing, LARGEST_LISTING, place)
+    for number, row in _csv_rows(content) if is_table else _json_rows(content):
         if isinstance(row, dict) and None in row:  # what no column is for
             what = f"has more fields than there are columns, the last one {row[None][-1]!r}."
             remedy = 'Write text with commas in quotes: a.png,"a cat, asleep".'
@@ -192,9 +216,9 @@ def _rows(listing: Path, images: Images, place: str) -> Iterator[tuple[int, dict
         yield number, row
 
 
-def _json_rows(listing: Path) -> Iterator[tuple[int, Any]]:
+def _json_rows(content: bytes) -> Iterator[tuple[int, Any]]:
     """Line numbers, and what stands there; None where that is no JSON."""
-    for number, line in enumerate(listing.read_bytes().removeprefix(_BOM).splitlines(), start=1):
+    for number, line in enumerate(content.removeprefix(_BOM).splitlines(), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line.decode("utf-8"))
@@ -202,11 +226,11 @@ def _json_rows(listing: Path) -> Iterator[tuple[int, Any]]:
                 yield number, None
 
 
-def _csv_rows(listing: Path) -> Iterator[tuple[int, Any]]:
+def _csv_rows(content: bytes) -> Iterator[tuple[int, Any]]:
     """Line numbers and rows; None where the file cannot be read on."""
     number = 1
     try:
-        text = io.StringIO(listing.read_bytes().decode("utf-8-sig"), newline="")
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
         reader = csv.DictReader(text, skipinitialspace=True)
         for row in reader:
             number = reader.line_num
@@ -296,10 +320,17 @@ def _alike(path: Path) -> str:
     return unicodedata.normalize("NFC", path.as_posix())
 
 
+def _content(file: Path, largest: int, place: str) -> bytes:
+    try:
+        return read_plain(file, largest)
+    except (OSError, ValueError) as error:
+        raise UserError(Problem(place, str(file), f"is not readable: {error}.", "Correct or remove it.")) from None
+
+
 def _text(file: Path, place: str) -> str:
     try:
-        return file.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return _content(file, LARGEST_CAPTION, place).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise UserError(
             Problem(place, str(file), f"is not readable as text in UTF-8: {error}.", "Save it as UTF-8.")
         ) from None

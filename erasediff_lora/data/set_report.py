@@ -11,8 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from erasediff_lora.errors import printable
+from erasediff_lora.errors import UserError, printable
 from erasediff_lora.storage.files import write_text
+from erasediff_lora.storage.inside import read_inside
 from erasediff_lora.storage.run_folder import DATA_REPORT_FILE
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Noted(StrEnum):
     NAMES_FORGOTTEN = "captions that name what is to be forgotten"
     NOT_SHOWN = "concepts that no picture is labelled with"
     NO_DRAWING = "concepts without a picture: there are fewer pictures"
+    LINKED = "files outside the folder, which links in it lead to"
     IN_BOTH = "pictures that are in the forget set as well"
 
 
@@ -142,11 +144,11 @@ def write_data_report(folder: Path, forget: SetReport, retain: SetReport) -> Non
 def read_data_report(folder: Path) -> dict[str, list[tuple[str, int, str]]]:
     """The rows of `SetReport.rows` by set, as they lie in a run's folder; none if they are not there or not ours."""
     try:
-        content = json.loads((folder / DATA_REPORT_FILE).read_text(encoding="utf-8"))
+        if (text := read_inside(folder, DATA_REPORT_FILE)) is None:
+            return {}
+        content = json.loads(text)
         return {kind: list(_rows(content[kind])) for kind in ("forget", "retain")}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (UserError, OverflowError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         log.warning("%s is left out: it is no account of a run's sets (%s)", folder / DATA_REPORT_FILE, error)
         return {}
 

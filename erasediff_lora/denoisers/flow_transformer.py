@@ -21,6 +21,7 @@ from erasediff_lora.denoisers.base import SLOT, Tokens
 from erasediff_lora.denoisers.flow_matching import FlowMatching
 from erasediff_lora.denoisers.pipeline import PipelineDenoiser
 from erasediff_lora.denoisers.pixels import to_unit_tensor
+from erasediff_lora.devices import widest
 from erasediff_lora.recipe import Sampling
 
 AT_ONCE = 32
@@ -198,7 +199,8 @@ class FlowTransformer(PipelineDenoiser):
         if self.rows_drawn(sampling.guidance) > 1:
             told = Condition.cat([prompts, self.encode_prompts([""] * len(prompts)).to(prompts.tokens)])
         for timestep in scheduler.timesteps[first:]:
-            velocity = self._guided(latents, timestep.double() - 1, told, sampling.guidance)
+            before = timestep.to(widest(timestep.device)) - 1
+            velocity = self._guided(latents, before, told, sampling.guidance)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
         return latents
 

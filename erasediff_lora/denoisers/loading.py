@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from erasediff_lora import demo, families
+from erasediff_lora import demo, devices, families
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Model
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, fingerprint
+from erasediff_lora.storage.inside import read_plain
 from erasediff_lora.storage.paths import existing
 
 CONFIGURATIONS = ("*.json", "*.txt", "*.model")
@@ -41,16 +42,27 @@ def readable(model: Model) -> Iterator[None]:
 
 def device(model: Model) -> torch.device:
     """The recipe's device; auto: a GPU if there is one."""
-    if model.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(Problem("model.device", "cuda", "this machine has no usable GPU.", "Set it to cpu or auto."))
-    name = model.device if model.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    there = devices.accelerator()
+    if model.device in devices.GPUS and model.device != there:
+        what = f"this machine has no usable GPU{' of this kind' * bool(there)}."
+        raise UserError(Problem("model.device", model.device, what, f"Set it to {there or 'cpu'} or auto."))
+    return torch.device((there or "cpu") if model.device == "auto" else model.device)
 
 
 def dtype(model: Model, device: torch.device) -> torch.dtype:
-    """The recipe's dtype; auto: bfloat16 on a GPU, float32 on a CPU."""
+    """The recipe's dtype; auto: bfloat16 on a GPU, float16 on one that has none, float32 on a CPU.
+
+    Raises:
+        UserError: If the device cannot compute in it, or far too slowly.
+    """
+    if model.dtype == "auto" and device.type == "cpu":
+        return torch.float32
     if model.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if devices.has_bfloat16(device.type) else torch.float16
+    if model.dtype == "float64" and device.type == "mps":
+        raise UserError(Problem("model.dtype", "float64", "is nothing that Apple's GPUs have.", "Use float32."))
+    if model.dtype == "bfloat16" and device.type != "cpu" and not devices.has_bfloat16(device.type):
+        raise UserError(Problem("model.dtype", "bfloat16", "is nothing that this GPU has.", "Use float16."))
     if model.dtype == "float16" and device.type == "cpu":
         raise UserError(
             Problem("model.dtype", "float16", "is a hundred times slower than bfloat16 on a CPU.", "Use bfloat16.")
@@ -83,7 +95,7 @@ def quantization(model: Model, device: torch.device, dtype: torch.dtype, *, is_f
     if model.quantize is None:
         return {}
     problem = partial(Problem, "model.quantize", model.quantize)
-    if device.type != "cuda":
+    if device.type not in ("cuda", "xpu"):
         raise UserError(
             problem("needs a GPU: diffusers refuses to quantise on a CPU.", "Omit it, or set model.dtype: bfloat16.")
         )
@@ -186,8 +198,8 @@ def _within_reach(model: Model) -> Iterator[None]:
 def _require_family(model: Model, folder: Path, pipeline_class: Any) -> None:
     """The folder holds a pipeline of the family that the recipe names, as far as it says."""
     try:
-        named = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        named = json.loads(read_plain(folder / "model_index.json"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # the loader says what is wrong with it
     family = families.of_pipeline(named) or model.family
     if family != model.family:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from erasediff_lora import devices
 from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers import loading, noise_schedule, on_meta
 from erasediff_lora.errors import Problem, UserError
@@ -299,10 +299,7 @@ class PipelineDenoiser:
             self.network.to(self.device)
         self._pipeline = None
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        elif hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)  # glibc keeps freed pages otherwise
+        devices.give_back(self.device)
 
 
 def _shift(vae: Any) -> float:

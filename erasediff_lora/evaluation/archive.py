@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.storage.files import atomic_folder, writable
+from erasediff_lora.storage.files import OURS, atomic_folder, replace, writable
 from erasediff_lora.storage.run_folder import (
     EVALUATION_FILE,
     EVALUATIONS,
@@ -109,7 +109,7 @@ def _keep_earlier(folder: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     """Put an evaluation's files and pictures in the place of others, all or none: a full disk is noticed before."""
     with writable(target):
-        staged = Path(tempfile.mkdtemp(prefix=".foremost.", dir=target))
+        staged = Path(tempfile.mkdtemp(prefix=f"{OURS}foremost.", dir=target))
         try:
             shown = [name for name in SHOWN if (source / name).exists()]
             for name in shown:
@@ -118,8 +118,6 @@ def _copy(source: Path, target: Path) -> None:
                 else:
                     shutil.copyfile(source / name, staged / name)
             for name in shown:
-                if (target / name).is_dir():
-                    shutil.rmtree(target / name)
-                (staged / name).replace(target / name)
+                replace(staged / name, target / name)
         finally:
             shutil.rmtree(staged, ignore_errors=True)

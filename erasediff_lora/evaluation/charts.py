@@ -24,6 +24,7 @@ STYLE: Any = {
     "svg.hashsalt": "erasediff-lora",
     "font.family": "sans-serif",
     "font.size": 9,
+    "text.parse_math": False,  # names come from files: what stands between two $ is no formula
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,

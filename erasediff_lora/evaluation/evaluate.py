@@ -38,6 +38,7 @@ from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.public import is_sensitive, public_recipe
 from erasediff_lora.registry import FAMILIES
 from erasediff_lora.storage.files import atomic_folder, require_writable, sha256, write_text
+from erasediff_lora.storage.ownership import claim, require_ours
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def evaluate(
     file = locate(adapter, FAMILIES[recipe.model.family].component)
     entry = entry_for(folder, name)
     require_writable(entry)
+    require_ours(folder, "evaluation")
     if not force:
         check_same_erasure(recipe, adapter, file)
     asked, recipe = recipe, _drawn_by(_with_listed_prompts(recipe))
@@ -97,6 +99,7 @@ def evaluate(
             shown[part] = {model.name: attacker.run(evidence, model) for model in evidence.candidates.attacked()}
             result["attacks"][part] = _entry(attacker, evidence, shown[part])
     result["verdict"] = verdict(result)
+    claim(folder, "evaluation")
     with clock.time("report"), atomic_folder(entry) as made:
         _show(made, result, pictures, shown, evidence)
         result["seconds"] = clock.seconds

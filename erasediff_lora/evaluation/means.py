@@ -80,7 +80,7 @@ def _erased_by(adapter: Path, file: Path) -> list[str]:
     if named or not own.is_file():
         return list(named)
     try:
-        return [concept.name for concept in Recipe.load(own).forget.concepts]
+        return [concept.name for concept in Recipe.of_run(adapter).forget.concepts]
     except UserError:  # its pictures may be gone by now
         return []
 

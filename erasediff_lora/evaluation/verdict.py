@@ -88,10 +88,15 @@ def read_judged(folder: Path) -> dict[str, Any]:
     result = read_evaluation(folder)
     try:
         return result | {"verdict": verdict(result)}
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        what = f"is damaged: {type(error).__name__}: {error}."
-        remedy = "Make it again: erasediff-lora evaluate RUN."
-        raise UserError(Problem("run", str(folder / EVALUATION_FILE), what, remedy)) from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise damaged(folder, error) from error
+
+
+def damaged(folder: Path, error: Exception) -> UserError:
+    """The complaint about an evaluation.json that is not as they are written here, by what that led to."""
+    what = f"is damaged: {type(error).__name__}: {' '.join(str(error).split())[:200]}."
+    remedy = "Make it again: erasediff-lora evaluate RUN."
+    return UserError(Problem("run", str(folder / EVALUATION_FILE), what, remedy))
 
 
 def headline(claims: Sequence[Mapping[str, Any]]) -> str:

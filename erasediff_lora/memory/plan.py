@@ -67,7 +67,7 @@ class MemoryPlan:
     """The stages of a run, one after the other on one device.
 
     Attributes:
-        device: 'cpu' or 'cuda'.
+        device: 'cpu', 'cuda', 'mps' or 'xpu'.
         phases: In order.
     """
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from erasediff_lora import denoisers
+from erasediff_lora import denoisers, devices
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.memory.plan import CUDA_CONTEXT, MemoryPlan, plan, processes
 from erasediff_lora.recipe import Recipe
@@ -44,7 +44,8 @@ def changes(recipe: Recipe, device: str) -> list[tuple[str, list[Any]]]:
         return found  # its weights are trained in float32
     wide = recipe.model.dtype == "float32" or (recipe.model.dtype == "auto" and device == "cpu")
     found.append(("model.dtype", ["bfloat16"] if wide else []))
-    found.append(("model.quantize", ["int8", "nf4"] if recipe.model.quantize is None and device == "cuda" else []))
+    may_quantize = recipe.model.quantize is None and device in ("cuda", "xpu")
+    found.append(("model.quantize", ["int8", "nf4"] if may_quantize else []))
     return found
 
 
@@ -78,7 +79,7 @@ def remedy(recipe: Recipe, found: MemoryPlan, capacity: int) -> tuple[dict[str, 
     if overrides is None:
         return None
     if "draw" in stages and not fits(overrides, "draw"):
-        if found.device == "cuda" and may_offload(recipe):
+        if found.device != "cpu" and may_offload(recipe):
             smaller += [{"model.offload": True}, *({"model.offload": True} | batch for batch in smaller)]
         fitting = (change for change in smaller if fits(overrides | change, "draw"))
         if (best := next(fitting, None)) is None:
@@ -148,6 +149,8 @@ def capacity_of(found: MemoryPlan) -> int:
         card = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
         free, whole = torch.cuda.mem_get_info(card)  # by now this process has its context there
         return int(min(whole, free + torch.cuda.memory_reserved(card) + CUDA_CONTEXT))
+    if (own := devices.capacity(found.device)) is not None:
+        return own
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     available = min([psutil.virtual_memory().available, *_left_in_container()])
     return available // here + psutil.Process().memory_info().rss

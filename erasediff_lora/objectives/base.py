@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from erasediff_lora.condition import Condition
+from erasediff_lora.devices import wide
 from erasediff_lora.objectives.loss_scaling import unscaled_gradients
 from erasediff_lora.recipe.tables import ObjectiveSettings as ObjectiveSettings  # methods take it from here
 
@@ -321,7 +322,7 @@ def required(tensor: Tensor | None) -> Tensor:
 def floats(metrics: Mapping[str, Tensor | None]) -> dict[str, float | None]:
     """Scalars as numbers, fetched from the device at once: every wait for it would stall the loop."""
     known = {name: value for name, value in metrics.items() if value is not None}
-    numbers = torch.stack([value.detach().double() for value in known.values()]).tolist()
+    numbers = torch.stack([wide(value.detach()) for value in known.values()]).tolist()
     return dict.fromkeys(metrics) | dict(zip(known, numbers, strict=True))
 
 

@@ -24,6 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from erasediff_lora.devices import wide
 from erasediff_lora.objectives import multipliers
 from erasediff_lora.objectives.base import (
     Batch,
@@ -262,7 +263,7 @@ def solve(gradients: Tensor, squared_norms: Tensor, inner_products: Tensor, barr
     """
     if len(gradients) == 1:
         return constraint_multiplier(barriers, inner_products, squared_norms), True
-    numbers = torch.stack([squared_norms, inner_products, barriers]).double().cpu()
+    numbers = torch.stack([squared_norms, inner_products, barriers]).cpu().double()
     if not bool(numbers.isfinite().all()):  # the loop looks at the direction, and says which sample made it so
         return torch.full_like(squared_norms, torch.nan), True
     found = multipliers.solve(gram(gradients), numbers[1].numpy(), numbers[2].numpy())
@@ -272,7 +273,7 @@ def solve(gradients: Tensor, squared_norms: Tensor, inner_products: Tensor, barr
 def gram(vectors: Tensor) -> np.ndarray:
     """⟨g_i, g_j⟩, (C, C) float64; summed up in pieces, so that it takes little memory."""
     pieces = vectors.split(2**18, dim=1)
-    return np.sum([(piece.double() @ piece.double().T).cpu().numpy() for piece in pieces], axis=0)
+    return np.sum([(wide(piece) @ wide(piece).T).cpu().numpy() for piece in pieces], axis=0)
 
 
 def constraint_multiplier(barrier: Tensor, inner_product: Tensor, squared_norm: Tensor) -> Tensor:

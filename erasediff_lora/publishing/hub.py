@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,12 +30,16 @@ from erasediff_lora.recipe.evaluation import without_folders
 from erasediff_lora.recipe.public import is_sensitive, public_recipe
 from erasediff_lora.registry import FORMATS
 from erasediff_lora.storage.files import atomic_folder, write_text
+from erasediff_lora.storage.inside import read_inside
+from erasediff_lora.storage.ownership import strangers
 from erasediff_lora.storage.paths import existing
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, RECIPE_FILE
 
 log = logging.getLogger(__name__)
 HUB = "hub"
 CARD_FILE = "README.md"
+PARTS = (CARD_FILE, "images", ".cache", ".gitattributes")
+"""What lies in a hub folder besides what a run has too; the last two are the hub's own."""
 NAMING_FILES = ("base", "judge", "metrics", "recipe")
 """Parts of an evaluation that name files; earlier versions wrote where these lie."""
 UNPROVEN = {
@@ -139,7 +144,7 @@ def read_source(run: Path, asked: Asked = NOTHING) -> Source:
     except UserError as error:
         raise UserError(*(Problem("run", str(run), problem.what, remedy) for problem in error.problems)) from None
     adapter = formats.read(file, asked)
-    recipe = Recipe.load(run / RECIPE_FILE) if (run / RECIPE_FILE).is_file() else None
+    recipe = Recipe.of_run(run) if os.path.lexists(run / RECIPE_FILE) else None
     return Source(run, adapter, recipe, read_findings(run, file, adapter.provenance.concepts))
 
 
@@ -258,11 +263,22 @@ def _require_proof(source: Source, *, public: bool, force: bool) -> None:
 
 
 def _require_ours(folder: Path) -> None:
-    """Only a hub folder is replaced by one."""
-    if folder.is_symlink() or (folder.exists() and not (folder / CARD_FILE).is_file()):
-        raise UserError(
-            Problem("run", str(folder), "is there already, and no hub folder.", "Move it away: its place is needed.")
-        )
+    """Only a hub folder is replaced by one, and nothing that somebody else put into it."""
+    remedy = "Move it away: its place is needed."
+    if folder.is_symlink() or (folder.exists() and not _is_ours(folder)):
+        raise UserError(Problem("run", str(folder), "is there already, and no hub folder.", remedy))
+    ours = {*PARTS, *(FORMATS[name].FOLDER for name in FORMATS)}
+    if folder.exists() and (added := strangers(folder, "run", ours)):
+        what = f"holds {added[0]}, which is not of this program, and would go as the folder is made anew."
+        raise UserError(Problem("run", str(folder), what, "Move that away."))
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it has a card as they are written here."""
+    try:
+        return "erasediff" in (read_inside(folder, CARD_FILE) or "")
+    except UserError:
+        return False
 
 
 def _validate(card: Path) -> None:

@@ -107,7 +107,12 @@ def expand(values: dict[str, Any]) -> Expanded:
         try:
             if (file := file_of(given)) is None:
                 raise UserError(
-                    Problem(f"{name}.concepts", given, "is no list.", f"Write [cat], or a file: {SUFFIXES}.")
+                    Problem(
+                        f"{name}.concepts",
+                        given,
+                        "is no list.",
+                        f"Write [{given if isinstance(given, str) else 'cat'}], or a file: {SUFFIXES}.",
+                    )
                 )
             entries = read_list(Path(file), f"{name}.concepts", columns)
         except UserError as error:

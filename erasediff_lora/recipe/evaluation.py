@@ -7,6 +7,7 @@ is found under its name: `evaluation.inversion.steps`.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path, PureWindowsPath
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 S = TypeVar("S", bound=Section)
+PARTS = re.compile(r":(?![\\/])|(?<=\w\w):")
+"""Between the parts of NAME:WEIGHTS; what stands behind the letter of a drive is none."""
 LEAST_EACH = 8
 """Pictures of each concept where several share a number: none goes without."""
 
@@ -197,13 +200,13 @@ def without_folders(value: Any) -> Any:
         return {key: without_folders(inside) for key, inside in value.items()}
     if isinstance(value, list):
         return [without_folders(inside) for inside in value]
-    return ":".join(_name(part) for part in value.split(":")) if isinstance(value, str) else value
+    return ":".join(map(_name, PARTS.split(value))) if isinstance(value, str) else value
 
 
 def _name(text: str) -> str:
     """The last part of a path that exists here, or that can only be one; anything else as it is."""
     try:
-        path = PureWindowsPath(text) if text.startswith("\\") else Path(text).expanduser()
+        path = PureWindowsPath(text) if re.match(r"\\|[A-Za-z]:[\\/]", text) else Path(text).expanduser()
         return path.name if path.root or (isinstance(path, Path) and path.exists()) else text
     except (OSError, RuntimeError):  # too long for a path; nobody's home
         return text

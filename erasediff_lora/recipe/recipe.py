@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, TypeAdapter, ValidationEr
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import shipped
 from erasediff_lora.recipe.checks import Sections, cross_check
-from erasediff_lora.recipe.concept_lists import beside, expand
+from erasediff_lora.recipe.concept_lists import beside, expand, file_of
 from erasediff_lora.recipe.evaluation import Evaluation
 from erasediff_lora.recipe.protocols import filled, over_recipe
 from erasediff_lora.recipe.renames import current_keys, current_names
@@ -30,8 +30,11 @@ from erasediff_lora.recipe.tables import (
 )
 from erasediff_lora.recipe.yaml_io import overlay, parse_yaml, read_yaml
 from erasediff_lora.storage.files import sha256
+from erasediff_lora.storage.inside import inside
 from erasediff_lora.storage.paths import expanded
 
+RUN_RECIPE = "recipe.yaml"
+"""In the folder of a run."""
 RESULT_SECTIONS = {"model", "forget", "retain", "sampling", "adapter", "objective", "adversary", "training"}
 FREE_FIELDS = {
     *("steps", "max_steps", "gone", "threads", "checkpoint_every", "keep_checkpoints", "sample_every"),
@@ -106,6 +109,24 @@ class Recipe(Section):
         return cls._parse(overlay(values, over_recipe(changes)), problems + further)
 
     @classmethod
+    def of_run(cls, folder: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe in the folder of a run, which a stranger may have made: it depends on no file beside it.
+
+        Args:
+            folder: Of the run.
+            overrides: As for `load`, by the user: `model.allow_pickle` counts only here.
+
+        Raises:
+            UserError: As `load` does, and if it names lists in other files, or wants pickles opened.
+        """
+        place, changes = Path(folder), dict(overrides or {})
+        if inside(place, RUN_RECIPE) is None:
+            raise UserError(Problem("run", str(place), f"has no {RUN_RECIPE}.", "Give the folder of a run."))
+        if problems := _foreign(read_yaml(place / RUN_RECIPE), changes):
+            raise UserError(*problems)
+        return cls.load(place / RUN_RECIPE, changes)
+
+    @classmethod
     def _parse(cls, values: Mapping[str, Any], problems: list[Problem]) -> Recipe:
         given, found = current_names(values)
         problems = problems + found
@@ -170,6 +191,23 @@ class Recipe(Section):
         if parse_yaml(text) != values:  # Unicode's own line breaks do not survive unless they are escaped
             text = yaml.safe_dump(values, sort_keys=False)
         return text
+
+
+def _foreign(values: Mapping[str, Any], changes: Mapping[str, Any]) -> list[Problem]:
+    """What no run writes into its recipe, but somebody who wants to read or to run something here might."""
+    problems = []
+    for table, key in (("forget", "concepts"), ("retain", "concepts"), ("retain", "vocabulary")):
+        inner = values.get(table)
+        given, field = inner.get(key) if isinstance(inner, dict) else None, f"{table}.{key}"
+        if file_of(given) is not None and field not in changes:
+            what = f"is a list in a file, which the recipe of a run ({RUN_RECIPE}) does not name."
+            problems.append(Problem(field, given, what, f"If you trust it, add --{field} {file_of(given)}."))
+    model = values.get("model")
+    if isinstance(model, dict) and model.get("allow_pickle") and "model.allow_pickle" not in changes:
+        what = "opens pickles, which can run code, and stands in the recipe of a run."
+        remedy = "If you trust the base, add --model.allow_pickle true."
+        problems.append(Problem("model.allow_pickle", model["allow_pickle"], what, remedy))
+    return problems
 
 
 def _with_preset(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,12 @@ class Model(Section):
     family: Annotated[str, one_of(FAMILIES)] = Field("stable_diffusion", description="model family")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
         "auto",
-        description="of the base's weights; auto: bfloat16 on a GPU, float32 on a CPU and where they are trained; "
-        "float64: to compare arithmetic",
+        description="of the base's weights; auto: bfloat16 on a GPU, float16 on one that has none, float32 on a CPU and"
+        " where they are trained; float64: to compare arithmetic",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field(
+        "auto", description="where to train: cuda (also AMD's cards), mps (Apple's), xpu (Intel's); auto: what there is"
+    )
     quantize: Literal["nf4", "int8"] | None = Field(
         None, description="hold the frozen network in 4 or 8 bits (bitsandbytes, on a GPU)"
     )

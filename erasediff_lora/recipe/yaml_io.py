@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.storage.inside import read_plain
 
 LONGEST, MOST_VALUES, DEEPEST = 2**20, 100_000, 50
 """Characters; values once aliases are unfolded; levels."""
@@ -50,7 +51,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: If there is no such file, or it is not a YAML mapping.
     """
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        values = parse_yaml(read_plain(path, 4 * LONGEST).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(Problem("recipe", str(path), "there is no such file.", "Check the path.")) from None
     except (OSError, ValueError) as error:

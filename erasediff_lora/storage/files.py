@@ -7,7 +7,9 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +24,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
-TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")
+OURS = ".erasediff."
+"""How the names of temporary files and folders begin: those of other programs are never touched."""
+LONGEST_NAME = 48
+"""Characters of the final name in a temporary one."""
+TEMPORARY = re.compile(rf"{re.escape(OURS)}.+\.[a-z0-9_]{{8}}(\.\w+)?")
 """Names of `tempfile`, as they are made here."""
+PATIENCE = 2.0
+"""Seconds. On Windows a file that another program has open, a virus scanner say, cannot be replaced for a moment."""
 LONGEST_HEADER = 16 * 2**20
 """Bytes: a hundred times that of a model's file, and room for the notes that some trainers keep there."""
 UNWRITABLE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
-    *(errno.EACCES, errno.EPERM, errno.EROFS),  # forbidden
-    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),  # in the way
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free space there, or choose another place."),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "See that you may write there and no program has it open, or choose another place.",
+    ),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EXDEV, errno.EBUSY),
+        "Choose another place.",
+    ),
 }
+"""The system's refusals to write -> what helps."""
 
 
 @contextmanager
@@ -46,7 +61,7 @@ def atomic(path: Path, field: str = "output") -> Iterator[Path]:
     """
     with writable(path, field):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_temporary(path), suffix=path.suffix, dir=path.parent)
         os.close(handle)
         with _removed_on_failure(Path(name), path) as temporary:
             yield temporary
@@ -65,33 +80,71 @@ def atomic_folder(path: Path, field: str = "output") -> Iterator[Path]:
     """
     with writable(path, field):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_temporary(path), dir=path.parent))
         try:
             yield temporary
             temporary.chmod(0o755)
-            if path.exists():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            temporary.replace(path)
+            replace(temporary, path)
             _sync_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> str:
+    """The beginning of a temporary name; a long name, whose letters may take four bytes each, is cut."""
+    return f"{OURS}{path.name[:LONGEST_NAME]}."
+
+
+def replace(new: Path, path: Path) -> None:
+    """Give a file or folder its place. What is there goes once the new one stands, and comes back if it cannot."""
+    if new.is_dir() and (path.exists() or path.is_symlink()):
+        there = Path(tempfile.mkdtemp(prefix=_temporary(path), dir=path.parent))
+        _rename(path, there / path.name)
+        try:
+            _rename(new, path)
+        except OSError:
+            _rename(there / path.name, path)
+            raise
+        finally:
+            shutil.rmtree(there, ignore_errors=True)
+    else:
+        _rename(new, path)
+
+
+def _rename(old: Path, new: Path) -> None:
+    until = time.monotonic() + (PATIENCE if sys.platform == "win32" else 0)
+    while True:
+        try:
+            old.replace(new)
+            return
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, but not what it leads to."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @contextmanager
 def _removed_on_failure(temporary: Path, path: Path) -> Iterator[Path]:
     try:
         yield temporary
-        with temporary.open("rb") as stream:
+        with temporary.open("r+b") as stream:  # Windows syncs what may be written only
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
-        temporary.replace(path)
+        replace(temporary, path)
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new name survives a loss of power once its folder is on the disk."""
+    """A new name survives a loss of power once its folder is on the disk. Windows opens no folders."""
+    if sys.platform == "win32":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -101,9 +154,9 @@ def _sync_folder(folder: Path) -> None:
 
 def sweep(folder: Path, name: str = "*") -> None:
     """Remove what `atomic` and `atomic_folder` leave of `name` when they are killed. Nobody else may be writing it."""
-    for path in folder.glob(f".{name}.*"):
+    for path in folder.glob(f"{OURS}{name[:LONGEST_NAME]}.*"):
         if TEMPORARY.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
 
 @contextmanager
@@ -125,7 +178,7 @@ def writable(path: Path, field: str = "output") -> Iterator[None]:
                 field,
                 str(path),
                 f"cannot be written: {os.strerror(number)}.",
-                "Free space there, or choose another place.",
+                UNWRITABLE[number],
             )
         ) from error
 
@@ -143,6 +196,19 @@ def require_writable(folder: Path, field: str = "output") -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with writable(folder, field), tempfile.TemporaryFile(dir=there):
         pass
+
+
+def require_free(file: Path, field: str = "output", *, overwrite: bool) -> None:
+    """See that a file is not there yet, or may be replaced.
+
+    Raises:
+        UserError: If it is there and may not, or it is a folder.
+    """
+    if file.is_dir():
+        raise UserError(Problem(field, str(file), "is a folder.", "Name a file."))
+    if (file.exists() or file.is_symlink()) and not overwrite:
+        remedy = "Choose another name, or replace it with --overwrite."
+        raise UserError(Problem(field, str(file), "exists already.", remedy))
 
 
 _WEB_PAGE = ("is a web page, such as a hub's about the file.", "Download the file itself, with the hub's program.")
@@ -205,7 +271,7 @@ def open_safetensors(path: Path, field: str, framework: Literal["pt", "np"] = "p
 def write_text(path: Path, text: str, field: str = "output") -> None:
     """Write a UTF-8 text file atomically."""
     with atomic(path, field) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def save_safetensors(
@@ -222,7 +288,7 @@ def fingerprint(files: Iterable[Path], root: Path) -> str:
     """SHA-256, in hexadecimal, over files and their names under `root`."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(str(file.relative_to(root)).encode())
+        digest.update(file.relative_to(root).as_posix().encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from erasediff_lora.errors import Problem, UserError
@@ -36,7 +37,7 @@ def at_home(text: str, field: str) -> str:
     Raises:
         UserError: If it can be no path.
     """
-    return str(expanded(text, field)) if text.startswith("~") and "/" in text else text
+    return str(expanded(text, field)) if text.startswith("~") and ("/" in text or os.sep in text) else text
 
 
 def existing(path: Path | str, field: str) -> Path:

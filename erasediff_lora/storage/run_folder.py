@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.files import sweep, writable, write_text
+from erasediff_lora.storage.inside import inside, parse_json, read_inside
 from erasediff_lora.storage.locks import Held, lock
+from erasediff_lora.storage.ownership import LOCK_FILE, bring_back, claimed, finishing, is_waiting, replacing
 
 RECIPE_FILE = "recipe.yaml"
 EVALUATION_FILE = "evaluation.json"
@@ -29,7 +30,6 @@ CHECKPOINTS = "checkpoints"
 BEST_FILE = "checkpoints/best.safetensors"
 SELECTION_FILE = "selection.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-LOCK_FILE = ".lock"
 ADAPTER_FILE = "adapter.safetensors"
 TRAINER_FILE = "trainer.pt"
 PICTURE_TYPES = ("PNG", "JPEG", "WEBP")
@@ -51,12 +51,11 @@ def lock_run(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            Problem("output", str(folder), f"cannot be made: {error.strerror or error}", "Choose another folder.")
+            Problem("output", str(folder), f"cannot be made: {error.strerror or error}.", "Choose another folder.")
         ) from None
     file = folder / LOCK_FILE
     try:
-        with lock(file):
-            _make_place(folder, resume=resume, overwrite=overwrite)
+        with lock(file), _in_its_place(folder, resume=resume, overwrite=overwrite):
             yield
     except Held as held:
         raise UserError(
@@ -69,7 +68,11 @@ def lock_run(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         ) from None
 
 
-def _make_place(folder: Path, *, resume: bool, overwrite: bool) -> None:
+@contextmanager
+def _in_its_place(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """What is there of the run is left as it is, or put aside until what takes its place is whole."""
+    if not is_waiting(folder) or not (resume or overwrite or (folder / RECIPE_FILE).exists()):
+        bring_back(folder)
     if (folder / RECIPE_FILE).exists() and not (resume or overwrite):
         raise UserError(
             Problem(
@@ -79,13 +82,11 @@ def _make_place(folder: Path, *, resume: bool, overwrite: bool) -> None:
                 "Continue it with --resume, replace it with --overwrite, or choose another --output.",
             )
         )
-    if overwrite and not resume:
-        for old in folder.iterdir():
-            if old.name != LOCK_FILE:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
     sweep(folder)
     sweep(folder / CHECKPOINTS)
     sweep(folder / "samples")
+    with claimed(folder, "run"), replacing(folder) if overwrite and not resume else finishing(folder):
+        yield
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
@@ -95,13 +96,13 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         UserError: If there is none, or it is damaged or of an older version.
     """
     file = folder / EVALUATION_FILE
-    try:
-        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if (text := read_inside(folder, EVALUATION_FILE)) is None:
         raise UserError(
             Problem("run", str(folder), f"has no {EVALUATION_FILE}.", "Make it: erasediff-lora evaluate RUN.")
-        ) from None
-    except (OSError, ValueError) as error:
+        )
+    try:
+        result: dict[str, Any] = parse_json(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(
             Problem("run", str(file), f"is damaged: {error}.", "Make it again: erasediff-lora evaluate RUN.")
         ) from None
@@ -128,21 +129,13 @@ def picture_in(folder: Path, name: object, entry: str) -> Path | None:
     """
     from PIL import Image, UnidentifiedImageError
 
-    def refused(what: str) -> UserError:
-        return UserError(Problem(entry, name, what, f"Only a PNG, JPEG or WEBP inside {folder} is used; correct it."))
-
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise refused("names no file.")
-    relative, root = Path(name), folder.resolve()
-    if relative.is_absolute() or ".." in relative.parts:
-        raise refused("leads out of the run.")
-    file = root / relative
-    if file.resolve() != file:
-        raise refused("is a link, or lies behind one.")
-    if not file.exists():
+    wanted = "PNG, JPEG or WEBP"
+    if (file := inside(folder, name, LARGEST_PICTURE, entry, wanted)) is None:
         return None
-    if not file.is_file() or file.stat().st_size > LARGEST_PICTURE:
-        raise refused("is no file, or too large for a picture.")
+
+    def refused(what: str) -> UserError:
+        return UserError(Problem(entry, name, what, f"Only a {wanted} inside {folder} is used; correct it."))
+
     try:
         with Image.open(file, formats=PICTURE_TYPES) as image:
             if image.width * image.height > MOST_PIXELS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,9 +15,10 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
 from torch import Tensor
 
+from erasediff_lora import devices
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Recipe, Training
-from erasediff_lora.storage.files import writable
+from erasediff_lora.storage.files import OURS, writable
 from erasediff_lora.storage.run_folder import lock_run
 from erasediff_lora.training.stop_signal import StopSignal
 
@@ -29,6 +31,11 @@ ENGINES = {
     "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
 }
 """What `accelerate launch` sets -> the distributed type that asked for it."""
+LAUNCHED = {
+    "ACCELERATE_MIXED_PRECISION": ("--mixed_precision", "no", "model.dtype"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("--gradient_accumulation_steps", "1", "training.gradient_accumulation"),
+}
+"""What `accelerate launch` sets -> its flag, the value that asks for nothing, and the field that says it here."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,14 @@ def start(recipe: Recipe) -> Accelerator:
                 "Use MULTI_GPU (recipes/accelerate/gpus.yaml); to split the frozen weights add --training.shard true.",
             )
         )
+    if problems := [
+        Problem(flag, given, f"would not be heeded: {field} of the recipe says it.", f"Leave it out, and set {field}.")
+        for variable, (flag, nothing, field) in LAUNCHED.items()
+        if (given := os.environ.get(variable, nothing)) not in (nothing, "")
+    ]:
+        raise UserError(*problems)
     accelerator = Accelerator(
-        cpu=recipe.model.device == "cpu" or not torch.cuda.is_available(),
+        cpu=recipe.model.device == "cpu" or devices.accelerator() is None,
         log_with=list(recipe.training.log_with) or None,
         project_dir=str(recipe.output),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
@@ -141,13 +154,13 @@ def _is_first(accelerator: Accelerator, cache: Path) -> bool:
     """Whether no process of a lower number has the same cache: each leaves a mark there, and looks for the others."""
     job = [uuid.uuid4().hex[:8]]
     broadcast_object_list(job)
-    mark = cache / f".job.{job[0]}.{accelerator.process_index}"  # a temporary of ours, as `files.sweep` knows them
+    mark = cache / f"{OURS}job.{job[0]}.{accelerator.process_index}"  # a temporary of ours, as `files.sweep` knows them
     with writable(cache, "cache"):
         cache.mkdir(parents=True, exist_ok=True)
         mark.touch()
     try:
         accelerator.wait_for_everyone()
-        seen = [int(other.suffix[1:]) for other in cache.glob(f".job.{job[0]}.*")]
+        seen = [int(other.suffix[1:]) for other in cache.glob(f"{OURS}job.{job[0]}.*")]
         accelerator.wait_for_everyone()
     finally:
         mark.unlink(missing_ok=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 
-import psutil
-import torch
 from accelerate import Accelerator
 
+from erasediff_lora.devices import peak_memory
 from erasediff_lora.objectives import Direction
 from erasediff_lora.progress import tqdm
 from erasediff_lora.storage.run_folder import LOG_FILE, JsonLog
@@ -49,7 +47,7 @@ class Progress:
         values = direction.metrics | {
             "learning_rate": run.optimizer.param_groups[0]["lr"],
             "samples_per_second": 2 * run.recipe.training.batch_size / seconds,
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": peak_memory(run.denoiser.device),
         }
         values |= run.hooks.metrics()
         values = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
@@ -75,15 +73,3 @@ class Progress:
         if self.log is not None:
             self.log.close()
         self.accelerator.end_training()
-
-
-def peak_memory() -> int:
-    """Bytes: the most that the GPU allocator, or without a GPU this process, ever held."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

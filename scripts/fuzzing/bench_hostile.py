@@ -1,9 +1,9 @@
 """How long it takes, and how much memory, to refuse files that were made to harm.
 
-    python scripts/fuzzing/bench_hostile.py [--work build/hostile]
+    python scripts/fuzzing/bench_hostile.py [--work build/hostile] [--run runs/cat]
 
-Each is opened by the command line in a process of its own, after everything is imported. Prints a Markdown table and
-writes hostile.json under --work.
+With --run, copies of an evaluated run are spoiled as well. Each file is opened by the command line in a process of its
+own, after everything is imported. Prints a Markdown table and writes hostile.json under --work.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hostile_files import ADAPTERS, PICTURES, RECIPES
+from hostile_files import ADAPTERS, PICTURES, RECIPES, RUNS, SETS
+from PIL import Image
 
 OPEN = """
 import json, os, resource, sys, time
@@ -41,7 +43,7 @@ IMAGES_RECIPE = {
 }
 
 
-def cases(work: Path) -> Iterator[tuple[str, list[str]]]:
+def cases(work: Path, run: Path | None) -> Iterator[tuple[str, list[str]]]:
     """Write each file and yield what it is and the command that opens it."""
     for name, content in ADAPTERS.items():
         (work / "adapter.safetensors").write_bytes(content())
@@ -54,6 +56,23 @@ def cases(work: Path) -> Iterator[tuple[str, list[str]]]:
     for name, content in PICTURES.items():
         (work / "pictures/picture.png").write_bytes(content())
         yield f"picture: {name}", ["prepare", "recipe.yaml"]
+    (work / "secret.txt").write_text("secret\n")
+    (work / "secret.json").write_text('{"secret": "secret"}')
+    for name, spoil in SETS.items():
+        shutil.rmtree(work / "pictures")
+        (work / "pictures").mkdir()
+        for number in range(2):
+            Image.new("RGB", (64, 64), (number, 0, 0)).save(work / f"pictures/{number}.png")
+        spoil(work / "pictures")
+        yield f"set: {name}", ["prepare", "recipe.yaml"]
+    if run is None:
+        return
+    for name, spoil in RUNS.items():
+        shutil.rmtree(work / "run", ignore_errors=True)
+        shutil.copytree(run, work / "run")
+        spoil(work / "run")
+        yield f"run: {name}, compared", ["compare", "run", "--output", "page.html", "--overwrite"]
+        yield f"run: {name}, published", ["publish", "run", "--repo", "me/x", "--dry_run"]
 
 
 def opened(command: list[str], work: Path) -> dict[str, Any]:
@@ -71,13 +90,19 @@ def main() -> None:
     """Open them all, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/hostile"))
-    work = parser.parse_args().work
+    parser.add_argument("--run", type=Path, help="an evaluated run")
+    parsed = parser.parse_args()
+    work: Path = parsed.work
     work.mkdir(parents=True, exist_ok=True)
     rows = {}
     print("| file | refused | after | memory |\n|---|---|---|---|")
-    for name, command in cases(work):
+    for name, command in cases(work, parsed.run):
         row = rows[name] = opened(command, work)
-        refused = "yes" if row["status"] == 2 and not row["code_ran"] else f"**no** (status {row['status']})"
+        refused = f"**no** (status {row['status']})"
+        if name.startswith("run: ") and row["status"] == 0:
+            refused = "left out"
+        elif row["status"] == 2 and not row["code_ran"]:
+            refused = "yes"
         cost = "– | –" if row["seconds"] is None else f"{row['seconds']:.2f} s | {row['bytes'] / 1e6:.0f} MB"
         print(f"| {name} | {refused} | {cost} |", flush=True)
     (work / "hostile.json").write_text(json.dumps(rows, indent=2) + "\n")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 KEY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -132,3 +134,108 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "a PostScript program": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n",
 }
 """What it is -> the content of a picture."""
+
+
+def _changed(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Rewrites a JSON file of a run."""
+
+    def spoil(run: Path) -> None:
+        (run / name).write_text(json.dumps(change(json.loads((run / name).read_text()))))
+
+    return spoil
+
+
+def _evaluation(**entries: Any) -> Callable[[Path], None]:
+    return _changed("evaluation.json", lambda result: result | entries)
+
+
+def _written(name: str, content: bytes) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return spoil
+
+
+def _linked(name: str, target: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+
+    return spoil
+
+
+def _pipe(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return spoil
+
+
+def _sparse(name: str, size: int) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        with (folder / name).open("wb") as stream:
+            stream.truncate(size)
+
+    return spoil
+
+
+_MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+RUNS: dict[str, Callable[[Path], None]] = {
+    "an evaluation that is a link out": _linked("evaluation.json", "../secret.json"),
+    "an evaluation that is a pipe": _pipe("evaluation.json"),
+    "an evaluation of 10 GB": _sparse("evaluation.json", 10 * 2**30),
+    "an evaluation nested 100,000 deep": _written("evaluation.json", b"[" * 10**5),
+    "an evaluation that is a list": _written("evaluation.json", b"[]"),
+    "an evaluation of millions of lists": _written("evaluation.json", b"[" + b"[]," * (5 * 2**20) + b"[]]"),
+    "an evaluation of bytes": _written("evaluation.json", bytes(range(256))),
+    "a number of 5,000 digits": _written("evaluation.json", b'{"metrics": ' + b"9" * 5000 + b"}"),
+    "metrics that are a list": _evaluation(metrics=[]),
+    "metrics of another kind": _evaluation(metrics={"accuracy": {"unlearning_accuracy": "x"}}),
+    "a metric that is a list": _evaluation(metrics={"accuracy": [1]}),
+    "shares beyond one": _evaluation(metrics={"accuracy": {"unlearning_accuracy": 1e308, "counted": {"forget": 1}}}),
+    "shares that are no numbers": _evaluation(metrics={"accuracy": {"unlearning_accuracy": float("nan")}}),
+    "attacks that are a list": _evaluation(attacks=[[]]),
+    "attacks without models": _evaluation(attacks={"inversion": {"title": "x", "budget": "y", "models": {}}}),
+    "an attack of another kind": _evaluation(attacks={"inversion": "x"}),
+    "strips that are a number": _evaluation(strips=3),
+    "strips that are names": _evaluation(strips=["evaluation.json"]),
+    "a strip that lies on another disk": _evaluation(strips=[{"section": "forget", "file": "C:secret.png"}]),
+    "a strip behind backslashes": _evaluation(strips=[{"section": "forget", "file": "..\\secret.txt"}]),
+    "a strip without a file": _evaluation(strips=[{"section": "forget"}]),
+    "concepts that are numbers": _evaluation(concepts=[1, 2]),
+    "no concepts": _evaluation(concepts=[]),
+    "concepts of markup": _evaluation(concepts=[_MARKUP]),
+    "a concept of a formula": _evaluation(concepts=["$\\frac{"]),
+    "an adapter that is a list": _evaluation(adapter=[]),
+    "an adapter of text": _evaluation(adapter={"file": _MARKUP, "bytes": "many", "sha256": 3}),
+    "a recipe that is a number": _evaluation(recipe=3),
+    "a judge that is a table": _evaluation(judge={"a": {}}),
+    "a log of markup": _written("training_log.jsonl", f'{{"step": "{_MARKUP}"}}\n'.encode() * 3),
+    "a recipe that is a link out": _linked("recipe.yaml", "../secret.json"),
+    "a recipe that is a pipe": _pipe("recipe.yaml"),
+    "a recipe of 10 GB": _sparse("recipe.yaml", 10 * 2**30),
+    "a recipe of laughs": _written("recipe.yaml", _LAUGH.encode()),
+}
+"""What it is -> spoils a run's folder, beside which lie secret.txt and secret.json."""
+
+_ROW = b'{"file_name": "0.png", "text": "a"}\n'
+SETS: dict[str, Callable[[Path], None]] = {
+    "rows that name files outside": _written("metadata.jsonl", b'{"file_name": "../secret.txt", "text": "a"}\n'),
+    "rows that name files from the root": _written("metadata.jsonl", b'{"file_name": "/etc/passwd", "text": "a"}\n'),
+    "rows that name files by zero": _written("metadata.jsonl", b'{"file_name": "\\u0000", "text": "a"}\n'),
+    "rows nested 100,000 deep": _written("metadata.jsonl", _ROW + b'{"file_name":' * 10**5),
+    "rows of numbers": _written("metadata.jsonl", _ROW + b"9" * 5000),
+    "rows whose captions are tables": _written("metadata.jsonl", b'{"file_name": "0.png", "text": {"a": []}}\n'),
+    "a listing that is a pipe": _pipe("metadata.jsonl"),
+    "a listing that never ends": _linked("metadata.jsonl", "/dev/zero"),
+    "a table of bytes": _written("metadata.csv", bytes(range(256))),
+    "a table of one endless cell": _written("metadata.csv", b'file_name,text\n0.png,"' + b"x" * 10**6),
+    "a table of a million columns": _written("metadata.csv", b"file_name,text\n0.png" + b"," * 10**6 + b"\n"),
+    "a caption that is no text": _written("0.txt", b"\xff\xfe\x00\x01"),
+    "a caption of 2 MiB": _sparse("0.txt", 2**21),
+    "a picture that is a link to a text": _linked("0.png", "../secret.txt"),
+    "a picture that is a text": _written("0.png", b"xyzzy-the-password"),
+    "a picture of 10 GB": _sparse("0.png", 10 * 2**30),
+}
+"""What it is -> spoils a folder of two pictures, beside which lies secret.txt."""

@@ -50,7 +50,7 @@ def test_a_folder_in_use_is_refused_and_a_dead_owner_is_no_owner(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    with holder(run / ".lock") as owner:
+    with holder(run / ".erasediff.lock") as owner:
         refused(
             cli("train", recipe_file()),
             f"output = '{run}': is in use by process {owner.pid} on {socket.gethostname()}.",
@@ -58,9 +58,9 @@ def test_a_folder_in_use_is_refused_and_a_dead_owner_is_no_owner(
         )
         owner.kill()
         owner.wait()
-        assert (run / ".lock").exists(), "nobody cleaned up"
+        assert (run / ".erasediff.lock").exists(), "nobody cleaned up"
         assert cli("train", recipe_file()).status == 0
-    assert not (run / ".lock").exists()
+    assert not (run / ".erasediff.lock").exists()
 
 
 def test_a_lock_that_was_let_go_meanwhile_is_taken_again(tmp_path: Path) -> None:

@@ -221,3 +221,17 @@ def test_engines_that_step_by_themselves_are_refused(
         "add --training.shard true",
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "--mixed_precision = 'bf16': would not be heeded: model.dtype"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "--gradient_accumulation_steps = '4': would not be heeded"),
+    ],
+)
+def test_what_the_launcher_is_asked_for_and_the_recipe_says(
+    variable: str, value: str, told: str, recipe_file: RecipeFile, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    refused(cli("train", recipe_file()), told)

@@ -44,7 +44,7 @@ def test_one_cache_and_one_each_end_alike(values: Any, tmp_path: Path) -> None:
     assert made(tmp_path / "one/cache-0") == {"forget", "retain", "words", "prepared"}
     assert made(tmp_path / "two/cache-0") == {"forget", "retain", "words", "prepared"}
     assert made(tmp_path / "two/cache-1") == {"forget", "retain", "words"}, "the preparation is told"
-    assert not [path for path in tmp_path.rglob(".*") if path.name.startswith((".job", ".lock"))]
+    assert not [path for path in tmp_path.rglob(".*") if path.name.startswith((".erasediff", ".lock"))]
 
 
 @pytest.mark.parametrize("at", [1, 9])

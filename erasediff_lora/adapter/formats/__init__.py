@@ -14,6 +14,7 @@ from erasediff_lora.adapter.pointwise import canonical
 from erasediff_lora.adapter.weights import LoraAdapter, MixedAdapter, StoredAdapter
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.registry import FORMATS
+from erasediff_lora.storage.files import require_free
 from erasediff_lora.storage.paths import existing, expanded
 
 OTHER = "other"
@@ -146,10 +147,8 @@ def write(adapter: LoraAdapter, output: Path | str, format: str, *, overwrite: b
             )
         )
     file: Path = FORMATS[format].target(adapter, output)
-    if file.exists() and not overwrite:
-        raise UserError(
-            Problem("output", str(file), "exists already.", "Choose another name, or replace it with --overwrite.")
-        )
+    for name in (file.name, *getattr(FORMATS[format], "BESIDE", ())):
+        require_free(file.with_name(name), overwrite=overwrite)
     written: list[Path] = FORMATS[format].write(adapter, file)
     return written
 

@@ -48,7 +48,10 @@ class Published:
 
 
 class Format(Protocol):
-    """A module or object each, registered in `registry.FORMATS`; safetensors files all."""
+    """A module or object each, registered in `registry.FORMATS`; safetensors files all.
+
+    One that writes further files in the folder of the first names them in a `BESIDE`.
+    """
 
     FILE: str | None
     """The name that its file has in a folder; None: any."""

@@ -22,11 +22,14 @@ from erasediff_lora.adapter.scaling import beside_factors
 from erasediff_lora.adapter.weights import LoraAdapter, StoredAdapter, unusable
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.files import save_safetensors, write_text
+from erasediff_lora.storage.inside import read_plain
 from erasediff_lora.storage.tensors import TensorFile
 
 FILE = "adapter_model.safetensors"
 FOLDER = "peft"
+
 CONFIG = "adapter_config.json"
+BESIDE = (CONFIG,)
 PREFIX = "base_model.model."
 _USAGE = '**peft**: `PeftModel.from_pretrained({component}, "{repo}", subfolder="{folder}")`.'
 
@@ -108,13 +111,13 @@ def _config(stored: TensorFile) -> dict[str, Any]:
     if not file.exists() and stored.path.name != FILE:
         return header_config(stored).get("", {})
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_plain(file))
         kind = config["peft_type"]
     except FileNotFoundError:
         raise UserError(
             Problem("adapter", str(file), "is missing; it holds alpha.", "Give a folder with both of peft's files.")
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             Problem("adapter", str(file), f"is no LoRA configuration of peft: {error}.", "Export it again.")
         ) from None

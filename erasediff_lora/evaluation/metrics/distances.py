@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from erasediff_lora.devices import wide
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.metrics.base import Metric
 from erasediff_lora.evaluation.parts import Found, Table
@@ -175,8 +176,8 @@ def frechet_distance(reference: Tensor, found: Tensor) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(feature=_given(reference.shape[1]))
-    metric.update(reference.double(), real=True)
-    metric.update(found.double(), real=False)
+    metric.update(wide(reference), real=True)
+    metric.update(wide(found), real=False)
     return max(float(metric.compute()), 0.0)
 
 
@@ -197,8 +198,8 @@ def kernel_distance(reference: Tensor, found: Tensor, seed: int = 0) -> tuple[fl
         torch.manual_seed(seed)
         size = max(2, min(len(reference), len(found)) * 3 // 4)
         metric = KernelInceptionDistance(feature=_given(reference.shape[1]), subsets=SUBSETS, subset_size=size)
-        metric.update(reference.double(), real=True)
-        metric.update(found.double(), real=False)
+        metric.update(wide(reference), real=True)
+        metric.update(wide(found), real=False)
         mean, deviation = metric.compute()
     return float(mean), float(deviation)
 
@@ -216,11 +217,11 @@ def precision_recall(reference: Tensor, found: Tensor, neighbours: int = NEIGHBO
     """
     import torch
 
-    between = torch.cdist(found.double(), reference.double())
+    between = torch.cdist(wide(found), wide(reference))
 
     def radius(points: Tensor) -> Tensor:
         k = min(neighbours, len(points) - 1)
-        return torch.cdist(points.double(), points.double()).kthvalue(k + 1, dim=1).values
+        return torch.cdist(wide(points), wide(points)).kthvalue(k + 1, dim=1).values
 
     precision = (between <= radius(reference)[None, :]).any(dim=1).double().mean()
     recall = (between <= radius(found)[:, None]).any(dim=0).double().mean()
@@ -253,7 +254,8 @@ def pictures_in(folder: Path) -> list[Path]:
     from erasediff_lora.data.pictures import SUFFIXES
 
     folder = folder.expanduser()
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = sorted(found) if folder.is_dir() else []
     if len(files) < 2:
         what = f"holds {len(files)} picture(s)." if folder.is_dir() else "is no folder."
         raise UserError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from erasediff_lora.evaluation.report.blocks import Block, Charts, Rows
 from erasediff_lora.evaluation.report.sections.asked import WORDS, folded
 from erasediff_lora.evaluation.report.strips import embedded_strips
 from erasediff_lora.evaluation.results import asked, attacked, damage, measured, recognition
-from erasediff_lora.evaluation.verdict import read_judged
-from erasediff_lora.storage.files import write_text
+from erasediff_lora.evaluation.verdict import damaged, read_judged
+from erasediff_lora.storage.files import require_free, write_text
 
 Row = tuple[str, Sequence[str | None]]
 
@@ -35,23 +36,47 @@ def compare(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -
     Raises:
         UserError: If a run has no evaluation, or the output is there already.
     """
-    if output.exists() and not overwrite:
-        raise UserError(Problem("--output", str(output), "exists already.", "Add --overwrite, or name another file."))
+    require_free(output, "--output", overwrite=overwrite)
     runs = {name: read_judged(folder) for name, folder in zip(_names(folders), folders, strict=True)}
+    places = dict(zip(runs, folders, strict=True))
+    for name, folder in places.items():
+        with _explained(folder):
+            _page({name: runs[name]}, {name: folder})
+    page, rows, notes = _page(runs, places)
+    write_text(output, page, field="--output")
+    return _markdown(list(runs), rows) + "".join(f"\n\n{note} Compare with care." for note in notes)
+
+
+def _page(runs: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]) -> tuple[str, list[Row], list[str]]:
+    """The page, and its rows and notes."""
     rows, notes = _rows(runs), _notes(runs)
-    page = environment().get_template("comparison.html.jinja")
-    write_text(
-        output,
-        page.render(
+    page = (
+        environment()
+        .get_template("comparison.html.jinja")
+        .render(
             runs=runs,
             rows=_table(list(runs), rows),
             notes=notes,
             charts=Charts(found) if (found := _charts(runs)) else None,
-            strips={name: _pictures(folder, runs[name]) for name, folder in zip(runs, folders, strict=True)},
-        ),
-        field="--output",
+            strips={name: _pictures(folder, runs[name]) for name, folder in folders.items()},
+        )
     )
-    return _markdown(list(runs), rows) + "".join(f"\n\n{note} Compare with care." for note in notes)
+    return page, rows, notes
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Name the run whose evaluation.json, which may be a stranger's, is not as they are written here.
+
+    Raises:
+        UserError: Instead of whatever its content leads to.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise damaged(folder, error) from error
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
