@@ -84,7 +84,8 @@ def measures_no_less(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     try:
         if new["adapter"]["sha256"] != old["adapter"]["sha256"]:
             return True
-        return all({*old[kind]} <= {*new[kind]} for kind in ("concepts", "metrics", "attacks")) and all(
+        kinds = ("concepts", "metrics", "attacks", "survival")
+        return all({*old.get(kind, [])} <= {*new.get(kind, [])} for kind in kinds) and all(
             new[count] >= old[count] for count in ("forget_samples", "retain_samples")
         )
     except (KeyError, TypeError, AttributeError):  # not ours, or damaged

@@ -81,11 +81,13 @@ class Candidates:
         base: Without the adapter.
         erased: With it, at strength 1.
         never_learned: The floor of the attacks, if there is one.
+        file: Of the adapter, or of the trained weights.
     """
 
     base: Candidate
     erased: Candidate
     never_learned: Candidate | None
+    file: Path
 
     def at(self, strength: float) -> Candidate:
         """The base with the adapter at another strength."""
@@ -125,6 +127,7 @@ def load_candidates(recipe: Recipe, adapter: Path) -> Candidates:
         Candidate("base", recipe, denoiser, PictureStore.of(recipe, denoiser, None), erasure, 0.0),
         Candidate("erased", recipe, denoiser, PictureStore.of(recipe, denoiser, adapter), erasure, 1.0),
         never,
+        adapter,
     )
 
 

@@ -36,7 +36,7 @@ from erasediff_lora.evaluation.report.strips import Look, Pair, Sheet, save_stri
 from erasediff_lora.evaluation.verdict import verdict
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.public import is_sensitive, public_recipe
-from erasediff_lora.registry import FAMILIES
+from erasediff_lora.registry import FAMILIES, SURVIVAL
 from erasediff_lora.storage.files import atomic_folder, require_writable, sha256, write_text
 from erasediff_lora.storage.ownership import claim, require_ours
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
@@ -88,7 +88,7 @@ def evaluate(
     with clock.time("pictures"):
         pictures = _drawn(evidence)
     result = {"name": entry.name} | _facts(recipe, evidence, file) | {"recipe_sha256": asked.sha256()}
-    result |= {"metrics": {}, "attacks": {}, "refused": {}}
+    result |= {"metrics": {}, "attacks": {}, "survival": {}, "refused": {}}
     for part in recipe.evaluation.metrics:
         with clock.time(part), _noted(part, result["refused"]):
             result["metrics"][part] = metric(part).measure(evidence)
@@ -98,6 +98,9 @@ def evaluate(
             attacker = attack(part)
             shown[part] = {model.name: attacker.run(evidence, model) for model in evidence.candidates.attacked()}
             result["attacks"][part] = _entry(attacker, evidence, shown[part])
+    for part in recipe.evaluation.survival:
+        with clock.time(part), _noted(part, result["refused"]):
+            result["survival"][part] = SURVIVAL[part](part).measure(evidence)
     result["verdict"] = verdict(result)
     claim(folder, "evaluation")
     with clock.time("report"), atomic_folder(entry) as made:

@@ -18,6 +18,7 @@ from erasediff_lora.evaluation.metrics import metric
 from erasediff_lora.evaluation.parts import Part
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.names import folded
+from erasediff_lora.registry import SURVIVAL
 from erasediff_lora.storage.files import open_safetensors
 from erasediff_lora.storage.run_folder import RECIPE_FILE
 
@@ -34,6 +35,7 @@ def check_means(recipe: Recipe) -> None:
     """
     options = recipe.evaluation
     parts: list[Part] = [*map(metric, options.metrics), *map(attack, options.attacks)]
+    parts += [SURVIVAL[name](name) for name in options.survival]
     looks: list[Callable[[], object]] = [partial(file_prompts, recipe)]
     looks += [partial(judge_of, recipe), partial(locate_never_learned, recipe)]
     looks += [partial(part.require_means, options) for part in parts]

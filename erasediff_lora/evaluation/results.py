@@ -14,6 +14,8 @@ from erasediff_lora.evaluation import attacks, metrics
 from erasediff_lora.evaluation.attacks import Attack
 from erasediff_lora.evaluation.metrics import Metric, Recognition
 from erasediff_lora.evaluation.parts import Found, Part
+from erasediff_lora.evaluation.survival import Hardship
+from erasediff_lora.registry import SURVIVAL
 
 if TYPE_CHECKING:
     from erasediff_lora.evaluation.charts import Chart
@@ -32,6 +34,14 @@ def attacked(result: Mapping[str, Any]) -> Iterator[tuple[Attack, Found]]:
     """Its attacks, each with its entry."""
     for name, found in result["attacks"].items():
         yield attacks.attack(name), found
+
+
+def survived(result: Mapping[str, Any]) -> Iterator[tuple[Hardship, Found]]:
+    """What it was to outlive, each with its entry; of an earlier version nothing."""
+    entries = result.get("survival")
+    for name, found in entries.items() if isinstance(entries, Mapping) else ():
+        if name in SURVIVAL:
+            yield SURVIVAL[name](name), found
 
 
 def asked(part: Part, question: Callable[..., T], *given: Any, otherwise: T) -> T:

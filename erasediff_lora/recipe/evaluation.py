@@ -18,7 +18,7 @@ from pydantic import Field, create_model
 from erasediff_lora.errors import Problem, nearest
 from erasediff_lora.recipe.prompt_files import PromptFile
 from erasediff_lora.recipe.schema import Section, one_of
-from erasediff_lora.registry import ATTACKS, JUDGES, METRICS, PROTOCOLS, Registry
+from erasediff_lora.registry import ATTACKS, JUDGES, METRICS, PROTOCOLS, SURVIVAL, Registry
 
 if TYPE_CHECKING:
     from erasediff_lora.recipe.checks import Sections
@@ -60,6 +60,10 @@ class Evaluation(Section):
     attacks: list[Annotated[str, one_of(ATTACKS)]] = Field(
         default_factory=list, description="what to try to bring the concept back"
     )
+    survival: list[Annotated[str, one_of(SURVIVAL)]] = Field(
+        default_factory=list, description="harmless changes of the model that the erasure is to outlive"
+    )
+    survival_samples: int = Field(60, ge=1, description="pictures of each kind of prompts after each such change")
     prompts: list[PromptFile] = Field(
         default_factory=list,
         description="files of prompts that are drawn in the place of the templates' (CSV, TSV, JSONL, JSON, lines, "
@@ -163,7 +167,7 @@ def evaluation_table() -> type[Evaluation]:
     """`Evaluation` with the tables of all metrics and attacks that have one."""
     taken = {*Evaluation.model_fields, *dir(Evaluation)}
     tables: dict[str, Any] = {}
-    for registry in (METRICS, ATTACKS):
+    for registry in (METRICS, ATTACKS, SURVIVAL):
         for name, part in registry.items():
             if part.Settings is None:
                 continue

@@ -24,6 +24,7 @@ _ATTACKS = "erasediff_lora.evaluation.attacks"
 _JUDGES = "erasediff_lora.evaluation.judges"
 _FEATURES = "erasediff_lora.evaluation.features"
 _LAUNCHERS = "erasediff_lora.sweeps.launchers"
+_SURVIVAL = "erasediff_lora.evaluation.survival"
 _PROTOCOLS = "erasediff_lora.evaluation.protocols"
 
 OBJECTIVES = Registry(
@@ -175,6 +176,19 @@ LAUNCHERS = Registry(
 )
 """What starts the runs of a sweep: classes that are a `sweeps.launchers.Launcher`."""
 
+SURVIVAL = Registry(
+    "survival",
+    {
+        "finetune": f"{_SURVIVAL}.finetune:Finetune",
+        "finetune_full": f"{_SURVIVAL}.finetune_full:FinetuneFull",
+        "quantise": f"{_SURVIVAL}.quantise:Quantise",
+        "merge": f"{_SURVIVAL}.merge:Merge",
+        "stack": f"{_SURVIVAL}.stack:Stack",
+        "other_base": f"{_SURVIVAL}.other_base:OtherBase",
+    },
+)
+"""What an erasure may have to outlive: classes that are an `evaluation.survival.Hardship`."""
+
 PROTOCOLS = Registry(
     "protocols",
     {
@@ -199,6 +213,7 @@ __all__ = [
     "OBJECTIVES",
     "PROGRAMS",
     "PROTOCOLS",
+    "SURVIVAL",
     "TRAINABLES",
     "Registry",
 ]

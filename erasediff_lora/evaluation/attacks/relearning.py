@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:
     from erasediff_lora.data.captioned import CaptionedPictures
-    from erasediff_lora.evaluation.attacks.second_adapter import SecondAdapter
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Drawn, Request
@@ -97,6 +95,7 @@ def relearned(
 ) -> dict[int, list[Drawn]]:
     """Pictures of a concept after each number of steps, in rising order from 0."""
     from erasediff_lora.evaluation.attacks.second_adapter import second_adapter
+    from erasediff_lora.evaluation.fine_tuning import FineTuning
 
     pictures = attackers_pictures(evidence, candidate, concept, options.images)
     prompts = concept_prompts(evidence, concept, options.samples)
@@ -112,10 +111,19 @@ def relearned(
         candidate.active() as denoiser,
         second_adapter(denoiser.network, modules, options.rank, seed) as adapter,
     ):
-        tuning = FineTuning(candidate, adapter, pictures, options, seed)
+        tuning = FineTuning(
+            denoiser,
+            adapter.parameters,
+            pictures,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            seed=seed,
+            label=f"relearning, {candidate.name}",
+        )
         for step in sorted({0, *options.steps}):
 
             def paint(asked: Request, step: int = step) -> Any:
+                adapter.activate(with_erasure=bool(candidate.strength))
                 tuning.advance(step)
                 return denoiser.generate(asked.texts, asked.seeds, asked.sampling, output="pil")
 
@@ -140,54 +148,3 @@ def erased_modules(evidence: Evidence) -> list[str]:
     erased = evidence.candidates.erased
     assert erased.erasure is not None
     return erased.erasure.modules
-
-
-class FineTuning:
-    """Trains the attacker's adapter, as far as it must for the next pictures: those of the store need none.
-
-    Args:
-        candidate: The attacked model, active.
-        adapter: The attacker's.
-        pictures: With their captions in full.
-        options: The budget.
-        seed: Of the batches.
-    """
-
-    def __init__(
-        self,
-        candidate: Candidate,
-        adapter: SecondAdapter,
-        pictures: CaptionedPictures,
-        options: RelearningSettings,
-        seed: int,
-    ) -> None:
-        import torch
-
-        self.candidate, self.denoiser, self.adapter = candidate, candidate.denoiser, adapter
-        self.optimizer = torch.optim.AdamW(adapter.parameters, lr=options.learning_rate, weight_decay=0.0)
-        self.batches = pictures.noised(self.denoiser, options.batch_size, seed)
-        texts = list(dict.fromkeys(pictures.captions))
-        self.rows = {text: row for row, text in enumerate(texts)}
-        self.prompts = self.denoiser.encode_prompts(texts)
-        self.done = 0
-
-    def advance(self, step: int) -> None:
-        """Train on to that step, and leave the adapter active."""
-        from torch.nn import functional as F
-
-        from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
-        from erasediff_lora.progress import tqdm
-
-        denoiser = self.denoiser
-        self.adapter.activate(with_erasure=bool(self.candidate.strength))
-        todo = range(self.done, step)
-        progress = tqdm(todo, desc=f"relearning to step {step}, {self.candidate.name}", leave=False)
-        for _, batch in zip(progress, itertools.islice(self.batches, len(todo)), strict=True):
-            noisy, timesteps, target, captions = batch
-            prompts = self.prompts[[self.rows[caption] for caption in captions]].to(denoiser.dtype)
-            loss = F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
-            gradients = unscaled_gradients(loss, self.adapter.parameters, loss_scale(denoiser.dtype))
-            for parameter, gradient in zip(self.adapter.parameters, gradients, strict=True):
-                parameter.grad = gradient
-            self.optimizer.step()
-        self.done = max(self.done, step)

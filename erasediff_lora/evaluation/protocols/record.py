@@ -9,7 +9,7 @@ from typing import Any
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.protocols.base import NamedProtocol
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.registry import ATTACKS, METRICS, PROTOCOLS, Registry
+from erasediff_lora.registry import ATTACKS, METRICS, PROTOCOLS, SURVIVAL, Registry
 from erasediff_lora.storage.files import sha256
 
 
@@ -35,6 +35,7 @@ def record(recipe: Recipe, evidence: Evidence) -> dict[str, Any]:
         "pictures": [len(evidence.forget_prompts), len(evidence.retain_prompts)],
     }
     parts = _parts(recipe, METRICS, options.metrics) | _parts(recipe, ATTACKS, options.attacks)
+    parts |= _parts(recipe, SURVIVAL, options.survival)
     content = json.dumps([settings, parts], sort_keys=True)
     found = {"settings": settings, "parts": parts}
     if options.protocol is None:

@@ -15,7 +15,7 @@ from erasediff_lora.evaluation.report import environment
 from erasediff_lora.evaluation.report.blocks import Block, Charts, Rows
 from erasediff_lora.evaluation.report.sections.asked import WORDS, folded
 from erasediff_lora.evaluation.report.strips import embedded_strips
-from erasediff_lora.evaluation.results import asked, attacked, damage, measured, recognition
+from erasediff_lora.evaluation.results import asked, attacked, damage, measured, recognition, survived
 from erasediff_lora.evaluation.verdict import damaged, read_judged
 from erasediff_lora.storage.files import require_free, write_text
 
@@ -110,6 +110,7 @@ def _rows(runs: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         [{"protocol": protocol_of(run).get("name")} for run in runs.values()],
         [_given(measured(run)) for run in runs.values()],
         [_given(attacked(run)) for run in runs.values()],
+        [_given(survived(run)) for run in runs.values()],
         [{"adapter, KiB": f"{run['adapter']['bytes'] / 1024:.0f}"} for run in runs.values()],
     ]
     rows = [
@@ -137,7 +138,11 @@ def _given(parts: Iterable[tuple[Part, Found]]) -> dict[str, str | None]:
 def protocol_of(run: Mapping[str, Any]) -> Mapping[str, Any]:
     """By which protocol it was measured; nothing of an earlier version."""
     found = run.get("protocol")
-    return found if isinstance(found, Mapping) and isinstance(found.get("settings", {}), Mapping) else {}
+    if not isinstance(found, Mapping) or not isinstance(found.get("settings"), Mapping):
+        return {}
+    parts = found.get("parts")
+    is_whole = isinstance(parts, Mapping) and all(isinstance(options, Mapping) for options in parts.values())
+    return found if is_whole else {}
 
 
 def _notes(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:

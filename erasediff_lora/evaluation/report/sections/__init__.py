@@ -12,6 +12,7 @@ from erasediff_lora.evaluation.report.sections import (
     numbers,
     others,
     provenance,
+    survival,
     training,
 )
 
@@ -20,6 +21,7 @@ SECTIONS: Sequence[Section] = (
     asked,
     others,
     attacks,
+    survival,
     numbers,
     training,
     provenance,
