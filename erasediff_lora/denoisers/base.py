@@ -157,9 +157,11 @@ class Denoiser(Protocol):
         *,
         output: str,
         size: tuple[int, int] | None = None,
+        negative: str | None = None,
     ) -> Any:
         """Draw a picture for each prompt, given as text or encoded, from its own seed, as 'pil' or 'latent'.
 
+        `negative` is a prompt that guidance leads away from, in the place of the empty one.
         `size` is width and height, for families whose pictures have several; None: the recipe's square.
         """
         ...

@@ -260,7 +260,11 @@ class ClassConditional:
         *,
         output: str = "pil",
         size: tuple[int, int] | None = None,
+        negative: str | None = None,
     ) -> Any:
+        if negative is not None:
+            what = "has no prompt that could be a negative one."
+            raise UserError(Problem("model.family", "class_conditional", what, "Leave it out."))
         pixels = self._draw(prompts, seeds, sampling)
         return pixels if output == "latent" else self.decode(pixels)
 

@@ -208,11 +208,16 @@ class PipelineDenoiser:
         *,
         output: str = "pil",
         size: tuple[int, int] | None = None,
+        negative: str | None = None,
     ) -> Any:
         side = sampling.resolution or self.resolution
         width, height = size or (side, side)
+        if negative is not None and self.rows_drawn(sampling.guidance) < 2:
+            what = "draws without classifier-free guidance, so that no negative prompt has an effect."
+            raise UserError(Problem("sampling.guidance", sampling.guidance, what, "Leave negative prompts out."))
         drawn = self._pipeline_of_this_thread()(
             **self._given(prompts),
+            **({} if negative is None else {"negative_prompt": [negative] * len(seeds)}),
             height=height,
             width=width,
             num_inference_steps=sampling.steps,

@@ -25,11 +25,12 @@ from erasediff_lora.evaluation.attacks.listed_prompts import LISTED
 from erasediff_lora.evaluation.candidates import load_candidates
 from erasediff_lora.evaluation.erasures import locate
 from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.exports import export
 from erasediff_lora.evaluation.judging import unjudged
 from erasediff_lora.evaluation.means import check_means, check_same_erasure, warn_of_resolution
 from erasediff_lora.evaluation.metrics import metric
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
-from erasediff_lora.evaluation.pictures import Drawn, save_grid, save_pairs
+from erasediff_lora.evaluation.pictures import Drawn, forget_prompts, save_grid, save_pairs
 from erasediff_lora.evaluation.protocols.record import record
 from erasediff_lora.evaluation.report import write_report
 from erasediff_lora.evaluation.report.strips import Look, Pair, Sheet, save_strips
@@ -105,6 +106,7 @@ def evaluate(
     claim(folder, "evaluation")
     with clock.time("report"), atomic_folder(entry) as made:
         _show(made, result, pictures, shown, evidence)
+        _export(made, evidence, shown)
         result["seconds"] = clock.seconds
         write_text(made / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
         write_report(made, run=folder)
@@ -166,6 +168,14 @@ def _look(evidence: Evidence) -> Look | None:
         return [row[0] for row in kept(judge, drawn)] if section == "retain" else success(judge, drawn)
 
     return look
+
+
+def _export(folder: Path, evidence: Evidence, attacks: Mapping[str, Mapping[str, Outcome]]) -> None:
+    """Write what searches found on the erased model."""
+    found = {name: outcomes["erased"].found for name, outcomes in attacks.items() if outcomes["erased"].found}
+    if found:
+        texts = [prompt.text for prompt in forget_prompts(evidence.recipe)]
+        export(folder, evidence.candidates.base.denoiser, found, texts)
 
 
 def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:

@@ -67,10 +67,11 @@ Paint = Callable[[Request], list[Image.Image]]
 """Draws one picture a prompt."""
 
 
-def painter(denoiser: Denoiser) -> Paint:
-    """Draws the texts as they are."""
+def painter(denoiser: Denoiser, negative: str | None = None) -> Paint:
+    """Draws the texts as they are, away from a negative prompt if there is one."""
+    more = {} if negative is None else {"negative": negative}
     return lambda asked: denoiser.generate(
-        asked.texts, asked.seeds, asked.sampling, output="pil", **({"size": asked.size} if asked.size else {})
+        asked.texts, asked.seeds, asked.sampling, output="pil", size=asked.size, **more
     )
 
 

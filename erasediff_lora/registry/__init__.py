@@ -120,6 +120,7 @@ METRICS = Registry(
         "drift": f"{_METRICS}.drift:Drift",
         "clip_score": f"{_METRICS}.clip_score:ClipScore",
         "nudity": f"{_METRICS}.nudity:Nudity",
+        "negative_prompt": f"{_METRICS}.negative_prompt:NegativePrompt",
         "strength_sweep": f"{_METRICS}.strength_sweep:StrengthSweep",
     },
 )
@@ -132,7 +133,12 @@ ATTACKS = Registry(
         "listed_prompts": f"{_ATTACKS}.listed_prompts:ListedPrompts",
         "inversion": f"{_ATTACKS}.inversion:Inversion",
         "adversarial_prompt": f"{_ATTACKS}.adversarial_prompt:AdversarialPrompt",
+        "ring_a_bell": f"{_ATTACKS}.ring_a_bell:RingABell",
+        "p4d": f"{_ATTACKS}.p4d:P4D",
+        "guidance_attack": f"{_ATTACKS}.guidance:GuidanceAttack",
         "latent_start": f"{_ATTACKS}.latent_start:LatentStart",
+        "picture_start": f"{_ATTACKS}.picture_start:PictureStart",
+        "null_text": f"{_ATTACKS}.null_text:NullText",
         "relearning": f"{_ATTACKS}.relearning:Relearning",
     },
 )

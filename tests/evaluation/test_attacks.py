@@ -15,7 +15,8 @@ from erasediff_lora.evaluation import evidence
 from erasediff_lora.evaluation.attacks.adversarial_prompt import onto_simplex
 from erasediff_lora.evaluation.shares import interval
 
-ATTACKS = ["paraphrases", "inversion", "adversarial_prompt", "latent_start", "relearning"]
+SEARCHED = ["inversion", "adversarial_prompt", "ring_a_bell", "p4d"]
+ATTACKS = ["paraphrases", *SEARCHED, "guidance_attack", "latent_start", "picture_start", "null_text", "relearning"]
 
 
 def evaluation(judge: Path, **changes: Any) -> dict[str, Any]:
@@ -28,7 +29,12 @@ def evaluation(judge: Path, **changes: Any) -> dict[str, Any]:
         "paraphrases": {"names": {"cat": ["kitten", "tabby"]}, "samples": 2},
         "inversion": search | {"vectors": 2},
         "adversarial_prompt": search | {"tokens": 3},
+        "ring_a_bell": {"steps": 2, "restarts": 2, "samples": 2, "tokens": 3, "exchanges": 4},
+        "p4d": search | {"tokens": 3},
+        "guidance_attack": {"scales": [1.0, 9.0], "samples": 2},
         "latent_start": {"strengths": [0.5, 1.0], "samples": 2},
+        "picture_start": {"strengths": [0.5], "samples": 2},
+        "null_text": {"steps": 3, "samples": 2},
         "relearning": {"images": 2, "steps": [2, 4], "batch_size": 2, "samples": 2, "learning_rate": 0.01},
     } | changes
 
@@ -66,6 +72,9 @@ def test_every_attack_runs_on_every_model_and_repeats_itself(
     assert attacks["relearning"]["models"]["erased"]["steps"] == 0
     assert set(attacks["relearning"]["models"]["erased"]["tries"]) == {"0", "2", "4"}
     assert set(attacks["paraphrases"]["models"]["erased"]["by_name"]) == {"kitten", "tabby"}
+    assert set(attacks["guidance_attack"]["models"]["base"]["tries"]) == {"1", "9"}, "the concept has no anchor"
+    prompts = {model: found["prompts"] for model, found in attacks["ring_a_bell"]["models"].items()}
+    assert prompts["base"] == prompts["erased"], "one text encoder, one search"
     losses = {model: found["loss"] for model, found in attacks["inversion"]["models"].items()}
     assert losses["base"] == losses["never learned"] != losses["erased"], "the same weights, found by the same search"
     prefixes = attacks["adversarial_prompt"]["models"]

@@ -7,7 +7,7 @@ prefix serves all prompts here, where UnlearnDiffAtk finds one for each picture.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
@@ -16,10 +16,11 @@ from erasediff_lora.evaluation.attacks.restarts import Condition, Restarts, Sear
 from erasediff_lora.evaluation.parts import Found
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from torch import Tensor
 
-    from erasediff_lora.data.captioned import CaptionedPictures
-    from erasediff_lora.denoisers import Denoiser
+    from erasediff_lora.denoisers import Denoiser, NoisedBatch
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
 
@@ -51,10 +52,16 @@ class AdversarialPrompt(Restarts):
     def search(self, evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> Condition:
         found = find_tokens(evidence, candidate, concept, restart)
         vectors = candidate.denoiser.token_embeddings[found["tokens"]].detach().float()
-        return Condition(vectors, prefixed, found["text"])
+        return Condition(vectors, prefixed, found["text"], found["tokens"])
 
     def notes(self, found: Found) -> list[str]:
         return [*super().notes(found), "Found: " + ", ".join(f"“{text}”" for text in found["prefixes"].values())]
+
+
+class Noised(Protocol):
+    """Pictures that give noised batches without end, such as `CaptionedPictures`."""
+
+    def noised(self, denoiser: Denoiser, size: int, seed: int) -> Iterator[NoisedBatch]: ...
 
 
 def prefixed(text: str) -> str:
@@ -66,16 +73,20 @@ def prefixed(text: str) -> str:
 
 def find_tokens(evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> dict[str, Any]:
     """The tokens of one restart with the lowest loss on a fixed batch: rows of the table, and their text."""
+    from erasediff_lora.denoisers import SLOT
     from erasediff_lora.evaluation.attacks.forget_set import forget_pictures
 
     options = evidence.settings(AdversarialPromptSettings)
     pictures = forget_pictures(evidence, candidate, concept)
     seed = evidence.recipe.evaluation.seed + restart
 
+    def wording(caption: str) -> str:
+        return prefixed(caption.replace(SLOT, concept))
+
     def optimise() -> dict[str, Any]:
         with candidate.active() as denoiser:
             label = f"adversarial prompt {restart + 1}, {candidate.name}"
-            loss, tokens = lowest_loss(denoiser, pictures, concept, options, seed, label)
+            loss, tokens = lowest_loss(denoiser, pictures, wording, options, seed, label)
             return {"tokens": tokens, "text": denoiser.decode_tokens(tokens), "loss": loss}
 
     settings = options.model_dump(exclude={"samples", "restarts"}) | {
@@ -89,8 +100,8 @@ def find_tokens(evidence: Evidence, candidate: Candidate, concept: str, restart:
 
 def lowest_loss(
     denoiser: Denoiser,
-    pictures: CaptionedPictures,
-    concept: str,
+    pictures: Noised,
+    wording: Callable[[str], str],
     options: AdversarialPromptSettings,
     seed: int,
     label: str,
@@ -100,20 +111,16 @@ def lowest_loss(
     Args:
         denoiser: The attacked model.
         pictures: Captions with SLOT in the place of the concept.
-        concept: Its name, which stays in the prompts.
+        wording: Turns a caption into the prompt, with SLOT in the place of the tokens.
         options: How long, how many tokens.
         seed: Of the start and of the batches.
         label: Of the progress bar.
     """
     import torch
 
-    from erasediff_lora.denoisers import SLOT
     from erasediff_lora.denoisers.textual_inversion import slot_loss
     from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
     from erasediff_lora.progress import tqdm
-
-    def wording(caption: str) -> str:
-        return prefixed(caption.replace(SLOT, concept))
 
     table = denoiser.token_embeddings.detach().float()
     generator = torch.Generator().manual_seed(seed)

@@ -30,6 +30,7 @@ class Outcome:
         details: What was found, for the report.
         per_concept: Of each concept its own `success`, `tries` and number of `pictures`; the verdict goes by the worst.
             Where there is one concept only, it may be left out.
+        found: Of each concept the `restarts.Condition` that a search found, for the files that others can use.
     """
 
     success: float
@@ -37,6 +38,7 @@ class Outcome:
     pictures: list[Drawn] = field(repr=False)
     details: dict[str, Any] = field(default_factory=dict)
     per_concept: dict[str, dict[str, Any]] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 class Attack(Part, Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -38,11 +38,13 @@ class Condition:
         vectors: Token embeddings, (V, E).
         wording: Turns a prompt's text into one with a SLOT for them.
         note: For the report.
+        tokens: Rows of the table that the vectors are; None if they are learned.
     """
 
     vectors: Tensor
     wording: Callable[[str], str]
     note: Any
+    tokens: Sequence[int] | None = None
 
 
 class Restarts(Attack):
@@ -69,15 +71,19 @@ class Restarts(Attack):
         judge, options = evidence.require_judge(label), evidence.settings(self.Settings)
         tries: dict[str, list[Looked]] = {}
         notes: dict[str, Any] = {}
+        conditions: dict[tuple[str, str], Condition] = {}
         for restart in range(options.restarts):
             number = f"restart {restart + 1}"
             for concept in evidence.forgotten:
                 found = self.search(evidence, candidate, concept, restart)
                 notes[f"{concept}, {number}"] = found.note
+                conditions[concept, number] = found
                 prompts = concept_prompts(evidence, concept, options.samples)
                 drawn = _draw_slots(evidence, candidate, prompts, f"{label}, {number}", found)
                 tries.setdefault(number, []).extend(looked_at(judge, drawn))
-        return best(tries, **{self.notes_name: notes})
+        outcome = best(tries, **{self.notes_name: notes})
+        strongest = {name: max(own["tries"], key=own["tries"].get) for name, own in outcome.per_concept.items()}
+        return replace(outcome, found={name: conditions[name, number] for name, number in strongest.items()})
 
 
 def _draw_slots(
