@@ -14,6 +14,7 @@ from refusals import refused
 from safetensors.torch import load_file
 from tiny import tiny_classifier
 
+from erasediff_lora import denoisers
 from erasediff_lora.denoisers import SLOT
 from erasediff_lora.evaluation.attacks.base import concept_prompts
 from erasediff_lora.evaluation.attacks.forget_set import forget_pictures
@@ -23,7 +24,7 @@ from erasediff_lora.evaluation.attacks.p4d import Distilled
 from erasediff_lora.evaluation.attacks.ring_a_bell import RingABellSettings, nearest_tokens
 from erasediff_lora.evaluation.candidates import load_candidates
 from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe import Model, Recipe, Sampling
 from erasediff_lora.registry import METRICS
 
 
@@ -78,11 +79,11 @@ def test_the_baseline_without_training_is_measured_on_the_base(evidence: Evidenc
     assert found["unlearning_accuracy"] == found["unlearning_accuracy_base"] == 0.0, "the judge sees cats everywhere"
 
 
-def test_null_text_inversion_gives_the_picture_back(evidence: Evidence) -> None:
-    base = evidence.candidates.base
-    images = [item.image for item in evidence.forget(base)[:2]]
+def test_null_text_inversion_gives_the_picture_back() -> None:
+    """The more steps, the closer: on the embedded model, since a network of random weights is not smooth."""
+    denoiser = denoisers.load(Model(base="demo"))
+    images = denoiser.generate(["a cat", "a car"], [1, 2], Sampling(steps=8), output="pil")
     pixels = torch.stack([torch.from_numpy(np.asarray(image)).permute(2, 0, 1) / 127.5 - 1 for image in images])
-    denoiser = base.denoiser
     through_vae = denoiser.decode(denoiser.encode_images(pixels))
 
     def far(steps: int) -> float:
@@ -90,7 +91,7 @@ def test_null_text_inversion_gives_the_picture_back(evidence: Evidence) -> None:
         pairs = zip(back, through_vae, strict=True)
         return float(np.mean([np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() for a, b in pairs]))
 
-    assert far(100) < far(10) and far(100) < 2.0, "of 255"
+    assert far(25) < 0.6 * far(8) and far(25) < 3.0, "of 255"
 
 
 def test_p4d_is_taught_what_the_base_predicts(evidence: Evidence) -> None:

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.pictures import Request
 
 
+SCHEDULE = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    *("prediction_type", "steps_offset", "rescale_betas_zero_snr"),
+)
+"""What the noise was added by; all else of a scheduler's configuration is about drawing."""
+
+
 class NullTextSettings(Section):
     """A picture of the concept, turned into noise by the model and back."""
 
@@ -102,7 +109,7 @@ def _ddim(denoiser: Denoiser, latents: Tensor, prompt: str, steps: int, *, inver
 
     kind = DDIMInverseScheduler if inverse else DDIMScheduler
     options = {"clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "leading", "thresholding": False}
-    config = {key: value for key, value in dict(denoiser.noise_scheduler.config).items() if key not in options}
+    config = {key: value for key, value in dict(denoiser.noise_scheduler.config).items() if key in SCHEDULE}
     scheduler = kind.from_config(config, **options)
     scheduler.set_timesteps(steps, device=denoiser.device)
     condition = denoiser.encode_prompts([prompt] * len(latents)).to(denoiser.dtype)
