@@ -80,7 +80,7 @@ def test_everything_is_done_to_both_models_and_undone(
         cli("evaluate", run, *alone, "--cache", tmp_path / "n2", "--output", tmp_path / "o", "--recipe", run).status
         == 0
     )
-    strip = "pictures/latent_start-strip.webp"
+    strip = "pictures/latent_start-strip-1.webp"
     assert (run / strip).read_bytes() == (tmp_path / "o" / strip).read_bytes(), "nothing is left in the models"
 
 
