@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from erasediff_lora.condition import Condition
+from erasediff_lora.objectives.condition import Condition
 
 
 def condition(length: int, count: int = 1, *, pooled: bool = True) -> Condition:

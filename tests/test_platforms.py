@@ -18,10 +18,10 @@ from adapters import random_adapter
 from fixtures import Cli, RecipeFile
 from refusals import refused
 
-from erasediff_lora import devices
 from erasediff_lora.adapter import formats
 from erasediff_lora.denoisers import loading
 from erasediff_lora.errors import UserError
+from erasediff_lora.machine import devices
 from erasediff_lora.recipe import Model, Recipe
 from erasediff_lora.recipe.evaluation import without_folders
 from erasediff_lora.storage import files

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.objectives import Batch, Direction, Network, Objective, aim
+from erasediff_lora.objectives.condition import Condition
 
 
 class Toy(nn.Module):

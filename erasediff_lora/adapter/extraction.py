@@ -19,7 +19,7 @@ from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.adapter.weights import BIAS, LoraAdapter, LoraLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import Slot
-from erasediff_lora.progress import tqdm
+from erasediff_lora.machine.progress import tqdm
 
 log = logging.getLogger(__name__)
 EMBEDDINGS = (".token_embedding", ".position_embedding", ".class_embedding", ".shared", ".relative_attention_bias")

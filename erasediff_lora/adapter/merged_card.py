@@ -15,9 +15,9 @@ from erasediff_lora import __version__, families
 from erasediff_lora.adapter.checkpoint import Checkpoint
 from erasediff_lora.adapter.provenance import PREFIX
 from erasediff_lora.adapter.weighted import Weighted
-from erasediff_lora.markdown import table, template
 from erasediff_lora.recipe.yaml_io import parse_yaml
 from erasediff_lora.storage.files import write_text
+from erasediff_lora.storage.markdown import table, template
 
 FILE = "README.md"
 NOTE = PREFIX + "merged"

@@ -20,7 +20,7 @@ from erasediff_lora.adapter.updates import Update
 from erasediff_lora.adapter.weight_file import EMA, WeightFile
 from erasediff_lora.adapter.weighted import Weighted
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.progress import tqdm
+from erasediff_lora.machine.progress import tqdm
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, atomic, atomic_folder
 from erasediff_lora.storage.paths import dangling, expanded
 
@@ -68,9 +68,8 @@ def merge(
     mark = fingerprint(checkpoint)
     if unmerge:
         _require_no_dora(adapters)
-    else:
-        for weighted in adapters:
-            weighted.adapter.provenance.require_base(mark, str(model), strict=strict)
+    for weighted in adapters if not unmerge else ():
+        weighted.adapter.provenance.require_base(mark, str(model), strict=strict)
     sign = -1.0 if unmerge else 1.0
     drops = _averages(checkpoint.files[0]) if drop_ema and not checkpoint.is_folder else []
     for weighted in adapters:

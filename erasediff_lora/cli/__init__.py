@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from erasediff_lora import __version__
 from erasediff_lora.cli import adapters, cache, evaluation, init, playing, recipes, running, sweeps
 from erasediff_lora.errors import Interrupted, UserError, printable
-from erasediff_lora.network import is_asked_by_parent, offline
+from erasediff_lora.machine.network import is_asked_by_parent, offline
 from erasediff_lora.training.stop_signal import STOPPING, is_heard
 
 OFFLINE = "--offline"

@@ -25,7 +25,7 @@ from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.denoisers.noise_schedule import cannot_draw
 from erasediff_lora.denoisers.side_by_side import drawing_threads, in_order
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.progress import tqdm
+from erasediff_lora.machine.progress import tqdm
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import sha256, write_text
 

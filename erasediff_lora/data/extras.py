@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.data.buckets import cut, of_shape
 from erasediff_lora.data.noising import counterpart_shift, denoising_target
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.objectives.condition import Condition
 
 
 @dataclass(frozen=True)

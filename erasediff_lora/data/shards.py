@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.storage import checksummed
 from erasediff_lora.storage.checksummed import Damaged
 

@@ -20,7 +20,7 @@ from erasediff_lora.data import tars
 from erasediff_lora.data.rows_base import Row
 from erasediff_lora.data.set_report import SetReport
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.progress import tqdm
+from erasediff_lora.machine.progress import tqdm
 from erasediff_lora.recipe import Images
 from erasediff_lora.storage.files import atomic, sha256, sweep, write_text
 from erasediff_lora.storage.locks import making

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import Sampling
 
 SLOT = "<*>"

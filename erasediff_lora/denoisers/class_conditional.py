@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers import loading, noise_schedule, on_meta
 from erasediff_lora.denoisers.base import SLOT, Tokens
 from erasediff_lora.denoisers.pixels import to_unit_tensor
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.families.class_conditional import ARCHITECTURE, FAMILY
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import Model, Sampling
 from erasediff_lora.storage.files import fingerprint
 from erasediff_lora.storage.paths import existing

@@ -15,13 +15,13 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from PIL import Image
 from torch import Tensor, nn
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers import loading
 from erasediff_lora.denoisers.base import SLOT, Tokens
 from erasediff_lora.denoisers.flow_matching import FlowMatching
 from erasediff_lora.denoisers.pipeline import PipelineDenoiser
 from erasediff_lora.denoisers.pixels import to_unit_tensor
-from erasediff_lora.devices import widest
+from erasediff_lora.machine.devices import widest
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import Sampling
 
 AT_ONCE = 32

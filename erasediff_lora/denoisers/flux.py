@@ -8,9 +8,9 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers.flow_transformer import FlowTransformer, packed, places, unpacked
 from erasediff_lora.families.flux import DEV, FAMILY, SCHNELL
+from erasediff_lora.objectives.condition import Condition
 
 _ATTENTION = r".*\battn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _FEED_FORWARD = r".*\b(ff|ff_context)\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.(proj_mlp|proj_out)"

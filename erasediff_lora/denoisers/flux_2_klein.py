@@ -11,9 +11,9 @@ from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers.flow_transformer import FlowTransformer
 from erasediff_lora.families.flux_2_klein import FAMILY, KLEIN_4B, KLEIN_9B
+from erasediff_lora.objectives.condition import Condition
 
 _ATTENTION = r".*\battn\.(to_q|to_k|to_v|to_out(\.0)?|add_q_proj|add_k_proj|add_v_proj|to_add_out|to_qkv_mlp_proj)"
 _FEED_FORWARD = r".*\b(ff|ff_context)\.linear_(in|out)"

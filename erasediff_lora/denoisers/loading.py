@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from erasediff_lora import demo, devices, families
+from erasediff_lora import demo, families
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.machine import devices
 from erasediff_lora.recipe import Model
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, fingerprint
 from erasediff_lora.storage.inside import read_plain

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from erasediff_lora import devices
-from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers import loading, noise_schedule, on_meta
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.machine import devices
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import Model, Sampling
 from erasediff_lora.storage.files import fingerprint
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
+from erasediff_lora.objectives.condition import Condition
 
 
 class PooledStableDiffusion(StableDiffusion):

@@ -10,11 +10,11 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers import noise_schedule
 from erasediff_lora.denoisers.base import SLOT, Tokens
 from erasediff_lora.denoisers.pipeline import PipelineDenoiser
 from erasediff_lora.families.stable_diffusion import FAMILY
+from erasediff_lora.objectives.condition import Condition
 
 CLIP_TOKENS = 77
 AT_ONCE = 32

@@ -16,13 +16,13 @@ from diffusers import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers import loading
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.denoisers.flow_matching import FlowMatching
 from erasediff_lora.denoisers.pooled import PooledStableDiffusion
 from erasediff_lora.denoisers.stable_diffusion import CLIP_TOKENS
 from erasediff_lora.families.stable_diffusion_3 import ARCHITECTURE, FAMILY
+from erasediff_lora.objectives.condition import Condition
 
 T5_TOKENS = 256
 

@@ -10,9 +10,9 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers.pooled import PooledStableDiffusion
 from erasediff_lora.families.stable_diffusion_xl import ARCHITECTURE, FAMILY
+from erasediff_lora.objectives.condition import Condition
 
 TIME_IDS = 6
 """Original height and width, top and left of the crop, target height and width."""

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasediff_lora.denoisers.base import Denoiser, NoisedBatch
+from erasediff_lora.machine.progress import tqdm
 from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
-from erasediff_lora.progress import tqdm
 
 
 def slot_loss(

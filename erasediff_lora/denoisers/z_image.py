@@ -8,9 +8,9 @@ import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.denoisers.flow_transformer import FlowTransformer
 from erasediff_lora.families.z_image import ARCHITECTURE, FAMILY
+from erasediff_lora.objectives.condition import Condition
 
 _ATTENTION = r".*\battention\.(to_q|to_k|to_v|to_out\.0)"
 _FEED_FORWARD = r".*\bfeed_forward\.w[123]"

@@ -90,18 +90,7 @@ def evaluate(
         pictures = _drawn(evidence)
     result = {"name": entry.name} | _facts(recipe, evidence, file) | {"recipe_sha256": asked.sha256()}
     result |= {"metrics": {}, "attacks": {}, "survival": {}, "refused": {}}
-    for part in recipe.evaluation.metrics:
-        with clock.time(part), _noted(part, result["refused"]):
-            result["metrics"][part] = metric(part).measure(evidence)
-    shown: dict[str, dict[str, Outcome]] = {}
-    for part in recipe.evaluation.attacks:
-        with clock.time(part), _noted(part, result["refused"]):
-            attacker = attack(part)
-            shown[part] = {model.name: attacker.run(evidence, model) for model in evidence.candidates.attacked()}
-            result["attacks"][part] = _entry(attacker, evidence, shown[part])
-    for part in recipe.evaluation.survival:
-        with clock.time(part), _noted(part, result["refused"]):
-            result["survival"][part] = SURVIVAL[part](part).measure(evidence)
+    shown = _measure(evidence, result, clock)
     result["verdict"] = verdict(result)
     claim(folder, "evaluation")
     with clock.time("report"), atomic_folder(entry) as made:
@@ -112,6 +101,24 @@ def evaluate(
         write_report(made, run=folder)
     put_foremost(folder, entry)
     return result
+
+
+def _measure(evidence: Evidence, result: dict[str, Any], clock: Clock) -> dict[str, dict[str, Outcome]]:
+    """Metrics, attacks and survival, into the result; returns what each attack drew on each model."""
+    options = evidence.recipe.evaluation
+    for part in options.metrics:
+        with clock.time(part), _noted(part, result["refused"]):
+            result["metrics"][part] = metric(part).measure(evidence)
+    shown: dict[str, dict[str, Outcome]] = {}
+    for part in options.attacks:
+        with clock.time(part), _noted(part, result["refused"]):
+            attacker = attack(part)
+            shown[part] = {model.name: attacker.run(evidence, model) for model in evidence.candidates.attacked()}
+            result["attacks"][part] = _entry(attacker, evidence, shown[part])
+    for part in options.survival:
+        with clock.time(part), _noted(part, result["refused"]):
+            result["survival"][part] = SURVIVAL[part](part).measure(evidence)
+    return shown
 
 
 def _with_listed_prompts(recipe: Recipe) -> Recipe:

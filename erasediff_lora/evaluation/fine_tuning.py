@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from erasediff_lora.data.captioned import CaptionedPictures
 from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.machine.progress import tqdm
 from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
-from erasediff_lora.progress import tqdm
 
 
 class FineTuning:

@@ -18,7 +18,7 @@ from erasediff_lora.data.prompts import Prompt, balanced, expand
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.denoisers.side_by_side import in_order
 from erasediff_lora.evaluation.picture_store import PictureStore
-from erasediff_lora.progress import tqdm
+from erasediff_lora.machine.progress import tqdm
 from erasediff_lora.recipe import Recipe, Sampling
 from erasediff_lora.storage.files import atomic
 

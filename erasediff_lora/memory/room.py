@@ -12,8 +12,9 @@ from typing import Any
 import psutil
 import torch
 
-from erasediff_lora import denoisers, devices
+from erasediff_lora import denoisers
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.machine import devices
 from erasediff_lora.memory.plan import CUDA_CONTEXT, MemoryPlan, plan, processes
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.yaml_io import overlay

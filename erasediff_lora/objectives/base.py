@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
-from erasediff_lora.devices import wide
+from erasediff_lora.machine.devices import wide
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.objectives.loss_scaling import unscaled_gradients
 from erasediff_lora.recipe.tables import ObjectiveSettings as ObjectiveSettings  # methods take it from here
 

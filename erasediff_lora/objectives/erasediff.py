@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from erasediff_lora.devices import wide
+from erasediff_lora.machine.devices import wide
 from erasediff_lora.objectives import multipliers
 from erasediff_lora.objectives.base import (
     Batch,

@@ -20,12 +20,12 @@ from erasediff_lora.adapter.programs import lines_of_best
 from erasediff_lora.adapter.weights import LoraAdapter
 from erasediff_lora.evaluation.verdict import RULES
 from erasediff_lora.families import License
-from erasediff_lora.markdown import Markdown, one_line, table, template
 from erasediff_lora.publishing.findings import Claim, Findings, Metrics
 from erasediff_lora.publishing.measured import accuracy_table, attack_table, became, distance_name, eval_results
 from erasediff_lora.recipe.evaluation import without_folders
 from erasediff_lora.recipe.names import few
 from erasediff_lora.registry import FORMATS
+from erasediff_lora.storage.markdown import Markdown, one_line, table, template
 from erasediff_lora.storage.run_folder import GRID_FILE, RECIPE_FILE
 
 log = logging.getLogger(__name__)

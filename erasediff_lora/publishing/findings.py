@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field, ValidationError
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.results import recognition
 from erasediff_lora.evaluation.verdict import read_judged
-from erasediff_lora.markdown import without_folders
 from erasediff_lora.storage.examples import EXAMPLES_FILE, read_examples
 from erasediff_lora.storage.files import sha256
+from erasediff_lora.storage.markdown import without_folders
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, read_evaluation
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from huggingface_hub import EvalResult
 
 from erasediff_lora.evaluation.results import asked, attacked
 from erasediff_lora.evaluation.shares import interval, interval_text, percent
-from erasediff_lora.markdown import Markdown, one_line, table
 from erasediff_lora.publishing.findings import Accuracy, Distances, Findings, Numbers
 from erasediff_lora.recipe.evaluation import without_folders
+from erasediff_lora.storage.markdown import Markdown, one_line, table
 from erasediff_lora.storage.run_folder import RECIPE_FILE
 
 NAMES = {"unlearning_accuracy": "unlearning accuracy", "retain_accuracy": "retain accuracy"}

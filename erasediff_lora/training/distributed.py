@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
 from torch import Tensor
 
-from erasediff_lora import devices
 from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.machine import devices
 from erasediff_lora.recipe import Recipe, Training
 from erasediff_lora.storage.files import OURS, writable
 from erasediff_lora.storage.run_folder import lock_run

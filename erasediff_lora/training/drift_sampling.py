@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.data.captioned import CaptionedPictures
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.objectives.base import Predict
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import RetainSet
 from erasediff_lora.training.hooks import Hook
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.objectives import Batch, Direction, Objective
 from erasediff_lora.objectives.base import flatten, mean_squared_error
+from erasediff_lora.objectives.condition import Condition
 
 WORDS = {"noisy": "latents", "prompts": "prompt embedding", "target": "denoising target"}
 EXTRA_WORDS = {"anchors": "anchor embedding"}

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from accelerate import Accelerator
 
-from erasediff_lora.devices import peak_memory
+from erasediff_lora.machine.devices import peak_memory
+from erasediff_lora.machine.progress import tqdm
 from erasediff_lora.objectives import Direction
-from erasediff_lora.progress import tqdm
 from erasediff_lora.storage.run_folder import LOG_FILE, JsonLog
 from erasediff_lora.training import trackers
 from erasediff_lora.training.setup import Run

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from erasediff_lora import denoisers, objectives
-from erasediff_lora.condition import Condition
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler, Sampler
 from erasediff_lora.data.near import choose_near
@@ -22,6 +21,7 @@ from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.evaluation.means import warn_of_resolution
 from erasediff_lora.objectives import Network, Objective
 from erasediff_lora.objectives.base import assign
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.objectives.loss_scaling import loss_scale
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import write_text

@@ -15,7 +15,7 @@ import pytest
 from fixtures import Cli, RecipeFile
 from refusals import refused
 
-from erasediff_lora.network import VARIABLES, offline
+from erasediff_lora.machine.network import VARIABLES, offline
 
 asked: list[object] = []
 sys.addaudithook(lambda event, given: asked.append(given[0]) if event == "socket.getaddrinfo" else None)

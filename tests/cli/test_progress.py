@@ -7,7 +7,7 @@ import sys
 import pytest
 from fixtures import Cli, RecipeFile
 
-from erasediff_lora import progress
+from erasediff_lora.machine import progress
 
 
 @pytest.mark.parametrize("leave", [True, False])

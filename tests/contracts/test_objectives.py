@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from toy import Toy, batch, direction, finite_difference, network
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.objectives import Batch
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.registry import OBJECTIVES
 
 NAMES = [name for name in OBJECTIVES if not OBJECTIVES[name].Settings.closed_form]

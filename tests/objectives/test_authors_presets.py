@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from toy import Toy, batch, direction, network
 
-from erasediff_lora.condition import Condition
 from erasediff_lora.objectives import Batch
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.registry import OBJECTIVES
 
 D, T = 6, 50

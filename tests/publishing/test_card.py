@@ -23,10 +23,10 @@ from refusals import refused
 
 from erasediff_lora.adapter import LoraAdapter, Provenance, formats
 from erasediff_lora.evaluation.verdict import RULES
-from erasediff_lora.markdown import code, escaped
 from erasediff_lora.publishing import card, hub
 from erasediff_lora.publishing.licenses import IDS, license_of, parse
 from erasediff_lora.registry import FAMILIES
+from erasediff_lora.storage.markdown import code, escaped
 
 NO_LONGER = "no longer draws"
 KEPT = "What other prompts ask for, it goes on drawing, as far as that was measured."

@@ -11,9 +11,9 @@ from fixtures import RecipeFile
 from torch import Tensor
 
 from erasediff_lora import denoisers
-from erasediff_lora.condition import Condition
 from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import Shown, flatten, losses_and_gradients, losses_by_concept
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.training.setup import adapt, create_objective
 

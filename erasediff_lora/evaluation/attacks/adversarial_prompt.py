@@ -119,8 +119,8 @@ def lowest_loss(
     import torch
 
     from erasediff_lora.denoisers.textual_inversion import slot_loss
+    from erasediff_lora.machine.progress import tqdm
     from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
-    from erasediff_lora.progress import tqdm
 
     table = denoiser.token_embeddings.detach().float()
     generator = torch.Generator().manual_seed(seed)

@@ -108,7 +108,7 @@ def nearest_tokens(
     import torch
 
     from erasediff_lora.denoisers import SLOT
-    from erasediff_lora.progress import tqdm
+    from erasediff_lora.machine.progress import tqdm
 
     table = denoiser.token_embeddings.detach().float()
     banned = _rows_of(table, denoiser.embed_word(concept).detach().float())

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from erasediff_lora.devices import wide
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.metrics.base import Metric
 from erasediff_lora.evaluation.parts import Found, Table
 from erasediff_lora.evaluation.shares import percent
+from erasediff_lora.machine.devices import wide
 from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:

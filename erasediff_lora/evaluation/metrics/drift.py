@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from erasediff_lora.condition import Condition
     from erasediff_lora.denoisers import Denoiser
     from erasediff_lora.evaluation.charts import Chart
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Drawn
+    from erasediff_lora.objectives.condition import Condition
     from erasediff_lora.recipe.evaluation import Evaluation
 
 TIMESTEPS = 8
