@@ -143,6 +143,11 @@ class Merged:
         return {}, f"that of the base, which is not known here{of_family}."
 
 
+def is_merged_card(card: Path) -> bool:
+    """Whether a card is one that is written here."""
+    return card.name == FILE and NOTE in _front_matter(card)
+
+
 def _front_matter(card: Path) -> dict[str, Any]:
     """The fields of a card; none if there is no card, or it is damaged."""
     try:

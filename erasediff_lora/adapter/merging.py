@@ -14,7 +14,7 @@ import torch
 from erasediff_lora.adapter import updates
 from erasediff_lora.adapter.checkpoint import Checkpoint, fingerprint
 from erasediff_lora.adapter.fp8 import Rounding
-from erasediff_lora.adapter.merged_card import Merged, tells_of_base
+from erasediff_lora.adapter.merged_card import Merged, is_merged_card, tells_of_base
 from erasediff_lora.adapter.placing import columns_of, require_places
 from erasediff_lora.adapter.updates import Update
 from erasediff_lora.adapter.weight_file import EMA, WeightFile
@@ -199,7 +199,8 @@ def _check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> N
             raise UserError(
                 Problem("output", str(output), "exists already.", "Give another name, or replace it with --overwrite.")
             )
-        if strangers := [path for path in _all_in(output) if not (checkpoint.path / path).exists()]:
+        added = [path for path in _all_in(output) if not (checkpoint.path / path).exists()]
+        if strangers := [path for path in added if not is_merged_card(output / path)]:
             what = f"holds {strangers[0]}, which the model does not have: it is no merged copy of it."
             raise UserError(Problem("output", str(output), what, "Give another place, or move that away."))
     elif checkpoint.is_folder and checkpoint.path.resolve() in output.resolve().parents:

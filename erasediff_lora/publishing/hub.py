@@ -268,7 +268,9 @@ def _require_ours(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not _is_ours(folder)):
         raise UserError(Problem("run", str(folder), "is there already, and no hub folder.", remedy))
     ours = {*PARTS, *(FORMATS[name].FOLDER for name in FORMATS)}
-    if folder.exists() and (added := strangers(folder, "run", ours)):
+    added = strangers(folder, "run", ours) if folder.exists() else []
+    told = (read_inside(folder, CARD_FILE) or "") if added else ""
+    if added := [name for name in added if name not in told]:  # the card names its files
         what = f"holds {added[0]}, which is not of this program, and would go as the folder is made anew."
         raise UserError(Problem("run", str(folder), what, "Move that away."))
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 
 from erasediff_lora.errors import UserError
@@ -134,6 +135,8 @@ def fork(work: Callable[[], object]) -> int:
     if pid := os.fork():
         return pid
     status = 1
+    for state in (AcceleratorState, PartialState):  # of the job that this process is of, and the fork is not
+        state._reset_state()
     try:
         work()
         status = 0

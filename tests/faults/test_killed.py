@@ -74,8 +74,8 @@ def test_the_only_good_checkpoint_is_kept(recipe_file: RecipeFile, cli: Cli, tmp
         (checkpoints / step / "trainer.pt").write_bytes(b"")
     again = ("train", file, "--resume", "--training.keep_checkpoints", 1)
     assert kill_while("step-000005", 1, *again) == -9
-    kept = [step.name for step in checkpoints.glob("step-*")]
-    assert kept == ["step-000004"], "made anew, and the damaged one made way for its successor"
+    found = newest_checkpoint(tmp_path / "run")
+    assert found is not None and found.step == 4, "made anew, and kept until its successor is in place"
     assert cli(*again).status == 0
     for folder in checkpoints.iterdir():
         (folder / "trainer.pt").write_bytes(b"")

@@ -91,7 +91,7 @@ def test_the_first_step_is_the_papers(full: Any, tiny_base: Path, cli: Cli, tmp_
     parameters = [p for _, p in sorted(unet.named_parameters())]
 
     def gradient(batch: Any, target: Any) -> Any:
-        loss = (unet(batch.noisy, batch.timesteps, batch.prompts).sample - target).square().mean()
+        loss = (unet(batch.noisy, batch.timesteps, batch.prompts.tokens).sample - target).square().mean()
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
     retained, erased = gradient(retain, retain.target), gradient(forget, forget.extras["uniform"])
