@@ -104,7 +104,7 @@ class PipelineDenoiser:
         missing = [name for name in self.encoders if name not in options and not (self.source / name).is_dir()]
         if missing:
             what = f"has no {' and no '.join(missing)}, which prompts are encoded by."
-            remedy = "Take the whole folder; a file of the transformer alone is read with model.config."
+            remedy = "Take the whole folder, as save_pretrained writes it and the hub has it."
             raise UserError(Problem("model.base", self.model.base, what, remedy))
         return self.pipeline_class.from_pretrained(
             self.source,
