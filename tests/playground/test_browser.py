@@ -95,6 +95,7 @@ def test_draw_judge_and_be_told(page: Any, run: Path) -> None:
     message.wait_for()
     assert "has 10,000 characters; 2,000 are the most" in message.inner_text()
     page.get_by_test_id("toast-close").click()
+    message.wait_for(state="detached")
     page.fill("#prompt textarea", "<img src=x onerror=alert(1)>" * 100)
     page.click("#draw")
     message.wait_for()
