@@ -81,6 +81,7 @@ def test_rows_on_the_disk_are_those_of_the_tensor(prepare: Prepare, tmp_path: Pa
 def test_drawn_batches_are_kept(prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the third of five batches: two are not drawn again, and the set is what it would have been."""
     options: Any = {"forget": {"count": 10}, "sampling": {"batch_size": 2}}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)  # one after the other
     whole = prepare(**options, cache=str(tmp_path / "other")).latents[:]
     drawn: list[list[int]] = []
     real = StableDiffusion.generate
