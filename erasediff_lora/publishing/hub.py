@@ -38,8 +38,9 @@ from erasediff_lora.storage.run_folder import EVALUATION_FILE, RECIPE_FILE
 log = logging.getLogger(__name__)
 HUB = "hub"
 CARD_FILE = "README.md"
-PARTS = (CARD_FILE, "images", ".cache", ".gitattributes")
-"""What lies in a hub folder besides what a run has too; the last two are the hub's own."""
+PARTS = (CARD_FILE, "images", "adapter.safetensors", ".cache", ".gitattributes")
+"""What lies in a hub folder besides what a run has too: an adapter of which it is not recorded what it erases has that
+name, and the last two are the hub's own."""
 NAMING_FILES = ("base", "judge", "metrics", "recipe")
 """Parts of an evaluation that name files; earlier versions wrote where these lie."""
 UNPROVEN = {
@@ -268,9 +269,7 @@ def _require_ours(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not _is_ours(folder)):
         raise UserError(Problem("run", str(folder), "is there already, and no hub folder.", remedy))
     ours = {*PARTS, *(FORMATS[name].FOLDER for name in FORMATS)}
-    added = strangers(folder, "run", ours) if folder.exists() else []
-    told = (read_inside(folder, CARD_FILE) or "") if added else ""
-    if added := [name for name in added if name not in told]:  # the card names its files
+    if folder.exists() and (added := strangers(folder, "run", ours)):
         what = f"holds {added[0]}, which is not of this program, and would go as the folder is made anew."
         raise UserError(Problem("run", str(folder), what, "Move that away."))
 

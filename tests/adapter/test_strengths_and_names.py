@@ -135,6 +135,11 @@ def test_publish_takes_the_family_where_the_file_does_not_tell(tmp_path: Path, c
     result = cli(*command)
     assert result.status == 0 and "licence of the base is unknown" in result.err
     assert ModelCard.load(tmp_path / "run/hub/README.md").data.license is None
+    for mine in ("a", "lora", "adapter", "notes.md"):  # words of the card among them
+        (tmp_path / "run/hub" / mine).write_text("mine")
+        refused(cli(*command), f"holds {mine}, which is not of this program", "Move that away.")
+        assert (tmp_path / "run/hub" / mine).read_text() == "mine"
+        (tmp_path / "run/hub" / mine).unlink()
 
 
 def test_load_asks_the_pipeline_what_the_file_does_not_tell(tiny_base: Path, tmp_path: Path) -> None:
