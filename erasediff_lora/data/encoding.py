@@ -120,7 +120,8 @@ class Entry:
         cut = cut_prompts(self.denoiser, self.kind, self.samples, self.prompts)
         for name, plan in self.plans.items():
             label = f"{self.kind} set" if name == "latents" else name
-            made = in_order(partial(self._shard, name), range(len(plan.shards)), self._threads(plan))
+            threads = drawing_threads(self.denoiser) if plan.drawn else 1
+            made = in_order(partial(self._shard, name), range(len(plan.shards)), threads)
             for _ in tqdm(made, total=len(plan.shards), desc=label, unit="shard", leave=False):
                 pass
         for number in range(len(self.layouts["embeddings"].rows)):
@@ -151,9 +152,6 @@ class Entry:
         if embeddings.size <= SMALL:
             told = told[:]
         return Encoded(_at_hand(latents), latents.shapes(), told, counterparts, cut)
-
-    def _threads(self, plan: Plan) -> int:
-        return min(drawing_threads(self.denoiser), max(1, len(plan.shards))) if plan.drawn else 1
 
     def _shard(self, name: str, number: int) -> None:
         self.layouts[name].make(number, partial(self._latents, self.plans[name], number))

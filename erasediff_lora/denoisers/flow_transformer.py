@@ -236,6 +236,17 @@ class FlowTransformer(PipelineDenoiser):
         return self.decode(self.sample(*given, sampling, pictures=latents, strength=strength))
 
 
+class ToldByQwen(FlowTransformer):
+    """One whose prompts a Qwen language model reads."""
+
+    slot_token: ClassVar[str] = "<|object_ref_start|>"
+    word_start: ClassVar[str] = " "
+
+    @property
+    def text_tokens(self) -> int:
+        return 512
+
+
 def packed(latents: Tensor) -> Tensor:
     """Patches of 2 × 2, row by row: (N, C, h, w) as (N, h w / 4, 4 C)."""
     count, channels, height, width = latents.shape

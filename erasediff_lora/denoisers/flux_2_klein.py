@@ -11,7 +11,7 @@ from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 
-from erasediff_lora.denoisers.flow_transformer import FlowTransformer
+from erasediff_lora.denoisers.flow_transformer import ToldByQwen
 from erasediff_lora.families.flux_2_klein import FAMILY, KLEIN_4B, KLEIN_9B
 from erasediff_lora.objectives.condition import Condition
 
@@ -21,14 +21,12 @@ _READS_TOKENS = "context_embedder"
 WIDTH_OF_4B = 3072
 
 
-class Flux2Klein(FlowTransformer):
+class Flux2Klein(ToldByQwen):
     """A FLUX.2 klein base, distilled or not: diffusers folder or hub id."""
 
     network_class: ClassVar[Any] = Flux2Transformer2DModel
     pipeline_class: ClassVar[Any] = Flux2KleinPipeline
     encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
-    slot_token: ClassVar[str] = "<|object_ref_start|>"
-    word_start: ClassVar[str] = " "
     guides_apart: ClassVar[bool] = True
     target_presets: ClassVar[dict[str, list[str]]] = {
         "text": [_READS_TOKENS],
@@ -41,10 +39,6 @@ class Flux2Klein(FlowTransformer):
         config = self.network.config
         width = config.num_attention_heads * config.attention_head_dim
         return KLEIN_4B.id if width <= WIDTH_OF_4B else KLEIN_9B.id
-
-    @property
-    def text_tokens(self) -> int:
-        return 512
 
     @cached_property
     def is_distilled(self) -> bool:

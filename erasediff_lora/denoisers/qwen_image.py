@@ -8,7 +8,7 @@ import torch
 from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor
 
-from erasediff_lora.denoisers.flow_transformer import FlowTransformer, packed, unpacked
+from erasediff_lora.denoisers.flow_transformer import ToldByQwen, packed, unpacked
 from erasediff_lora.families.qwen_image import ARCHITECTURE, FAMILY
 from erasediff_lora.objectives.condition import Condition
 
@@ -17,14 +17,12 @@ _FEED_FORWARD = r".*\b(img_mlp|txt_mlp)\.net\.(0\.proj|2)"
 _READS_TOKENS = "txt_in"
 
 
-class QwenImage(FlowTransformer):
+class QwenImage(ToldByQwen):
     """A Qwen-Image base: diffusers folder or hub id."""
 
     network_class: ClassVar[Any] = QwenImageTransformer2DModel
     pipeline_class: ClassVar[Any] = QwenImagePipeline
     encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
-    slot_token: ClassVar[str] = "<|object_ref_start|>"
-    word_start: ClassVar[str] = " "
     guides_apart: ClassVar[bool] = True
     target_presets: ClassVar[dict[str, list[str]]] = {
         "text": [_READS_TOKENS],
@@ -35,10 +33,6 @@ class QwenImage(FlowTransformer):
     @property
     def architecture(self) -> str:
         return ARCHITECTURE.id
-
-    @property
-    def text_tokens(self) -> int:
-        return 512
 
     @property
     def prefix_tokens(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -27,15 +27,15 @@ def drawing_threads(denoiser: Denoiser) -> int:
     return max(1, min(cores // torch.get_num_threads() // int(os.environ.get("WORLD_SIZE", 1)), MOST))
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+def in_order(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
     """`map`, with a few of the items ahead of the one whose result is waited for.
 
     Args:
         work: Gives the same in any thread.
         items: What to work on.
-        threads: How many of them at a time; with one there is no thread beside the caller's.
+        threads: How many of them at a time, at most; with one, or one item, there is no thread beside the caller's.
     """
-    if threads == 1:
+    if min(threads, len(items)) <= 1:
         yield from map(work, items)
         return
     waiting: deque[Future[R]] = deque()

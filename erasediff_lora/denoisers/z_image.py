@@ -8,7 +8,7 @@ import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor
 
-from erasediff_lora.denoisers.flow_transformer import FlowTransformer
+from erasediff_lora.denoisers.flow_transformer import ToldByQwen
 from erasediff_lora.families.z_image import ARCHITECTURE, FAMILY
 from erasediff_lora.objectives.condition import Condition
 
@@ -17,14 +17,12 @@ _FEED_FORWARD = r".*\bfeed_forward\.w[123]"
 _READS_TOKENS = r"cap_embedder\.1"
 
 
-class ZImage(FlowTransformer):
+class ZImage(ToldByQwen):
     """A Z-Image base: diffusers folder, hub id, single file."""
 
     network_class: ClassVar[Any] = ZImageTransformer2DModel
     pipeline_class: ClassVar[Any] = ZImagePipeline
     encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
-    slot_token: ClassVar[str] = "<|object_ref_start|>"
-    word_start: ClassVar[str] = " "
     target_presets: ClassVar[dict[str, list[str]]] = {
         "text": [_READS_TOKENS],
         "attention": [_ATTENTION],
@@ -34,10 +32,6 @@ class ZImage(FlowTransformer):
     @property
     def architecture(self) -> str:
         return ARCHITECTURE.id
-
-    @property
-    def text_tokens(self) -> int:
-        return 512
 
     def latent_shape(self, side: int) -> tuple[int, int, int]:
         return int(self.network.config.in_channels), side // 8, side // 8

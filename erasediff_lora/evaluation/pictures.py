@@ -122,7 +122,7 @@ def generate(
     drawn: dict[int, Drawn] = {}
     stored = 0
     asked_for = requests(recipe, prompts, seed)
-    done = in_order(draw, asked_for, max(1, min(threads, len(asked_for))))
+    done = in_order(draw, asked_for, threads)
     for asked in tqdm(asked_for, desc=label, unit="batch", leave=False):
         images, was_stored = next(done)
         stored += len(images) * was_stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,12 @@ class Sweep:
     recipes: Mapping[str, Recipe]
 
     @classmethod
-    def of(cls, folder: Path, load: Any, combinations: Mapping[str, Mapping[str, Any]]) -> Sweep:
+    def of(
+        cls,
+        folder: Path,
+        load: Callable[[dict[str, Any]], Recipe],
+        combinations: Mapping[str, Mapping[str, Any]],
+    ) -> Sweep:
         """Check every recipe, so that the last run does not fail for what could be known before the first.
 
         Args:
@@ -58,7 +63,7 @@ class Sweep:
 
     def finished(self) -> list[Path]:
         """Folders of the runs that have been evaluated."""
-        return [recipe.output for recipe in self.recipes.values() if (recipe.output / EVALUATION_FILE).is_file()]
+        return [recipe.output for recipe in self.recipes.values() if is_finished(recipe)]
 
     def write(self, *, overwrite: bool) -> list[Job]:
         """Write the recipes; returns what is left to do.
@@ -77,7 +82,7 @@ class Sweep:
         jobs = [
             Job(name, self._file(name), self.folder / LOGS / f"{name}.log", overwrite)
             for name, recipe in self.recipes.items()
-            if overwrite or not (recipe.output / EVALUATION_FILE).is_file()
+            if overwrite or not is_finished(recipe)
         ]
         (self.folder / LOGS).mkdir(exist_ok=True)
         return jobs
@@ -109,6 +114,11 @@ class Sweep:
                 failed.append(Problem("run", job.name, what, f"See {job.log}; the same sweep goes on where it ended."))
         if failed:
             raise UserError(*failed)
+
+
+def is_finished(recipe: Recipe) -> bool:
+    """Whether the run has been evaluated, which comes last."""
+    return (recipe.output / EVALUATION_FILE).is_file()
 
 
 def last_line(log_file: Path) -> str:
