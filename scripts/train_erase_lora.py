@@ -5,7 +5,7 @@ The same program as `erasediff-lora train RECIPE [flags]`.
 
 import sys
 
-from erasediff_lora.cli import main
+from erasediff_lora.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    program(["train", *sys.argv[1:]])

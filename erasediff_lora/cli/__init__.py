@@ -14,7 +14,7 @@ import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from erasediff_lora import __version__
 from erasediff_lora.cli import adapters, cache, evaluation, init, playing, recipes, running, sweeps
@@ -68,6 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(stop, file=sys.stderr)
         return 128 + stop.signum
     return 0
+
+
+def program(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a verb, as a process whose only work it is, and end with its exit status.
+
+    One of several ends as multiprocessing ends its own, without taking the interpreter down: the threads that torch
+    keeps for split weights may still let go of their last tensor then, which aborts the process.
+    """
+    status = main(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,7 +1,5 @@
 """`python -m erasediff_lora.cli`."""
 
-import sys
+from erasediff_lora.cli import program
 
-from erasediff_lora.cli import main
-
-sys.exit(main())
+program()

@@ -114,3 +114,17 @@ def test_help_says_where_the_fields_are(verb: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main([verb, "--help"])
     assert "`erasediff-lora recipes fields [SECTION]`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("world", "said"), [("1", "taken down\n"), ("2", "")])
+def test_one_of_several_processes_leaves_without_taking_the_interpreter_down(world: str, said: str) -> None:
+    """Threads of torch, which wait for the interpreter then, would abort the process, and the launcher the job."""
+    code = "import atexit; atexit.register(print, 'taken down'); from erasediff_lora.cli import program; program()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "train", "nowhere.yaml"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": world},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (2, said)
+    assert "nowhere.yaml" in ended.stderr
