@@ -16,6 +16,8 @@ from tiny import tiny_classifier
 
 from erasediff_lora.evaluation.candidates import load_candidates
 from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.survival.finetune import Finetune
+from erasediff_lora.evaluation.survival.finetune_full import FinetuneFull
 from erasediff_lora.evaluation.survival.merge import Merge
 from erasediff_lora.evaluation.survival.weights import BLOCK, NF4, merged, to_float8, to_int8, to_nf4
 from erasediff_lora.recipe import Recipe
@@ -101,6 +103,18 @@ def test_merged_weights_draw_what_the_adapter_draws_at_that_strength(evidence: E
         for one, other, plain in zip(forget, loaded, base, strict=True):
             pixels = [np.asarray(item.image, dtype=int) for item in (one, other, plain)]
             assert np.abs(pixels[0] - pixels[1]).max() <= 1 < np.abs(pixels[0] - pixels[2]).max()
+
+
+@pytest.mark.parametrize("hardship", [FinetuneFull("finetune_full"), Finetune("finetune")])
+def test_fine_tuning_starts_from_the_erased_model(evidence: Evidence, hardship: Any) -> None:
+    """A step that changes nothing draws what the erased model draws, and not what the base does."""
+    evidence.settings(hardship.Settings).learning_rate = 1e-12
+    candidates, prompts, seed = evidence.candidates, evidence.forget_prompts[:2], evidence.forget_seed
+    ((tuned, _),) = hardship.draw(evidence, candidates.erased, ["1 steps"]).values()
+    erased, base = (one.generate(prompts, seed, "forget") for one in (candidates.erased, candidates.base))
+    for one, other, plain in zip(tuned, erased, base, strict=False):
+        pixels = [np.asarray(item.image, dtype=int) for item in (one, other, plain)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1 < np.abs(pixels[0] - pixels[2]).max()
 
 
 @pytest.mark.parametrize("name", ["erased", "base"])

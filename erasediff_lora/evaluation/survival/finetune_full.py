@@ -48,7 +48,8 @@ class FinetuneFull(Hardship):
         from erasediff_lora.evaluation.survival.weights import merged
 
         options, denoiser = evidence.settings(FinetuneFullSettings), candidate.denoiser
-        with merged(candidate) as (weights, _):
+        pictures = retain_pictures(evidence)  # first: it may switch the erasure off, to draw them with the base
+        with candidate.active(), merged(candidate) as (weights, _):
             chosen = [
                 weight for name, weight in weights.items() if options.weights == "all" or _attends(denoiser, name)
             ]
@@ -57,7 +58,7 @@ class FinetuneFull(Hardship):
             tuning = FineTuning(
                 denoiser,
                 chosen,
-                retain_pictures(evidence),
+                pictures,
                 batch_size=options.batch_size,
                 learning_rate=options.learning_rate,
                 seed=evidence.recipe.evaluation.seed,
