@@ -14,6 +14,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     ZImagePipeline,
@@ -23,6 +25,9 @@ from tiny import tiny_pipeline
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import (
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -186,3 +191,27 @@ def tiny_flux_2_klein_pipeline(*, distilled: bool = False) -> Flux2KleinPipeline
         scheduler=scheduler, vae=vae, text_encoder=encoder, tokenizer=tokenizer, transformer=transformer,
         is_distilled=distilled,
     )  # fmt: skip
+
+
+def tiny_lumina_2_pipeline() -> Lumina2Pipeline:
+    """A block of each kind, of three heads for queries and one for keys; letters as tokens."""
+    vocab = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4, "▁": 5}
+    for letter in string.printable[:95]:
+        vocab.setdefault(letter, len(vocab))
+    tokenizer = GemmaTokenizer(vocab=vocab, merges=[], add_bos_token=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<unused0>"]})
+    torch.manual_seed(11)
+    encoder = Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        )
+    )  # fmt: skip
+    transformer = Lumina2Transformer2DModel(
+        sample_size=32, in_channels=4, hidden_size=48, num_layers=2, num_refiner_layers=1, num_attention_heads=3,
+        num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 6, 6), axes_lens=(300, 32, 32), cap_feat_dim=32,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
+    return Lumina2Pipeline(
+        scheduler=scheduler, vae=tiny_vae(), text_encoder=encoder, tokenizer=tokenizer, transformer=transformer
+    )

@@ -110,7 +110,8 @@ class FlowTransformer(PipelineDenoiser):
             here = inputs[0] == token
             row, column = here.nonzero(as_tuple=True)
             number = (here.cumsum(dim=1) - 1)[row, column] % vectors.shape[1]
-            return output.index_put((row, column), vectors[row, number].to(output))
+            scale = getattr(module, "embed_scale", 1.0)  # of Gemma
+            return output.index_put((row, column), (vectors[row, number] * scale).to(output))
 
         table = encoder.get_input_embeddings().weight  # of T5 in two modules
         looked_up = [m for m in encoder.modules() if isinstance(m, nn.Embedding) and m.weight is table]
@@ -126,7 +127,11 @@ class FlowTransformer(PipelineDenoiser):
             return []
         tokenizer, limit = self._reader[0], self.text_tokens
         found = [ids[self.prefix_tokens :] for ids in tokenizer(self.wrapped(list(prompts)), verbose=False).input_ids]
-        return [Tokens((tuple(ids[: min(len(ids), limit) - 1]),), len(ids) > limit) for ids in found]
+        ends = [bool(ids) and ids[-1] == tokenizer.eos_token_id for ids in found]  # it stays where a prompt is cut
+        return [
+            Tokens((tuple(ids[: min(len(ids), limit) - end]),), len(ids) > limit)
+            for ids, end in zip(found, ends, strict=True)
+        ]
 
     @cached_property
     def _ordinary(self) -> list[int]:

@@ -1,8 +1,13 @@
-"""Searching for a condition that brings a concept back, through the denoising loss of its pictures."""
+"""Searching for a condition that brings a concept back, through the denoising loss of its pictures.
+
+Where it is searched for is a `SearchSpace`: among the embeddings of tokens, which the text encoder reads as it reads
+words, or among what the text encoder hands out, for which it need not be in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,15 +15,106 @@ from torch.nn import functional as F
 
 from erasediff_lora.denoisers.base import Denoiser, NoisedBatch
 from erasediff_lora.machine.progress import tqdm
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
 
 
-def slot_loss(
-    denoiser: Denoiser,
-    batch: NoisedBatch,
-    vectors: Tensor,
-    wording: Callable[[str], str] = lambda caption: caption,
-) -> Tensor:
+class SearchSpace(Protocol):
+    """What is searched in, on one model."""
+
+    @property
+    def unit(self) -> float:
+        """The spread of what the vectors stand beside."""
+        ...
+
+    def start(self, words: Sequence[str], count: int, restart: int, seed: int) -> Tensor:
+        """Where a restart begins, (V, E)."""
+        ...
+
+    def told(self, captions: Sequence[str], vectors: Tensor) -> Condition:
+        """What the network is told of captions and vectors, (V, E) or (N, V, E); differentiable in them."""
+        ...
+
+
+class Tokens:
+    """Embeddings of tokens, which take the place of SLOT in captions: a new word.
+
+    Args:
+        denoiser: The model, with its text encoders.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    @property
+    def unit(self) -> float:
+        return float(self.denoiser.token_embeddings.detach().float().std())
+
+    def start(self, words: Sequence[str], count: int, restart: int, seed: int) -> Tensor:
+        """At noise of the table's spread, every third time at the name of one of the words."""
+        table = self.denoiser.token_embeddings.detach().float()
+        if restart % 3 == 2 and words:
+            word = self.denoiser.embed_word(words[restart // 3 % len(words)]).detach().float()
+            return word.mean(dim=0, keepdim=True).repeat(count, 1)
+        return _noise(table, count, seed)
+
+    def told(self, captions: Sequence[str], vectors: Tensor) -> Condition:
+        return self.denoiser.encode_slots(captions, vectors)
+
+
+class Outputs:
+    """Tokens as the text encoder hands them out, behind those of the whole caption, the concept's name among them.
+
+    Where a prompt has a pooled embedding besides, each vector goes on with a step away from that.
+
+    Args:
+        encode: What the network is told of captions; nothing is differentiated through it.
+        like: Some of it, whose spread is that of the search.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[str]], Condition], like: Condition) -> None:
+        self.encode = encode
+        there = slice(None) if like.mask is None else like.mask
+        self._tokens = like.tokens[there].float().flatten(0, -2)
+        self._pooled_width = 0 if like.pooled is None else like.pooled.shape[1]
+
+    @property
+    def unit(self) -> float:
+        return float(self._tokens.std())
+
+    def start(self, words: Sequence[str], count: int, restart: int, seed: int) -> Tensor:
+        """At noise of the tokens' spread, the pooled embedding where it is."""
+        return F.pad(_noise(self._tokens, count, seed), (0, self._pooled_width))
+
+    def told(self, captions: Sequence[str], vectors: Tensor) -> Condition:
+        plain = self.encode(captions)
+        vectors = vectors.expand(len(captions), *vectors.shape[-2:])
+        width = plain.tokens.shape[-1]
+        steps = None if plain.pooled is None else vectors[..., width:].sum(dim=1)
+        return plain.with_more(vectors[..., :width], steps)
+
+
+def _noise(table: Tensor, count: int, seed: int) -> Tensor:
+    """So many vectors with the mean and the spread of a table's rows."""
+    noise = torch.randn(count, table.shape[1], generator=torch.Generator().manual_seed(seed))
+    return table.mean(dim=0) + noise.to(table.device) * table.std(dim=0)
+
+
+def loss_under(denoiser: Denoiser, batch: NoisedBatch, told: Callable[[list[str]], Condition]) -> Tensor:
+    """The denoising loss of a batch.
+
+    Args:
+        denoiser: The attacked model.
+        batch: Pictures with their captions.
+        told: What the network is told of captions.
+    """
+    noisy, timesteps, target, captions = batch
+    texts = list(dict.fromkeys(captions))
+    prompts = told(texts)[[texts.index(caption) for caption in captions]].to(denoiser.dtype)
+    return F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
+
+
+def slot_loss(denoiser: Denoiser, batch: NoisedBatch, vectors: Tensor, wording: Callable[[str], str]) -> Tensor:
     """The denoising loss of a batch, with `vectors` (V, E) in the place of SLOT.
 
     Args:
@@ -27,26 +123,12 @@ def slot_loss(
         vectors: Token embeddings.
         wording: Turns a caption into the prompt, which has a SLOT.
     """
-    noisy, timesteps, target, captions = batch
-    texts = list(dict.fromkeys(captions))
-    encoded = denoiser.encode_slots([wording(text) for text in texts], vectors)
-    prompts = encoded[[texts.index(caption) for caption in captions]].to(denoiser.dtype)
-    return F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
-
-
-def starting_vectors(denoiser: Denoiser, words: list[str], count: int, restart: int, seed: int) -> Tensor:
-    """Where a restart begins: at noise of the table's spread, every third one at a retained concept's name; (V, E)."""
-    table = denoiser.token_embeddings.detach().float()
-    if restart % 3 == 2 and words:
-        word = denoiser.embed_word(words[restart // 3 % len(words)]).detach().float()
-        return word.mean(dim=0, keepdim=True).repeat(count, 1)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(count, table.shape[1], generator=generator)
-    return table.mean(dim=0) + noise.to(table.device) * table.std(dim=0)
+    return loss_under(denoiser, batch, lambda texts: denoiser.encode_slots([wording(text) for text in texts], vectors))
 
 
 def invert(
     denoiser: Denoiser,
+    space: SearchSpace,
     stream: Iterator[NoisedBatch],
     start: Tensor,
     *,
@@ -55,28 +137,29 @@ def invert(
     label: str | None = None,
     at_once: int | None = None,
 ) -> tuple[Tensor, list[float]]:
-    """Optimise token embeddings on the denoising loss; the model stays as it is.
+    """Optimise vectors on the denoising loss; the model stays as it is.
 
     Args:
         denoiser: The attacked model.
-        stream: Batches whose captions have SLOT.
+        space: What the vectors mean.
+        stream: Batches with captions as the space takes them.
         start: (V, E).
         steps: Of AdamW.
-        learning_rate: In units of the embeddings' spread.
+        learning_rate: In units of the space's spread.
         label: Of the progress bar; None: none is shown.
         at_once: Pictures of a batch that the network sees together: fewer take less memory; None: all.
 
     Returns:
-        The embeddings (V, E), and the loss of every step.
+        The vectors (V, E), and the loss of every step.
     """
-    unit = float(denoiser.token_embeddings.detach().float().std())
+    unit = space.unit
     vectors = (start / unit).requires_grad_()
     optimizer = torch.optim.AdamW([vectors], lr=learning_rate, weight_decay=0.0)
     losses: list[Tensor] = []
     for _, batch in zip(tqdm(range(steps), desc=label, leave=False, disable=label is None), stream, strict=False):
         vectors.grad, total = torch.zeros_like(vectors), vectors.new_zeros(())
         for part, share in _parts(batch, at_once):
-            loss = slot_loss(denoiser, part, vectors * unit) * share
+            loss = loss_under(denoiser, part, lambda texts: space.told(texts, vectors * unit)) * share
             vectors.grad += unscaled_gradients(loss, [vectors], loss_scale(denoiser.dtype))[0]
             total = total + loss.detach()
         optimizer.step()

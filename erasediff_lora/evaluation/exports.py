@@ -12,17 +12,12 @@ from typing import TYPE_CHECKING, Any
 from erasediff_lora.storage.files import save_safetensors, write_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from erasediff_lora.denoisers import Denoiser
     from erasediff_lora.evaluation.attacks.restarts import Condition
 
 FOLDER = "attacks"
 PROMPTS = "prompts.csv"
 COLUMNS = ("prompt", "type", "concept", "case_number", "exact")
-KEYS = ("clip_l", "clip_g")
-"""What ComfyUI calls the two encoders' parts of an embedding; of a single encoder the key is `emb_params`, as A1111 has
-it, and as diffusers' `load_textual_inversion(FILE, token=…)` takes it."""
 
 
 def export(
@@ -44,7 +39,7 @@ def export(
             name = f"{attack}-{'-'.join(re.findall(r'[a-z0-9]+', concept.lower())) or 'concept'}"
             named = next((text for text in texts if concept in text), concept)
             if condition.tokens is None:
-                parts = _parts(denoiser, condition.vectors)
+                parts = condition.exported(denoiser)
                 header = {"attack": attack, "prompt": condition.wording(named).replace(SLOT, name)}
                 save_safetensors(parts, folder / FOLDER / f"{name}.safetensors", header)
                 continue
@@ -57,16 +52,6 @@ def export(
         writer.writeheader()
         writer.writerows(rows)
         write_text(folder / FOLDER / PROMPTS, table.getvalue())
-
-
-def _parts(denoiser: Denoiser, vectors: Tensor) -> dict[str, Tensor]:
-    """The embedding by encoder, (V, E) each."""
-    encoders: Sequence[str] = getattr(denoiser, "encoders", ())
-    widths = [getattr(denoiser.pipeline, name).get_input_embeddings().weight.shape[1] for name in encoders]
-    if len(widths) < 2 or sum(widths) != vectors.shape[1]:
-        return {"emb_params": vectors.detach().cpu().contiguous()}
-    pieces = vectors.detach().cpu().split(widths, dim=1)
-    return {name: piece.contiguous() for name, piece in zip(KEYS, pieces, strict=False)}
 
 
 def _text(denoiser: Denoiser, tokens: Sequence[int]) -> tuple[str, bool]:

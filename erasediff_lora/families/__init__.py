@@ -56,12 +56,9 @@ def network_in(keys: Collection[str]) -> str | None:
 
 
 def slots(keys: Collection[str]) -> dict[str, Slot]:
-    """Adapter name -> slot, for every weight of a single-file checkpoint that a family knows."""
-    found: dict[str, Slot] = {}
-    for family in asked():
-        if family.single_file is not None:
-            found |= family.single_file(keys)
-    return found
+    """Adapter name -> slot, for every weight of a single-file checkpoint that the family knows which knows most."""
+    found = [family.single_file(keys) for family in asked() if family.single_file is not None]
+    return max(found, key=len, default={})
 
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from erasediff_lora.families.kohya import KohyaNames
 from erasediff_lora.families.layouts import Layout, Shapes
@@ -71,6 +71,8 @@ class Family:
         text_to_image: Whether prompts are text.
         has_autoencoder: Whether pictures are drawn in latents of an autoencoder.
         flow_matching: Whether it was trained by flow matching instead of on a schedule of noise.
+        searched_in: Where conditions that bring a concept back are searched for unless a recipe says: 'tokens', or
+            'outputs' where the text encoders are too large to stay in memory while the network is trained.
     """
 
     denoiser: str | type[Any]
@@ -90,3 +92,4 @@ class Family:
     text_to_image: bool = True
     has_autoencoder: bool = True
     flow_matching: bool = False
+    searched_in: Literal["tokens", "outputs"] = "tokens"

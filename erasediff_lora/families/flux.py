@@ -180,4 +180,5 @@ FAMILY = Family(
         "peft": ("peft",),
     },
     flow_matching=True,
+    searched_in="outputs",
 )

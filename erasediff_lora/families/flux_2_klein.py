@@ -129,4 +129,5 @@ FAMILY = Family(
     single_file=NATIVE.slots,
     read_by={"kohya": ("diffusers", "comfyui"), "diffusers": ("diffusers",), "peft": ("peft",)},
     flow_matching=True,
+    searched_in="outputs",
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from erasediff_lora.registry import FAMILIES
+
 _BY_NAME = {
     "Stable Cascade": r"lora_prior_(unet|te)_",
     "Chroma": r"distilled_guidance_layer",
@@ -61,9 +63,10 @@ def by_names(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> str
     if any(re.search(r"attn2\.?_?to_[kv]$", name) and shape[1:] == (1280,) for name, shape in shapes.items()):
         return _REFINER
     for family, pattern in _BY_NAME.items():
-        if any(re.search(pattern, name) for name in flat):
+        if not _is_here(family) and any(re.search(pattern, name) for name in flat):
             return family
-    return next((family for width, family in _BY_WIDTH.items() if width in widths), None)
+    found = (family for width, family in _BY_WIDTH.items() if width in widths)
+    return next((family for family in found if not _is_here(family)), None)
 
 
 def by_header(metadata: Mapping[str, str]) -> str | None:
@@ -71,6 +74,12 @@ def by_header(metadata: Mapping[str, str]) -> str | None:
     for field in ("modelspec.architecture", "ss_base_model_version"):
         said = str(metadata.get(field, "")).lower()
         for begin, family in _HEADERS.items():
-            if said.startswith(begin):
+            if said.startswith(begin) and not _is_here(family):
                 return family
     return None
+
+
+def _is_here(family: str) -> bool:
+    """Whether a family that was another one has been registered since, under a name that begins so."""
+    begin = re.sub(r"\W", "_", family.lower())
+    return any(name.startswith(begin) for name in FAMILIES)

@@ -73,4 +73,5 @@ FAMILY = Family(
     single_file=NATIVE.slots,
     read_by={"kohya": ("diffusers", "comfyui"), "diffusers": ("diffusers", "comfyui"), "peft": ("peft",)},
     flow_matching=True,
+    searched_in="outputs",
 )

@@ -52,4 +52,5 @@ FAMILY = Family(
     },
     single_file=single_files_sd3.slots,
     flow_matching=True,
+    searched_in="outputs",
 )

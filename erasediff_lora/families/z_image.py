@@ -104,4 +104,5 @@ FAMILY = Family(
     single_file=NATIVE.slots,
     read_by={"kohya": ("comfyui",), "diffusers": ("diffusers",), "peft": ("peft",)},
     flow_matching=True,
+    searched_in="outputs",
 )

@@ -204,7 +204,7 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         sampler = sampler.to(denoiser.device)
         network = denoiser.network
         encoders = 0
-        if recipe.adversary.pool:  # they stay, since its conditions are token embeddings
+        if recipe.adversary.needs_encoders(recipe.model):  # they stay, since its conditions are token embeddings
             encoders = sum(_weight_bytes(part) for part in networks.values() if part is not network)
         world = processes()
         frozen = _frozen_bytes(recipe, network)
@@ -223,7 +223,8 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         objective.prepared = objective.prepare(sampler.plain.draw)
         loop.take_step(run, 0)
         if recipe.adversary.pool:
-            _search(denoiser, networks, _batch(recipe, denoiser, min(recipe.adversary.batch_size, at_once)))
+            reading = networks if recipe.adversary.needs_encoders(recipe.model) else {}
+            _search(denoiser, reading, _batch(recipe, denoiser, min(recipe.adversary.batch_size, at_once)))
         if recipe.retain.focus:
             _look(run, _batch(recipe, denoiser, min(recipe.retain.focus_samples, LOOKED_AT * at_once)))
         at_work = memory.peak - before

@@ -92,7 +92,7 @@ def remedy(recipe: Recipe, found: MemoryPlan, capacity: int) -> tuple[dict[str, 
 def may_offload(recipe: Recipe) -> bool:
     """Whether the networks may take turns: where there are several, and no search needs them together."""
     several = FAMILIES[recipe.model.family].has_autoencoder
-    return several and not (recipe.model.offload or recipe.adversary.pool)
+    return several and not (recipe.model.offload or recipe.adversary.needs_encoders(recipe.model))
 
 
 def _first_that_fits(

@@ -74,11 +74,16 @@ def _fused(
     return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
+def _ones(tensor: Tensor) -> list[Any]:
+    """A number of the tensor's kind for each element."""
+    return [1.0 if tensor.is_floating_point() else 1] * tensor.numel()
+
+
 @contextmanager
 def on_meta(tracker: MemoryTracker | None = None) -> Iterator[MemoryTracker]:
     """Tensors made inside have shapes and no values; what they would hold is counted, on by a tracker that is given."""
     # Patched, since a mode for functions is off in a backward pass, where checkpointed blocks are computed again.
     attention = mock.patch.object(F, "scaled_dot_product_attention", _fused)
-    values = mock.patch.object(Tensor, "tolist", lambda tensor: [1.0] * tensor.numel())  # as _VALUE_OPS, of vectors
+    values = mock.patch.object(Tensor, "tolist", _ones)  # as _VALUE_OPS, of vectors
     with torch.device("meta"), attention, values, tracker or MemoryTracker() as counting:
         yield counting

@@ -68,6 +68,10 @@ class Condition:
             return self
         return replace(self, tokens=F.pad(self.tokens, (0, 0, 0, more)), mask=F.pad(_mask(self), (0, more)))
 
+    def masked(self, length: int) -> Condition:
+        """Of so many tokens at least, with a mask."""
+        return replace(self, mask=_mask(self)).padded(length)
+
     def trimmed(self) -> Condition:
         """Without the places behind the longest prompt."""
         if self.mask is None:
@@ -81,6 +85,21 @@ class Condition:
         return Condition(
             **{name: tensor.index_copy(0, rows, new.parts[name].to(tensor)) for name, tensor in there.parts.items()}
         )
+
+    def with_more(self, more: Tensor, steps: Tensor | None = None) -> Condition:
+        """With further tokens, (N, V, D), and the pooled vectors moved, (N, P), where there are any.
+
+        They stand behind each prompt's own, without a mask in the place of the last ones, so that the length stays.
+        """
+        count, width = more.shape[1], self.tokens.shape[1]
+        whole = self if self.mask is None else self.trimmed().padded(max(self.lengths) + count)
+        first = [width - count] * len(self) if self.mask is None else self.lengths
+        places = torch.tensor(first, device=more.device)[:, None] + torch.arange(count, device=more.device)
+        rows = torch.arange(len(self), device=more.device)[:, None].expand_as(places)
+        tokens = whole.tokens.index_put((rows, places), more.to(whole.tokens))
+        mask = None if whole.mask is None else torch.arange(tokens.shape[1], device=more.device) <= places[:, -1:]
+        pooled = whole.pooled if steps is None or whole.pooled is None else whole.pooled + steps.to(whole.pooled)
+        return Condition(tokens, mask, pooled)
 
     @classmethod
     def of(cls, tokens: Sequence[Tensor]) -> Condition:

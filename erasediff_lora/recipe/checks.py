@@ -148,12 +148,12 @@ def _family(sections: Sections) -> Iterator[Problem]:
 
 def _offloaded_search(sections: Sections) -> Iterator[Problem]:
     model, adversary = sections.model, sections.adversary
-    if model and model.offload and adversary and adversary.pool:
+    if model and model.offload and adversary and adversary.needs_encoders(model):
         yield Problem(
             "model.offload",
             True,
             f"parts networks that a search differentiates through together (adversary.pool: {adversary.pool}).",
-            "Omit it, or set adversary.pool: 0.",
+            "Omit it, or set adversary.space: outputs.",
         )
 
 

@@ -80,6 +80,7 @@ FAMILIES = Registry(
             "flux_2_klein",
             "z_image",
             "qwen_image",
+            "lumina_2",
             "class_conditional",
         )
     },

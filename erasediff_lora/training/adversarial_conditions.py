@@ -8,7 +8,7 @@ share of the forget pictures is trained under the words that it has found.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +19,9 @@ from erasediff_lora.data.captioned import CaptionedPictures
 from erasediff_lora.data.prompts import substitute
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import SLOT, Denoiser
-from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
+from erasediff_lora.denoisers.textual_inversion import Outputs, SearchSpace, Tokens, invert
 from erasediff_lora.objectives import Batch
+from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.training.concept_turns import losses_by_concept
 from erasediff_lora.training.distributed import Processes, rows_at_once
@@ -28,6 +29,8 @@ from erasediff_lora.training.hooks import Hook
 from erasediff_lora.training.turns import Turns
 
 log = logging.getLogger(__name__)
+CAPTIONS = 256
+"""Captions that tell the spread of what the text encoder hands out."""
 
 
 class AdversarialSet(Hook):
@@ -35,7 +38,7 @@ class AdversarialSet(Hook):
 
     Args:
         recipe: Its `adversary`, and the concepts.
-        denoiser: The network in training, with its encoders.
+        denoiser: The network in training, with its encoders if it is their tokens that are searched among.
         forget: D_f.
         processes: Those that share the searches, and go on with the same conditions.
     """
@@ -49,21 +52,28 @@ class AdversarialSet(Hook):
         self.denoiser, self.processes = denoiser, processes or Processes()
         self.at_once = rows_at_once(recipe.training, self.processes.world)
         self.alone = self.processes.world == 1 or recipe.training.shard  # all predict with split weights, or none does
+        self.forget, self.rows = forget, {prompt: row for row, prompt in enumerate(forget.prompts)}
         texts = [forget.prompts[row] for row in forget.captions.tolist()]
+        in_tokens = recipe.adversary.needs_encoders(recipe.model)
+        self.space: SearchSpace = (
+            Tokens(denoiser)
+            if in_tokens
+            else Outputs(self._encoded, self._encoded(list(dict.fromkeys(texts))[:CAPTIONS]))
+        )
         names = [concept.name for concept in recipe.forget.concepts]
         self.pictures: dict[str, CaptionedPictures] = {}
         self.shown: list[tuple[str, str]] = [("", "")] * len(texts)
-        """Concept and caption of each picture, with SLOT in the place of the name."""
+        """Concept and caption of each picture; where a word is searched for, with SLOT in the place of the name."""
         for name in names:
             chosen = forget.rows_of(name)
-            captions = [substitute(texts[row], name, SLOT) for row in chosen]
+            captions = [substitute(texts[row], name, SLOT) if in_tokens else texts[row] for row in chosen]
             own = forget.select(torch.tensor(chosen))
             self.pictures[name] = CaptionedPictures(own.latents, own.shapes, captions)
             for row, caption in zip(chosen, captions, strict=True):
                 self.shown[row] = name, caption
         self.turns = Turns(names)
         self.pools: dict[str, Tensor] = {}
-        """Concept -> token embeddings, (P, V, E), the newest last."""
+        """Concept -> what was found, (P, V, E), the newest last."""
         self.loss: float | None = None
         """Denoising loss that the last search came down to: it rises as the concept gets harder to bring back."""
 
@@ -80,10 +90,7 @@ class AdversarialSet(Hook):
         for turn, name in enumerate(chosen):
             pool = list(self.pools.get(name, ()))
             place = self._place(len(pool), seed)
-            if place is None:
-                start = starting_vectors(self.denoiser, [], self.settings.vectors, number, seed)
-            else:
-                start = pool.pop(place)
+            start = self.space.start([], self.settings.vectors, number, seed) if place is None else pool.pop(place)
             found = self._shared(self.pictures[name], start, seed, None if len(chosen) == 1 else turn)
             if not bool(torch.isfinite(found).all()):
                 log.warning("the search for a condition of %s at step %d is not finite and left out", name, step + 1)
@@ -113,6 +120,11 @@ class AdversarialSet(Hook):
         self.turns.load_state(state["turns"])
         self.loss = state.get("loss")
 
+    def _encoded(self, captions: Sequence[str]) -> Condition:
+        """What the network is told of captions of the forget set, encoded when that was made."""
+        told = self.forget.embeddings[[self.rows[caption] for caption in captions]]
+        return told.to(self.denoiser.device).to(self.denoiser.dtype)
+
     def _place(self, known: int, seed: int) -> int | None:
         """Where in the pool a search goes on; None: it starts anew."""
         generator = torch.Generator().manual_seed(seed)
@@ -132,6 +144,7 @@ class AdversarialSet(Hook):
         settings = self.settings
         vectors, losses = invert(
             self.denoiser,
+            self.space,
             pictures.noised(self.denoiser, settings.batch_size, seed),
             start,
             steps=settings.steps,
@@ -155,6 +168,6 @@ class AdversarialSet(Hook):
         if not places:
             return batch
         with torch.no_grad():
-            encoded = self.denoiser.encode_slots(captions, torch.stack(conditions))
+            encoded = self.space.told(captions, torch.stack(conditions))
         rows = torch.tensor(places, device=batch.noisy.device)
         return replace(batch, prompts=batch.prompts.replaced(rows, encoded))

@@ -225,7 +225,7 @@ def build(
         UserError: If the targets match nothing, an optimizer is not installed, or a set lacks what is needed of it.
     """
     trainable = _adapt_here(recipe, denoiser, processes, starts=starts)
-    if not recipe.adversary.pool:
+    if not recipe.adversary.needs_encoders(recipe.model):
         denoiser.release_encoders()
     optimizer = create_optimizer(recipe.training, trainable.parameters)
     objective = create_objective(recipe, denoiser, trainable, processes)

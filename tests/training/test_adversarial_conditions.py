@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,17 @@ def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(mad
 
 def test_a_search_finds_what_the_network_denoises_better_by(made: Any) -> None:
     """Against a random start, on pictures and noise that the search did not see."""
-    from erasediff_lora.denoisers.textual_inversion import invert, slot_loss, starting_vectors
+    from erasediff_lora.denoisers.textual_inversion import Tokens, invert, loss_under
 
     adversary, _, _ = made
     denoiser, pictures = adversary.denoiser, adversary.pictures["cat"]
-    start = starting_vectors(denoiser, [], 1, 0, seed=3)
-    found, _ = invert(denoiser, pictures.noised(denoiser, 4, 3), start, steps=60, learning_rate=0.05, label="test")
+    space = Tokens(denoiser)
+    start, stream = space.start([], 1, 0, seed=3), pictures.noised(denoiser, 4, 3)
+    found, _ = invert(denoiser, space, stream, start, steps=60, learning_rate=0.05, label="test")
     batch = next(pictures.noised(denoiser, 64, 99))
     with torch.no_grad():
-        assert slot_loss(denoiser, batch, found) < slot_loss(denoiser, batch, start)
+        before, after = (loss_under(denoiser, batch, partial(space.told, vectors=one)) for one in (start, found))
+    assert after < before
 
 
 def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(
@@ -99,8 +102,8 @@ def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(
     """On a loss so small that its gradient vanishes in float16 where it is not scaled."""
     from erasediff_lora.denoisers import textual_inversion as search
 
-    plain = search.slot_loss
-    monkeypatch.setattr(search, "slot_loss", lambda *arguments: SMALL * plain(*arguments))
+    plain = search.loss_under
+    monkeypatch.setattr(search, "loss_under", lambda *arguments: SMALL * plain(*arguments))
     moved = {}
     for dtype, scale in ((torch.float32, 1.0), (torch.float16, 1024.0), (torch.float16, 1.0)):
         monkeypatch.setattr(loss_scaling, "LOSS_SCALE", scale)
@@ -109,9 +112,10 @@ def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(
         adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"))
         denoiser.network.to(dtype)
         denoiser.dtype = dtype
-        start = search.starting_vectors(denoiser, [], 1, 0, seed=3)
+        space = search.Tokens(denoiser)
+        start = space.start([], 1, 0, seed=3)
         stream = adversary.pictures["cat"].noised(denoiser, 4, 3)
-        found, _ = search.invert(denoiser, stream, start, steps=5, learning_rate=0.01)
+        found, _ = search.invert(denoiser, space, stream, start, steps=5, learning_rate=0.01)
         moved[dtype, scale] = (found - start).flatten()
     likeness = {
         key: float(torch.cosine_similarity(way, moved[torch.float32, 1.0], dim=0)) for key, way in moved.items()
@@ -190,15 +194,16 @@ def test_processes_share_the_searches(file: Any) -> None:
 
 def test_searches_go_on_from_conditions_of_the_pool(recipe_file: RecipeFile) -> None:
     """The same as one long search, restated: each stretch starts where an earlier one ended."""
-    from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
+    from erasediff_lora.denoisers.textual_inversion import Tokens, invert
 
     recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"continued": 1.0, "steps": 3}))
     denoiser = denoisers.load(recipe.model)
     adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"))
-    found = starting_vectors(denoiser, [], 1, 0, seed=0)
+    space = Tokens(denoiser)
+    found = space.start([], 1, 0, seed=0)
     for step in range(3):
         stream = adversary.pictures["cat"].noised(denoiser, 2, step)
-        found, _ = invert(denoiser, stream, found, steps=3, learning_rate=recipe.adversary.learning_rate)
+        found, _ = invert(denoiser, space, stream, found, steps=3, learning_rate=recipe.adversary.learning_rate)
         adversary.before_step(step)
         assert torch.equal(adversary.pools["cat"], found[None]), "in the place of the one that it went on from"
 

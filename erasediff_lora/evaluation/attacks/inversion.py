@@ -6,22 +6,31 @@ stays as it is, token embeddings are optimised on the denoising loss of forget p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from erasediff_lora.evaluation.attacks.base import of_each_concept
 from erasediff_lora.evaluation.attacks.restarts import Condition, Restarts, SearchSettings
+from erasediff_lora.recipe.tables import IN_SPACE, SearchedIn, searched_in
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from erasediff_lora.denoisers import Denoiser
+    from erasediff_lora.denoisers.textual_inversion import SearchSpace
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.objectives.condition import Condition as Told
 
 
 class InversionSettings(SearchSettings):
     """Concept inversion: a new word, learned from forget pictures, that brings the concept back."""
 
     vectors: int = Field(1, ge=1, description="learned token embeddings")
+    space: SearchedIn = IN_SPACE
     steps: int = Field(200, ge=1, description="optimisation steps of a restart")
     restarts: int = Field(3, ge=1, description="starting points; the best one counts")
     learning_rate: float = Field(0.05, gt=0, description="of AdamW, in units of the embeddings' spread")
@@ -49,24 +58,53 @@ class Inversion(Restarts):
         from erasediff_lora.denoisers import SLOT
 
         found = learn(evidence, candidate, concept, restart)
-        return Condition(torch.tensor(found["vectors"]), lambda text: substitute(text, concept, SLOT), found["loss"])
+        space = searched_in(evidence.settings(InversionSettings).space, candidate.recipe.model)
+        kind = Condition if space == "tokens" else Behind
+        return kind(torch.tensor(found["vectors"]), lambda text: substitute(text, concept, SLOT), found["loss"])
+
+
+@dataclass(frozen=True)
+class Behind(Condition):
+    """Tokens of the text encoder's output, which stand behind those of the prompt as it is."""
+
+    def told(self, denoiser: Denoiser, texts: Sequence[str]) -> Told:
+        told: Told = space_of("outputs", denoiser, texts, "").told(texts, self.vectors.to(denoiser.device))
+        return told
+
+    def exported(self, denoiser: Denoiser) -> dict[str, Tensor]:
+        return {"encoder_outputs": self.vectors.detach().cpu().contiguous()}
+
+
+def space_of(name: str, denoiser: Denoiser, captions: Sequence[str], concept: str) -> SearchSpace:
+    """Where is searched for conditions of captions with SLOT in the place of the concept."""
+    from erasediff_lora.denoisers import SLOT
+    from erasediff_lora.denoisers.textual_inversion import Outputs, Tokens
+
+    if name == "tokens":
+        return Tokens(denoiser)
+    texts = list(dict.fromkeys(captions))
+    encoded = denoiser.encode_prompts([text.replace(SLOT, concept) for text in texts])
+    return Outputs(lambda asked: encoded[[texts.index(text) for text in asked]], encoded)
 
 
 def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> dict[str, Any]:
-    """The embeddings of one restart, and the mean loss of the last tenth of its steps."""
-    from erasediff_lora.denoisers.textual_inversion import invert, starting_vectors
+    """The vectors of one restart, and the mean loss of the last tenth of its steps."""
+    from erasediff_lora.denoisers.textual_inversion import invert
     from erasediff_lora.evaluation.attacks.forget_set import forget_pictures
 
     options = evidence.settings(InversionSettings)
     pictures = forget_pictures(evidence, candidate, concept)
     seed = evidence.recipe.evaluation.seed + restart
+    name = searched_in(options.space, candidate.recipe.model)
 
     def search() -> dict[str, Any]:
         with candidate.active() as denoiser:
+            space = space_of(name, denoiser, pictures.captions, concept)
             vectors, losses = invert(
                 denoiser,
+                space,
                 pictures.noised(denoiser, options.batch_size, seed),
-                starting_vectors(denoiser, evidence.recipe.retain.concepts, options.vectors, restart, seed),
+                space.start(evidence.recipe.retain.concepts, options.vectors, restart, seed),
                 steps=options.steps,
                 learning_rate=options.learning_rate,
                 label=f"inversion {restart + 1}, {candidate.name}",
@@ -74,11 +112,12 @@ def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) 
         last = losses[-max(1, len(losses) // 10) :]
         return {"vectors": vectors.cpu().tolist(), "loss": sum(last) / len(last)}
 
-    settings = options.model_dump(exclude={"samples", "restarts"}) | {
+    settings = options.model_dump(exclude={"samples", "restarts", "space"}) | {
         "concept": concept,
         "restart": restart,
         "seed": seed,
         "pictures": pictures.fingerprint,
         "starts": evidence.recipe.retain.concepts,
+        "space": name,
     }
     return candidate.store.state("inversion", settings, search)

@@ -16,9 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from erasediff_lora.data.prompts import Prompt
+    from erasediff_lora.denoisers import Denoiser
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Drawn, Request
+    from erasediff_lora.objectives.condition import Condition as Told
+
+KEYS = ("clip_l", "clip_g")
+"""What ComfyUI calls the two encoders' parts of an embedding; of a single encoder the key is `emb_params`, as A1111 has
+it, and as diffusers' `load_textual_inversion(FILE, token=…)` takes it."""
 
 
 class SearchSettings(Section):
@@ -45,6 +51,19 @@ class Condition:
     wording: Callable[[str], str]
     note: Any
     tokens: Sequence[int] | None = None
+
+    def told(self, denoiser: Denoiser, texts: Sequence[str]) -> Told:
+        """What the network is told of prompts."""
+        return denoiser.encode_slots([self.wording(text) for text in texts], self.vectors)
+
+    def exported(self, denoiser: Denoiser) -> dict[str, Tensor]:
+        """What the attack's file holds: the embedding by encoder, (V, E) each."""
+        encoders: Sequence[str] = getattr(denoiser, "encoders", ())
+        widths = [getattr(denoiser.pipeline, name).get_input_embeddings().weight.shape[1] for name in encoders]
+        if len(widths) < 2 or sum(widths) != self.vectors.shape[1]:
+            return {"emb_params": self.vectors.detach().cpu().contiguous()}
+        pieces = self.vectors.detach().cpu().split(widths, dim=1)
+        return {name: piece.contiguous() for name, piece in zip(KEYS, pieces, strict=False)}
 
 
 class Restarts(Attack):
@@ -94,8 +113,12 @@ def _draw_slots(
 
     def paint(asked: Request) -> Any:
         with torch.no_grad():
-            prompts = candidate.denoiser.encode_slots([found.wording(text) for text in asked.texts], found.vectors)
+            prompts = found.told(candidate.denoiser, asked.texts)
         return candidate.denoiser.generate(prompts, asked.seeds, asked.sampling, output="pil")
 
-    variant = {"wordings": [found.wording(prompt.text) for prompt in prompts], "slot": found.vectors.tolist()}
+    variant: dict[str, Any] = {
+        "wordings": [found.wording(prompt.text) for prompt in prompts],
+        "slot": found.vectors.tolist(),
+    }
+    variant["told_by"] = type(found).__name__
     return candidate.generate(prompts, evidence.spare_seed, label, paint=paint, variant=variant)
