@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from erasediff_lora.families import others
 from erasediff_lora.families.base import Architecture, Family
-from erasediff_lora.families.names import Modules, Shape, Size, of_any_size, sizes
+from erasediff_lora.families.names import Modules, Shape, Size, of_any_size, shares, sizes
 from erasediff_lora.registry import FAMILIES
 
 OWN_HEADER = "erasediff.architecture"
@@ -221,15 +221,20 @@ def _possible(
     for family in asked():
         trusted = any(one.id in own for one in family.architectures)
         every = {name: of_any_size(family, name, trusted=trusted) for name in names}
-        modules = {name: mine for name, mine in every.items() if mine is not None}
+        modules = {name: mine for name, mine in every.items() if mine is not None and _divides(mine, names[name])}
         for one in family.architectures:
             published = (
                 {} if found is None else {size: mine for size, mine in found.items() if size.architecture == one}
             )
             whole = [mine for mine in published.values() if len(mine) == len(names)]
-            if whole or (len(modules) == len(names) and not published):
+            if len(modules) == len(names) and (whole or not published):
                 possible[one.id] = (family, whole[0] if whole else modules)
     return possible
+
+
+def _divides(modules: Modules, shape: Shape | None) -> bool:
+    """Whether rows of this shape can be shared out among the modules."""
+    return shape is None or len(modules) == 1 or shape[0] % sum(shares(modules)) == 0
 
 
 def _by_widths(possible: Mapping[str, tuple[Family, Mapping[str, Modules]]], names: Names) -> Recognised:

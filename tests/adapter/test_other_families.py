@@ -35,7 +35,7 @@ def peft(name: str, rows: int, columns: int) -> dict[str, Tensor]:
 
 
 OTHERS: dict[str, tuple[dict[str, Tensor], str]] = {
-    "Lumina": (kohya("lora_unet_layers_3_attention_qkv", 192, 64), "Lumina"),
+    "Sana": (kohya("lora_unet_transformer_blocks_0_ff_conv_inverted", 64, 64), "Sana"),
     "Wan": (peft("diffusion_model.blocks.0.self_attn.q", 64, 64), "Wan"),
     "Stable Cascade": (kohya("lora_prior_unet_down_blocks_0_1_to_q", 64, 64), "Stable Cascade"),
     "a ControlNet": (kohya("lora_controlnet_down_blocks_0_attn", 64, 64), "a ControlNet"),
@@ -55,10 +55,19 @@ def test_a_file_for_another_family_is_refused_by_its_name(name: str, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_a_family_that_is_here_is_no_other_one(tmp_path: Path, cli: Cli) -> None:
+    """Lumina, of a width that no published model has: asked for by its own name, and told from Z-Image by its rows."""
+    file = tmp_path / "a.safetensors"
+    save_file(kohya("lora_unet_layers_3_attention_qkv", 80, 48), file)
+    assert "lumina-2" in cli("inspect", file).out
+    save_file(kohya("lora_unet_layers_3_attention_qkv", 96, 32), file)
+    assert "z-image" in cli("inspect", file).out
+
+
 @pytest.mark.parametrize(
     ("field", "value", "family"),
     [
-        ("modelspec.architecture", "lumina-2/lora", "Lumina"),
+        ("modelspec.architecture", "sana-1600m/lora", "Sana"),
     ],
 )
 def test_text_encoders_alone_are_told_by_the_header(

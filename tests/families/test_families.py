@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -24,6 +25,17 @@ def test_a_description_agrees_with_the_class_that_it_names(name: str) -> None:
         assert denoiser.pipeline_class.__name__ == family.pipeline
 
 
+def test_a_family_is_two_short_files() -> None:
+    """What is known of it without torch, and what runs it."""
+    root = Path(families.__file__).parent.parent
+    for name in FAMILIES:
+        for room in ("families", "denoisers"):
+            lines = len((root / room / f"{name}.py").read_text().splitlines())
+            assert lines <= LONGEST.get((room, name), 200), (room, name, lines)
+
+
+LONGEST = {("denoisers", "class_conditional"): 320}
+"""It has no pipeline of diffusers, and so draws by itself."""
 V1, V2, XL, V3 = "stable-diffusion-v1", "stable-diffusion-v2", "stable-diffusion-xl-v1-base", "stable-diffusion-3"
 FLUX = ("flux-1-dev", "flux-1-schnell")
 V2S = (f"{V2}-512", f"{V2}-768-v")
@@ -59,6 +71,8 @@ DEEP = "unet.down_blocks.2.attentions.1.transformer_blocks.9.attn1.to_q"
         ({"transformer.single_transformer_blocks.23.attn.to_out": (4096, 16384)}, {}, ("flux-2-klein-9b",)),
         ({"transformer.transformer_blocks.59.attn.to_q": (3072, 3072)}, {}, ("qwen-image",)),
         ({"lora_unet_layers_29_attention_qkv": (11520, 3840)}, {}, ("z-image",)),
+        ({"lora_unet_layers_25_attention_qkv": (3840, 2304)}, {}, ("lumina-2",)),
+        ({"transformer.context_refiner.1.attn.to_k": (768, 2304)}, {}, ("lumina-2",)),
         ({"transformer.proj_out": (64, 3072)}, {"modelspec.architecture": "flux-1-dev/lora"}, FLUX[:1]),
         ({"diffusion_model.single_blocks.37.linear1": (21504, 3072)}, {}, FLUX),
         ({"lora_unet_guidance_in_in_layer": (3072, 256)}, {"ss_base_model_version": "flux1"}, FLUX[:1]),
