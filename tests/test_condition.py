@@ -39,3 +39,23 @@ def test_a_mask_stays_a_mask_in_any_dtype() -> None:
     moved = condition(2).padded(3).to(torch.float64)
     assert moved.mask.dtype == torch.bool and moved.tokens.dtype == moved.pooled.dtype == torch.float64
     assert moved.to(torch.device("meta")).mask.device.type == "meta"
+
+
+def test_further_tokens_stand_behind_each_prompts_own() -> None:
+    both, more = Condition.cat([condition(2), condition(5)]), torch.randn(2, 2, 3)
+    longer = both.with_more(more, torch.ones(2, 2))
+    assert longer.lengths == [4, 7]
+    for row, length in enumerate((2, 5)):
+        assert torch.equal(longer.tokens[row, :length], both.tokens[row, :length])
+        assert torch.equal(longer.tokens[row, length : length + 2], more[row])
+        assert not bool(longer.tokens[row, length + 2 :].any())
+    assert torch.equal(longer.pooled, both.pooled + 1)
+
+
+def test_without_a_mask_they_stand_in_the_place_of_the_last() -> None:
+    told, more = condition(5, 2, pooled=False), torch.randn(2, 1, 3).requires_grad_()
+    longer = told.with_more(more)
+    assert longer.mask is None and torch.equal(longer.tokens[:, :4], told.tokens[:, :4])
+    assert torch.equal(longer.tokens[:, 4:], more)
+    longer.tokens.sum().backward()
+    assert bool((more.grad == 1).all())

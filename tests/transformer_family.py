@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import tiny_classifier
 from torch import Tensor
 
 from erasediff_lora.adapter import Checkpoint, LoraAdapter, LoraLayer, Provenance, fingerprint, formats
@@ -126,9 +127,21 @@ def goes_through_every_verb(case: Case, base: Path, recipe: Any, cli: Any, tmp_p
     assert all(torch.equal(adapter[name], resumed[name]) for name in adapter), "resumed, to the last bit"
 
     search = "{steps: 1, restarts: 1, samples: 2, batch_size: 2}"
+    judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="cat")
+    few = ("--evaluation.forget_samples", "2", "--evaluation.retain_samples", "2", "--evaluation.metrics", "[accuracy]")
     late = ("--evaluation.latent_start", "{samples: 1}", "--evaluation.adversarial_prompt", search)
-    result = cli("evaluate", run, "--evaluation.inversion", search, *late, "--name", "more")
+    attacks = (
+        "--evaluation.attacks",
+        "[inversion, latent_start, adversarial_prompt]",
+        "--evaluation.inversion",
+        search,
+    )
+    result = cli(
+        "evaluate", run, "--evaluation.judge", f"transformers:{judge}", *few, *attacks, *late, "--name", "more"
+    )
     assert result.status == 0, result.err
+    (found,) = run.rglob("inversion-cat.safetensors")
+    assert load_file(found).keys() == {"encoder_outputs"}, "no text encoder is differentiated through"
     closed = recipe(sampling=sampling, objective={"name": "uce"}, adapter={"rank": 4}, output=str(tmp_path / "uce"))
     result = cli("train", closed)
     assert result.status == 0, result.err

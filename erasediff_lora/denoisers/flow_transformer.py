@@ -198,8 +198,9 @@ class FlowTransformer(PipelineDenoiser):
         scheduler.set_begin_index(first)
         latents = noise
         if pictures is not None:
-            start = scheduler.timesteps[first : first + 1].expand(len(noise))
-            latents = scheduler.scale_noise(pictures, start, noise) if first < steps else pictures
+            latents = pictures
+            if first < steps:
+                latents = scheduler.scale_noise(pictures, scheduler.timesteps[first].expand(len(noise)), noise)
         told = prompts
         if self.rows_drawn(sampling.guidance) > 1:
             told = Condition.cat([prompts, self.encode_prompts([""] * len(prompts)).to(prompts.tokens)])

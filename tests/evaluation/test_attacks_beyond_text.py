@@ -144,3 +144,21 @@ def test_what_was_found_is_there_for_others(recipe_file: RecipeFile, cli: Cli, t
 
     told = cli("evaluate", tmp_path / "run", "--prompts", entry / "attacks/prompts.csv", "--evaluation.attacks", "[]")
     assert told.status == 0 and "2 to attack" in told.err, told.err
+
+
+def test_inversion_in_what_the_encoder_hands_out(evidence: Evidence, cli: Cli, tmp_path: Path) -> None:
+    """Drawn by diffusers from the prompt's own embeddings with the learned ones behind."""
+    search = "{space: outputs, vectors: 2, steps: 2, restarts: 1, samples: 4, batch_size: 4}"
+    flags = (
+        "--evaluation.attacks",
+        "[inversion]",
+        "--evaluation.inversion",
+        search,
+        "--evaluation.forget_samples",
+        "4",
+    )
+    result = cli("evaluate", tmp_path / "run", *flags)
+    assert result.status == 0, result.err
+    (file,) = (tmp_path / "run").rglob("inversion-cat.safetensors")
+    found = load_file(file)
+    assert found.keys() == {"encoder_outputs"} and found["encoder_outputs"].shape == (2, 32)

@@ -261,3 +261,54 @@ def test_the_plan_counts_what_the_search_needs(file: Any) -> None:
     stay = sum(p.nbytes for part in (denoiser.pipeline.vae, denoiser.pipeline.text_encoder) for p in part.parameters())
     assert small["weights"] - without["weights"] == pytest.approx(stay, rel=0.01)
     assert without["activations"] <= small["activations"] < large["activations"]
+
+
+OUTPUTS = {"adversary.space": "outputs", "adversary.vectors": 2}
+
+
+def test_conditions_are_found_in_what_the_encoder_hands_out(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind each picture's own prompt, which was encoded with the set: the encoder is asked for nothing more."""
+    recipe = Recipe.load(file, OUTPUTS | {"adversary.share": 1.0, "training.batch_size": 8})
+    denoiser = denoisers.load(recipe.model)
+    forget = sets.prepare(recipe, denoiser, "forget")
+    for name in ("encode_slots", "encode_prompts"):
+        monkeypatch.setattr(denoiser, name, lambda *arguments: pytest.fail("the text encoder is not there"))
+    adversary = AdversarialSet(recipe, denoiser, forget)
+    adversary.before_step(0)
+    assert adversary.pools["cat"].shape == adversary.pools["car"].shape == (1, 2, 32)
+    (batch,) = BatchSampler.of(recipe, forget, forget, denoiser).draw(0)[0]
+    (mixed,) = adversary.change_forget([batch])
+    for row, before, after in zip(batch.rows.tolist(), batch.prompts.tokens, mixed.prompts.tokens, strict=True):
+        text = forget.prompts[int(forget.captions[row])]
+        assert torch.equal(before[:-2], after[:-2]), "the prompt itself stays"
+        assert torch.equal(after[-2:], adversary.pools["cat" if "cat" in text else "car"][0])
+
+
+def test_a_search_in_outputs_finds_what_the_network_denoises_better_by(file: Any) -> None:
+    from erasediff_lora.denoisers.textual_inversion import invert, loss_under
+
+    recipe = Recipe.load(file, OUTPUTS)
+    denoiser = denoisers.load(recipe.model)
+    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"))
+    space, pictures = adversary.space, adversary.pictures["cat"]
+    start = space.start([], 2, 0, seed=3)
+    found, _ = invert(denoiser, space, pictures.noised(denoiser, 4, 3), start, steps=60, learning_rate=0.05)
+    batch = next(pictures.noised(denoiser, 64, 99))
+    with torch.no_grad():
+        before, after = (loss_under(denoiser, batch, partial(space.told, vectors=one)) for one in (start, found))
+    assert after < before
+
+
+def test_without_the_encoders_it_trains_in_less_and_offloads(file: Any, cli: Cli, tmp_path: Path) -> None:
+    flags = ("--adversary.space", "outputs")
+    assert cli("train", file, *flags, "--training.steps", "2").status == 0
+    assert cli("train", file, *flags, "--resume").status == 0
+    assert cli("train", file, *flags, "--output", tmp_path / "whole").status == 0
+    whole = adapter_of(tmp_path / "whole")
+    assert all(torch.equal(tensor, adapter_of(tmp_path / "run")[name]) for name, tensor in whole.items())
+    reading, without = (plan(Recipe.load(file, {"adversary.space": space}))["train"] for space in ("tokens", "outputs"))
+    denoiser = denoisers.load(Recipe.load(file).model)
+    stay = sum(p.nbytes for part in (denoiser.pipeline.vae, denoiser.pipeline.text_encoder) for p in part.parameters())
+    assert reading.parts["weights"] - without.parts["weights"] == pytest.approx(stay, rel=0.01)
+    refused(cli("prepare", file, "--model.offload", "true"), "model.offload = True", "set adversary.space: outputs")
+    Recipe.load(file, {"model.offload": True, "adversary.space": "outputs"})
