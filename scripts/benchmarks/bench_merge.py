@@ -63,7 +63,7 @@ MODELS: dict[str, tuple[dict[str, Any], ldm.UNetNumbering, list[tuple[int, int, 
 # Dtypes and adapters to measure for each model.
 CASES: dict[str, tuple[list[torch.dtype], list[tuple[str, int]]]] = {
     "sd15": ([torch.float16, torch.float32], [("attention", 4), ("attention_feed_forward_convolutions", 16)]),
-    "sdxl": ([torch.float16], [("attention", 4)]),
+    "sdxl": ([torch.float16], [("attention", 4), ("attention_feed_forward_convolutions", 16)]),
 }
 
 
