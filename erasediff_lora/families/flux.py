@@ -36,6 +36,16 @@ _SINGLE = {
     "norm.query_norm": ("attn.norm_q",),
     "norm.key_norm": ("attn.norm_k",),
 }
+_BY_XLABS = {
+    "double_blocks.#.qkv_lora1": _DOUBLE["img_attn.qkv"],
+    "double_blocks.#.qkv_lora2": _DOUBLE["txt_attn.qkv"],
+    "double_blocks.#.proj_lora1": _DOUBLE["img_attn.proj"],
+    "double_blocks.#.proj_lora2": _DOUBLE["txt_attn.proj"],
+    "single_blocks.#.qkv": _SINGLE["linear1"][:3],
+    "single_blocks.#.proj": _SINGLE["linear2"],
+    "single_blocks.#.linear1_qkv": _SINGLE["linear1"][:3],  # as ComfyUI calls it
+}
+"""Adapters of XLabs and USO: what is behind `processor`."""
 _EMBEDDERS = {"time_in": "timestep_embedder", "vector_in": "text_embedder", "guidance_in": "guidance_embedder"}
 _OUTER = {
     "img_in": ("x_embedder",),
@@ -65,6 +75,10 @@ NATIVE = NativeNames(
         "text_encoders.t5xxl.transformer.": "text_encoder_2",
     },
     telling=("transformer_blocks.0.norm1.linear", "single_transformer_blocks.0.norm.linear"),  # not in FLUX.2
+    aliases={
+        theirs: tuple(f"{'single_' * theirs.startswith('single')}transformer_blocks.#.{path}" for path in ours)
+        for theirs, ours in _BY_XLABS.items()
+    },
 )
 
 
@@ -170,8 +184,8 @@ FAMILY = Family(
     native=NATIVE,
     prefixes={
         "transformer": ("lora_transformer_",),
-        "text_encoder": ("text_encoders_clip_l_transformer_",),
-        "text_encoder_2": ("lora_te2_", "text_encoders_t5xxl_transformer_"),
+        "text_encoder": ("text_encoders_clip_l_transformer_", "clip_l_"),
+        "text_encoder_2": ("lora_te2_", "text_encoders_t5xxl_transformer_", "t5_"),
     },
     single_file=NATIVE.slots,
     read_by={

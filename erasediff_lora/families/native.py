@@ -48,6 +48,7 @@ class NativeNames:
         swapped: Their paths of weights whose two halves lie the other way round.
         encoders: What stands before the names of a text encoder's weights in single files -> its name here.
         telling: Our paths, of which a single file has one; omitted where any path of a first block will do.
+        aliases: Paths that only adapters have -> ours.
     """
 
     component: str
@@ -56,6 +57,7 @@ class NativeNames:
     swapped: frozenset[str] = frozenset()
     encoders: Mapping[str, str] = field(default_factory=dict)
     telling: tuple[str, ...] = ()
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def slots(self, keys: Collection[str]) -> dict[str, Slot]:
         """Adapter name -> slot, for every weight of a single file that is of this family."""
@@ -95,7 +97,9 @@ class NativeNames:
         """Our paths of one of theirs that is written with underscores for dots."""
         for pattern, template in self._patterns:
             if match := pattern.fullmatch(flat):
-                return self._stacked(template, match.groups()).modules
+                if template in self.table:
+                    return self._stacked(template, match.groups()).modules
+                return tuple(_filled(path, match.groups()) for path in self._of_adapters[template])
         return None
 
     def names(self, ours: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -106,6 +110,13 @@ class NativeNames:
             if held is not None and held.name not in seen:
                 seen.add(held.name)
                 yield held.name, held.modules
+        there = set(ours)
+        blocks = {number for path in there for number in _NUMBER.findall(path)[:1]}
+        for template, paths in self._of_adapters.items():
+            for number in blocks if "#" in template else {""}:
+                modules = tuple(_filled(path, (number,)) for path in paths)
+                if modules[0] in there:
+                    yield _filled(template, (number,)), modules
 
     def _stacked(self, template: str, numbers: Collection[str]) -> Stacked:
         ours = self.table[template]
@@ -122,8 +133,19 @@ class NativeNames:
         return {path: theirs for theirs, ours in self.table.items() for path in ours}
 
     @cached_property
+    def _of_adapters(self) -> dict[str, tuple[str, ...]]:
+        """What no single file has: the aliases, and parts of a weight by their numbers, as in img_attn.qkv.0 (OMI)."""
+        parts = {
+            f"{theirs}.{number}": (path,)
+            for theirs, ours in self.table.items()
+            for number, path in enumerate(ours if len(ours) > 1 else ())
+        }
+        return parts | dict(self.aliases)
+
+    @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(re.compile(theirs.replace(".", "_").replace("#", r"(\d{1,4})")), theirs) for theirs in self.table]
+        paths = (*self.table, *self._of_adapters)
+        return [(re.compile(theirs.replace(".", "_").replace("#", r"(\d{1,4})")), theirs) for theirs in paths]
 
     @cached_property
     def _telling(self) -> list[str]:

@@ -14,20 +14,23 @@ _BY_NAME = {
     "HiDream": r"(double|single)_stream_blocks",
     "AuraFlow": r"joint_transformer_blocks|double_layers_\d|single_layers_\d",
     "Lumina": r"(noise|context)_refiner|cap_embedder|layers_\d+_(attention_(qkv|out)|feed_forward_w\d|adaln_mod)",
-    "Wan": r"blocks_\d+_(self_attn_(q|k|v|o)|cross_attn_(q|k|v|o|k_img|v_img)|ffn_[02])(_|$)|condition_embedder_time",
+    "Krea 2": r"attn_to_gate|text_fusion_|txtfusion_|(^|_)blocks_\d+_attn_w[qkvo](_|$)",
+    "Ideogram 4": r"(^|_)layers_\d+_(attention_o|adaln_modulation)(_|$)",
+    "FLUX.3": r"mode_blocks_\d|single_blocks_\d+_(q_proj|attn_out|mlp_in)",
     "Cosmos or Anima": r"blocks_\d+_(self_attn|cross_attn)_(q|k|v|output)_proj|llm_adapter",
+    "Wan": r"blocks_\d+_(self_attn_(q|k|v|o)|cross_attn_(q|k|v|o|k_img|v_img)|ffn_[02])(_|$)|condition_embedder_time",
     "Kandinsky": r"(visual|text)_transformer_blocks_\d",
     "Sana": r"conv_inverted|conv_depth|caption_projection",
     "Hunyuan-DiT": r"text_states_|blocks_\d+_(default_modulation|skip_linear)|blocks_\d+_attn[12]_(Wqkv|q_proj)",
     "PixArt or LTX": r"^(?!.*(attentions|put_blocks|middle_block)_).*transformer_blocks_\d+_attn[12]_to_|adaln_single",
-    "a ControlNet": r"lora_controlnet|control_model|controlnet_|input_hint_block|zero_convs",
+    "a ControlNet": r"lora_controlnet|lllite_|control_model|controlnet_|input_hint_block|zero_convs",
     "an IP-Adapter": r"ip_adapter|image_proj_|to_[kv]_ip",
     "AnimateDiff (a motion module)": r"motion_modules?_|temporal_transformer",
     "a language model": r"(^|_)model_layers_\d+_(self_attn|mlp)_(q|k|v|o|gate|up|down)_proj|h_\d+_attn_c_attn",
 }
 """Family -> what a name of its files has, dots written as underscores; the most telling first."""
-SHARED = ("Kolors", "Playground")
-"""Families whose networks have the modules of Stable Diffusion XL, in the same shapes."""
+SHARED = ("Kolors", "Playground", "Chroma")
+"""Families whose networks have modules of Stable Diffusion XL or FLUX.1, in the same shapes."""
 _REFINER = "the refiner of Stable Diffusion XL"
 _BY_WIDTH = {5120: "Wan", 2304: "Lumina"}
 """Widths of transformers whose attention has the names of Stable Diffusion 3's."""
@@ -47,6 +50,8 @@ _HEADERS = {
     "playground": "Playground",
     "kolors": "Kolors",
     "pony-v7": "AuraFlow",
+    "krea": "Krea 2",
+    "ideogram": "Ideogram 4",
 }
 
 

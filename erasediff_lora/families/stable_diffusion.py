@@ -60,7 +60,12 @@ FAMILY = Family(
         to_ours=lambda name: None if is_ldm(name) else name,
         marks_v=True,
     ),
-    prefixes={"text_encoder": ("lora_te1_", "text_encoders_clip_l_transformer_", "text_encoders_clip_h_transformer_")},
+    prefixes={
+        "text_encoder": (
+            *("lora_te1_", "text_encoders_clip_l_transformer_", "text_encoders_clip_h_transformer_"),
+            *("clip_l_", "clip_h_"),
+        )
+    },
     single_file=LdmNames(
         clip={"cond_stage_model.transformer.text_model.": "text_encoder"},
         open_clip={"cond_stage_model.model.transformer.": "text_encoder"},

@@ -46,9 +46,9 @@ FAMILY = Family(
     recognise=_recognise,
     prefixes={
         "transformer": ("lora_transformer_",),
-        "text_encoder": ("lora_te1_", "text_encoders_clip_l_transformer_"),
-        "text_encoder_2": ("lora_te2_", "text_encoders_clip_g_transformer_"),
-        "text_encoder_3": ("lora_te3_", "text_encoders_t5xxl_transformer_"),
+        "text_encoder": ("lora_te1_", "text_encoders_clip_l_transformer_", "clip_l_"),
+        "text_encoder_2": ("lora_te2_", "text_encoders_clip_g_transformer_", "clip_g_"),
+        "text_encoder_3": ("lora_te3_", "text_encoders_t5xxl_transformer_", "t5_"),
     },
     single_file=single_files_sd3.slots,
     flow_matching=True,

@@ -68,8 +68,8 @@ FAMILY = Family(
         implementation="https://github.com/Stability-AI/generative-models",
     ),
     prefixes={
-        "text_encoder": ("text_encoders_clip_l_transformer_",),
-        "text_encoder_2": ("text_encoders_clip_g_transformer_",),
+        "text_encoder": ("text_encoders_clip_l_transformer_", "clip_l_"),
+        "text_encoder_2": ("text_encoders_clip_g_transformer_", "clip_g_"),
     },
     single_file=LdmNames(
         clip={"conditioner.embedders.0.transformer.text_model.": "text_encoder"},

@@ -216,6 +216,7 @@ _STAND_INS = {
     b"version https://git-lfs": ("is a pointer of Git LFS, not the file.", "Fetch it with git lfs pull."),
     b"<!doctype": _WEB_PAGE,
     b"<html": _WEB_PAGE,
+    b"gguf": ("is a GGUF file, whose weights are quantised.", "Take the safetensors file that it was made of."),
 }
 """What lies where a download did not bring the file, by its first bytes."""
 

@@ -155,6 +155,19 @@ def ldm_dotted(translate: Callable[[str], str], prefix: str) -> Spell:
     return spell
 
 
+def omi(translate: Callable[[str], str]) -> Spell:
+    """OneTrainer's newer files: LDM names behind the component's, and CLIP by the size of its tower."""
+
+    def spell(module: str) -> tuple[str, str]:
+        down, up = ldm_dotted(translate, "unet.")(module)
+        towers = ("text_encoder_2.", "clip_g."), ("text_encoder.", "clip_l.")
+        for ours, theirs in towers:
+            down, up = down.replace(ours, theirs), up.replace(ours, theirs)
+        return down, up
+
+    return spell
+
+
 V1_BLOCKS = {
     "layers_per_block": 2,
     "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
@@ -179,6 +192,7 @@ SPELLINGS: dict[str, tuple[str, Spell]] = {
     "XL, diffusers' names": ("stable_diffusion_xl", underscored(KOHYA_XL)),
     "XL, diffusers": ("stable_diffusion_xl", peft_names),
     "XL, diffusion_model.": ("stable_diffusion_xl", ldm_dotted(ldm(XL_BLOCKS), "diffusion_model.")),
+    "XL, OMI": ("stable_diffusion_xl", omi(ldm(XL_BLOCKS))),
     "3, diffusers": ("stable_diffusion_3", peft_names),
     "3, dotted": ("stable_diffusion_3", dotted),
     "3, bare": ("stable_diffusion_3", bare_names),

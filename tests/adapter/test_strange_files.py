@@ -85,6 +85,10 @@ def test_families_with_the_network_of_xl_are_told_by_the_header(said: Any, tmp_p
     [
         (XL_KEY, 768, 1280, "the refiner of Stable Diffusion XL"),
         ("diffusion_model.layers.0.attention.qkv", 3 * 2304, 2304, "Lumina"),
+        ("transformer.transformer_blocks.0.attn.to_gate", 6144, 6144, "Krea 2"),
+        ("base_model.model.blocks.0.attn.wq", 6144, 6144, "Krea 2"),
+        ("diffusion_model.layers.0.attention.o", 4608, 4608, "Ideogram 4"),
+        ("diffusion_model.blocks.0.cross_attn.q_proj", 2048, 2048, "Cosmos or Anima"),
     ],
 )
 def test_more_families_that_are_known_by_name_only(
@@ -125,12 +129,23 @@ def test_numbers_beside_kinds_that_are_not_read_are_named(
         ),
         ("<!DOCTYPE html><html>404</html>", "is a web page"),
         ("<HTML lang=en>Sign in</HTML>", "is a web page"),
+        ("GGUF" + 60 * "\0", "is a GGUF file, whose weights are quantised."),
     ],
 )
 def test_what_a_download_left_instead_of_the_file(text: str, words: str, tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "a.safetensors").write_text(text)
     refused(cli("inspect", tmp_path / "a.safetensors"), words)
     refused(cli("merge", tmp_path / "a.safetensors", tmp_path / "a.safetensors", "--output", tmp_path / "o"), words)
+
+
+def test_folders_whose_adapter_is_a_pickle_or_lies_deeper(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "old").mkdir()
+    torch.save({"base_model.model.x.lora_A.weight": torch.zeros(1, 1)}, tmp_path / "old/adapter_model.bin")
+    refused(cli("inspect", tmp_path / "old"), "adapter_model.bin': is a pickle, which can run code when opened.")
+    for name in ("cat", "dog"):
+        (tmp_path / "several" / name).mkdir(parents=True)
+        save_file(pair(QUERY, 8, 8), tmp_path / "several" / name / "adapter_model.safetensors")
+    refused(cli("inspect", tmp_path / "several"), "holds no adapter file. Give the file, or one of: cat, dog.")
 
 
 def test_kinds_of_peft_that_are_not_read_are_named(tmp_path: Path, cli: Cli) -> None:

@@ -17,6 +17,8 @@ from erasediff_lora.registry import FORMATS
 from erasediff_lora.storage.files import require_free
 from erasediff_lora.storage.paths import existing, expanded
 
+_PICKLED = ("adapter_model.bin", "pytorch_lora_weights.bin")
+"""What programs wrote before there was safetensors, and some still do: named, and refused."""
 OTHER = "other"
 """What files are called that are in no format's spelling throughout."""
 
@@ -80,10 +82,12 @@ def locate(path: Path) -> Path:
         return standard
     if folders := _by_component(path):
         return next(iter(folders.values()))
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(path.glob("*.safetensors")) or [path / name for name in _PICKLED if (path / name).is_file()]
     if len(files) != 1:
         what = f"holds {len(files)} safetensors files" if files else "holds no adapter file"
-        raise UserError(Problem("adapter", str(path), what + ".", "Give the adapter's file."))
+        deeper = sorted({file.parent.name for file in path.glob("*/*.safetensors")} if not files else ())
+        remedy = f"Give the file, or one of: {', '.join(deeper[:5])}." if deeper else "Give the adapter's file."
+        raise UserError(Problem("adapter", str(path), what + ".", remedy))
     return files[0]
 
 

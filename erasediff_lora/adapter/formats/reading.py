@@ -35,7 +35,7 @@ OWN_HEADER = (
     COMPONENT,
 )
 _ARCHITECTURE = ("modelspec.architecture", "ss_base_model_version", "ss_v2")
-_ENCODER = ("lora_te", "text_encoder", "base_model.model.text_model.", "lora_prior_te_")
+_ENCODER = ("lora_te", "text_encoder", "base_model.model.text_model.", "lora_prior_te_", "clip_", "t5.")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,10 @@ PEFT_MAGNITUDE = "lora_magnitude_vector"
 _NAMED = r"(?:\.(?!weight$|bias$)[\w-]+)?"  # peft's name of the adapter, such as .default
 _FACTOR = rf"(?:\.lora_{{peft}}{_NAMED}|(?:[._]lora|\.lora_linear_layer)\.{{plain}}|\.lora_{{plain}})"
 _DOWN, _UP = _FACTOR.format(peft="A", plain="down"), _FACTOR.format(peft="B", plain="up")
+_XLABS = r"(.+\.processor\.\w+_lora[12])\.{plain}"
 _SPELLINGS = (
+    (re.compile(_XLABS.format(plain="down") + r"\.weight"), DOWN),
+    (re.compile(_XLABS.format(plain="up") + r"\.weight"), UP),
     (re.compile(rf"(.+?){_DOWN}(?:\.weight)?"), DOWN),
     (re.compile(rf"(.+?){_UP}(?:\.weight)?"), UP),
     (re.compile(rf"(.+?){_UP}\.bias"), UP_BIAS),
