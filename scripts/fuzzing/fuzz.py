@@ -19,13 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 
 import hostile_files
 import torch
 
-from erasediff_lora.adapter import Checkpoint, Weighted, fingerprint, formats, merge
+from erasediff_lora.adapter import Checkpoint, Weighted, block_copy, fingerprint, formats, merge
 from erasediff_lora.adapter.parts import part_names
 from erasediff_lora.adapter.reduction import as_lora
 from erasediff_lora.data import images, layouts
@@ -170,18 +171,25 @@ def update(data: bytes) -> None:
 
 
 def checkpoint(data: bytes) -> None:
-    """The file of a base: what it is, its fingerprint, and an adapter merged into it."""
+    """The file of a base: what it is, its fingerprint, and into every fourth an adapter merged, which takes longer."""
     choices, file, out = Choices(data), WORK / "base.safetensors", WORK / "merged.safetensors"
     names = [WEIGHTS[choices.take(len(WEIGHTS))] for _ in range(1 + choices.take(6))]
     choices.write(file, list(dict.fromkeys(names)), alike=bool(choices.take(2)))
-    base, adapter = Checkpoint(file), WORK / "middle.safetensors"
+    base = Checkpoint(file)
     fingerprint(base)
     assert isinstance(base.architectures, tuple)
-    if not adapter.exists():
-        down, up = hostile_files.tensor([1, 2]), hostile_files.tensor([2, 1], 8)
-        pair = {f"{NAMES[0]}.lora_A.weight": down, f"{NAMES[0]}.lora_B.weight": up}
-        adapter.write_bytes(hostile_files.safetensors(pair, bytes(16)))
-    merge(base.path, [Weighted.read(adapter)], out, overwrite=True, drop_ema=bool(choices.take(2)))
+    if not choices.take(4):
+        merge(base.path, [_middle()], out, overwrite=True, drop_ema=bool(choices.take(2)))
+
+
+@cache
+def _middle() -> Weighted:
+    """An adapter of one module that the bases may have."""
+    file = WORK / "middle.safetensors"
+    down, up = hostile_files.tensor([1, 2]), hostile_files.tensor([2, 1], 8)
+    pair = {f"{NAMES[0]}.lora_A.weight": down, f"{NAMES[0]}.lora_B.weight": up}
+    file.write_bytes(hostile_files.safetensors(pair, bytes(16)))
+    return Weighted.read(file)
 
 
 def configuration(data: bytes) -> None:
@@ -317,6 +325,7 @@ def main() -> None:
     import atheris
 
     name = sys.argv.pop(1)
+    block_copy.MAX_WORKERS = 1  # the bases are tiny
     for empty in (bytes(8), bytes([2] * 40)):  # what is imported late is
         with contextlib.suppress(AssertionError):
             once(name, empty)
