@@ -43,6 +43,8 @@ class Checkpoint:
             ]
             for file in self.files:
                 _require_whole(file)
+            for folder in {file.path.parent for file in self.files}:
+                _require_shards(folder)
             if not any(file.component in families.networks() for file in self.files):
                 raise UserError(
                     Problem(
@@ -180,6 +182,21 @@ def _require_whole(file: WeightFile) -> None:
     if packed := next((key for key in file.tensors if key.endswith((".absmax", ".quant_map"))), None):
         what = f"is quantised by bitsandbytes: {packed.rpartition('.')[0]} is packed."
         raise UserError(Problem("model", str(file.path), what, "Take the model before it was quantised."))
+
+
+def _require_shards(folder: Path) -> None:
+    """Stop at weights in several files of which some are missing, as after a download that broke off.
+
+    Raises:
+        UserError: If they are.
+    """
+    for index in sorted(folder.glob("*.safetensors.index*.json")):
+        table = _json(index).get("weight_map")
+        names = {name for name in table.values() if isinstance(name, str)} if isinstance(table, dict) else set()
+        missing = sorted(name for name in names if not (folder / name).exists())
+        if 0 < len(missing) < len(names):
+            what = f"names {missing[0]}, which is not there: {len(missing)} of {len(names)} files are missing."
+            raise UserError(Problem("model", str(index), what, "Download the model again."))
 
 
 def _known() -> str:

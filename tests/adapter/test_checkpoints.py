@@ -130,6 +130,27 @@ def test_averages_in_a_folder_of_their_own_are_not_copied(
     assert not (tmp_path / "out/unet_ema/diffusion_pytorch_model.safetensors").exists()
 
 
+def test_a_file_of_several_that_is_missing(tiny_base: Path, adapter: LoraAdapter, tmp_path: Path, cli: Cli) -> None:
+    """The adapter's weights are all there, but the merged model would not load."""
+    whole = tmp_path / "base/unet/diffusion_pytorch_model.safetensors"
+    shutil.copytree(tiny_base, tmp_path / "base")
+    names = [f"diffusion_pytorch_model.fp16-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    tensors = load_file(whole)
+    parts = [{key: tensors[key] for key in tensors if key.startswith("conv_out") is last} for last in (False, True)]
+    for name, part in zip(names, parts, strict=True):
+        save_file(part, whole.with_name(name))
+    table = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    index = whole.with_name("diffusion_pytorch_model.safetensors.index.fp16.json")
+    index.write_text(json.dumps({"weight_map": table}))
+    command = ("merge", tmp_path / "base", tmp_path / "a", "--output", tmp_path / "out")
+    assert cli(*command).status == 0
+    shutil.rmtree(tmp_path / "out")
+    whole.with_name(names[1]).unlink()
+    refused(cli(*command), f"index.fp16.json': names {names[1]}, which is not there: 1 of 2 files are missing.")
+    whole.with_name(names[0]).unlink()
+    assert cli(*command).status == 0, "an index alone, of a precision that was not downloaded"
+
+
 @pytest.mark.parametrize("prefix", ["", "diffusion_model."])
 def test_network_alone(prefix: str, tiny_base: Path, adapter: LoraAdapter, tmp_path: Path, cli: Cli) -> None:
     whole = pack(tiny_base, tmp_path / "whole.safetensors")
