@@ -1,7 +1,8 @@
 """Whether a layer fits a weight of a base: one place knows what may differ.
 
-A 1×1 convolution is a linear layer. Factors of some kinds have a kernel's height and width among the inputs. The first
-convolution of bases for inpainting, of depth and of instructions has further inputs behind those of the latents.
+A 1×1 convolution is a linear layer. Factors of LoRA may have kernels as rows of a matrix, and those of some kinds have
+a kernel's height and width among the inputs. The first convolution of bases for inpainting, of depth and of
+instructions has further inputs behind those of the latents.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 from erasediff_lora.adapter.checkpoint import Checkpoint
 from erasediff_lora.adapter.composite import Composite
+from erasediff_lora.adapter.pointwise import is_flattened
 from erasediff_lora.adapter.weighted import Weighted
-from erasediff_lora.adapter.weights import BIAS, Adapter, AnyLayer, squeezed
+from erasediff_lora.adapter.weights import BIAS, Adapter, AnyLayer, LoraLayer, squeezed
 from erasediff_lora.errors import Problem, UserError
 
 log = logging.getLogger(__name__)
@@ -80,6 +82,8 @@ def fits(layer: AnyLayer | Any, shape: tuple[int, ...]) -> bool:
     """Whether a layer changes weights of this shape."""
     if isinstance(layer, Composite) and layer.kind.is_flat:
         return layer.shape == (shape[0], math.prod(shape[1:]))
+    if isinstance(layer, LoraLayer) and is_flattened(layer, shape):
+        return True
     return squeezed(shape) == squeezed(layer.shape)
 
 

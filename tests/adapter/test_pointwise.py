@@ -103,3 +103,29 @@ def test_merge_extract_and_load_of_either(tiny_base: Path, tmp_path: Path, cli: 
     assert cli("merge", tiny_base, tmp_path / "x.safetensors", "--output", tmp_path / "again").status == 0
     again = load_file(tmp_path / "again" / UNET)
     assert all(torch.allclose(again[key], one[key], rtol=1e-4, atol=1e-5) for key in one)
+
+
+def test_kernels_that_are_written_as_matrices(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
+    """Both factors as matrices, as ComfyUI reads them: they are those of the convolution."""
+    generator, path = torch.Generator().manual_seed(0), "down_blocks.0.resnets.0.conv1"
+    key = f"lora_unet_{path.replace('.', '_')}"
+
+    def factors(rows: int, *rest: int) -> tuple[Path, Path]:
+        down, up = torch.randn(RANK, *rest, generator=generator), torch.randn(rows, RANK, 1, 1, generator=generator)
+        for name, ends in (("flat", (down.flatten(1), up.flatten(1))), ("whole", (down, up))):
+            pair = dict(zip((f"{key}.lora_down.weight", f"{key}.lora_up.weight"), ends, strict=True))
+            save_file(pair, tmp_path / f"{name}.safetensors")
+        return tmp_path / "flat.safetensors", tmp_path / "whole.safetensors"
+
+    for file in factors(320, 320, 3, 3):
+        result = cli("convert", file, tmp_path / f"{file.stem}_converted.safetensors", "--format", "diffusers")
+        assert result.status == 0, result.err
+    flat, whole = (load_file(tmp_path / f"{name}_converted.safetensors") for name in ("flat", "whole"))
+    assert flat.keys() == whole.keys() and all(torch.equal(flat[name], whole[name]) for name in whole)
+    weight = pipeline(tiny_base).unet.get_submodule(path).weight
+    for file in factors(*weight.shape):
+        result = cli("merge", tiny_base, file, "--output", tmp_path / file.stem, "--family", "stable-diffusion-v1")
+        assert result.status == 0, result.err
+    flat, whole = (load_file(tmp_path / name / UNET) for name in ("flat", "whole"))
+    assert all(torch.equal(flat[name], whole[name]) for name in whole)
+    assert not torch.equal(flat[f"{path}.weight"], weight)

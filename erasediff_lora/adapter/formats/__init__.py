@@ -47,7 +47,7 @@ def read_any(path: Path | str, asked: Asked = NOTHING) -> MixedAdapter:
 def _loaded(stored: StoredAdapter) -> MixedAdapter:
     """In memory, with factors as its base's modules have them: convolutions of 1×1 may be stored as linear layers."""
     adapter = stored.load()
-    return replace(adapter, layers=canonical(adapter.layers, adapter.architecture))
+    return replace(adapter, layers=canonical(adapter.layers, adapter.candidates))
 
 
 def describe(path: Path | str, asked: Asked = NOTHING) -> tuple[str, StoredAdapter]:
