@@ -82,13 +82,16 @@ class Size:
     @cached_property
     def _paths(self) -> dict[str, dict[str, Modules]]:
         """Component -> spelled path -> modules."""
-        return {
-            component: {
-                spelled(theirs): type(ours)(f"{component}.{path}" for path in ours) for theirs, ours in layout.native()
-            }
-            | {spelled(path): (f"{component}.{path}",) for path, _ in layout.weights()}
-            for component, layout in self.layouts.items()
-        }
+        return {component: dict(self._spelled(component, layout)) for component, layout in self.layouts.items()}
+
+    def _spelled(self, component: str, layout: Layout) -> Iterator[tuple[str, Modules]]:
+        """What adapters alone have comes first, then the authors' names, then diffusers'."""
+        ours, theirs = [path for path, _ in layout.weights()], list(layout.native())
+        parts = ((f"{name}.{n}", (path,)) for name, paths in theirs for n, path in enumerate(paths) if len(paths) > 1)
+        native = self.family.native
+        aliases = native.aliased(ours) if native is not None and native.component == component else ()
+        for name, paths in itertools.chain(parts, aliases, theirs, ((path, (path,)) for path in ours)):
+            yield spelled(name), type(paths)(f"{component}.{path}" for path in paths)
 
     def find(self, name: str, shape: Shape | None) -> Modules | None:
         """The modules of a name, if it is one of this model's; of several, those of that shape.

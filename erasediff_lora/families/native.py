@@ -6,6 +6,7 @@ shift and scale of the last layer, the order is part of it.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -110,13 +111,15 @@ class NativeNames:
             if held is not None and held.name not in seen:
                 seen.add(held.name)
                 yield held.name, held.modules
+
+    def aliased(self, ours: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """All paths that only adapters have, and ours, of a network with these paths."""
         there = set(ours)
         blocks = {number for path in there for number in _NUMBER.findall(path)[:1]}
-        for template, paths in self._of_adapters.items():
-            for number in blocks if "#" in template else {""}:
-                modules = tuple(_filled(path, (number,)) for path in paths)
-                if modules[0] in there:
-                    yield _filled(template, (number,)), modules
+        for (template, paths), number in itertools.product(self.aliases.items(), sorted(blocks)):
+            modules = tuple(_filled(path, (number,)) for path in paths)
+            if modules[0] in there:
+                yield _filled(template, (number,)), modules
 
     def _stacked(self, template: str, numbers: Collection[str]) -> Stacked:
         ours = self.table[template]

@@ -91,10 +91,7 @@ class MMDiT:
                     paths = tuple(f"transformer_blocks.{index}.{tail}" for tail in tails)
                     is_swapped = index == self.depth - 1 and paths[0].endswith("norm1_context.linear")
                     if paths[0] in there:
-                        name = f"joint_blocks.{index}.{part}.{theirs}"
-                        yield name, Swapped(paths) if is_swapped else paths
-                        for number, path in enumerate(paths if len(paths) > 1 else ()):
-                            yield f"{name}.{number}", (path,)
+                        yield f"joint_blocks.{index}.{part}.{theirs}", Swapped(paths) if is_swapped else paths
 
     def _block(self, block: str, is_dual: bool, is_last: bool) -> Weights:
         width = self.width
