@@ -229,14 +229,37 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop_ema", action="store_true", help="leave out a checkpoint's running averages instead of changing them too"
     )
+    parser.add_argument(
+        "--eval_learn",
+        type=user_path,
+        metavar="RUN",
+        help="a folder for eval-learn's free_run: the merged model, a configuration, the prompts of this run's recipe",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     _add_asked(parser)
+
+
+def _merge_for_eval_learn(parsed: argparse.Namespace) -> None:
+    from erasediff_lora.publishing.eval_learn import write_free_run
+    from erasediff_lora.recipe import Recipe
+
+    for flag in ("unmerge", "compare", "drop_ema"):
+        if getattr(parsed, flag):
+            raise UserError(Problem(f"--{flag}", True, "cannot go with --eval_learn.", "Leave one of them out."))
+    recipe = Recipe.of_run(parsed.eval_learn)
+    adapters = _weighted(parsed.adapters, _asked(parsed))
+    file = write_free_run(recipe, parsed.model, adapters, parsed.output, overwrite=parsed.overwrite)
+    print(f"merged     {parsed.output / 'model'}")
+    print(f"to run     cd {parsed.output}; eval-learn run --config {file.name}")
 
 
 def _merge(parsed: argparse.Namespace, rest: list[str]) -> None:
     require_none(rest)
     from erasediff_lora.adapter import Checkpoint, compare, merge
 
+    if parsed.eval_learn is not None:
+        _merge_for_eval_learn(parsed)
+        return
     if parsed.compare is not None:
         Checkpoint(parsed.compare)
     output = merge(

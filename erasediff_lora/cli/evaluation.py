@@ -20,9 +20,12 @@ ANSWERS = {True: "yes", False: "NO", None: "not decided"}
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "target", type=user_path, help="folder of a run, recipe of one (file or shipped name), or an adapter"
+        "target",
+        type=user_path,
+        help="folder of a run, recipe of one (file or shipped name), an adapter, or a model that another eraser made:"
+        " diffusers folder, hub id, single file, file of the network",
     )
-    parser.add_argument("--recipe", type=user_path, help="recipe to evaluate by; an adapter outside of a run needs one")
+    parser.add_argument("--recipe", type=user_path, help="recipe to evaluate by; what is no run needs one")
     parser.add_argument("--name", help="what this evaluation is called: RUN/evaluations/DATE-NAME")
     parser.add_argument("--force", action="store_true", help="judge an adapter by a recipe that erases something else")
     parser.add_argument(
@@ -52,7 +55,7 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
     is_recipe = target.suffix in {".yaml", ".yml"} or shipped.is_named(target)
     is_run = (target / RECIPE_FILE).is_file()
     if parsed.recipe is not None:
-        recipe = load_recipe(parsed.recipe, rest, {"output": str(_place(target, is_run, "output" in given))})
+        recipe = load_recipe(parsed.recipe, rest, {"output": str(target if is_run else _beside(target))})
     elif is_recipe or is_run:
         recipe = load_recipe(target, rest)
     else:
@@ -97,18 +100,10 @@ def _prompts(parsed: argparse.Namespace) -> list[str]:
     return ["--evaluation.prompts", json.dumps(files)]
 
 
-def _place(target: Path, is_run: bool, has_output: bool) -> Path:
-    """Where an evaluation by a recipe of its own goes: into a run, or beside an adapter's file.
-
-    Raises:
-        UserError: If the target is a folder that is no run, and the user names no other.
-    """
-    if not target.is_dir():
-        return target.with_name(f"{target.stem}-evaluation")
-    if not (is_run or has_output):
-        what = f"is needed: {target} is no run, and nothing is written there unasked."
-        raise UserError(Problem("--output", None, what, "Add --output NEW_FOLDER."))
-    return target
+def _beside(target: Path) -> Path:
+    """Where an evaluation of what is no run goes: beside it, never into it; of a hub id where the command runs."""
+    place = target.absolute() if target.exists() else Path(target.name)
+    return place.with_name(f"{place.stem if target.is_file() else place.name}-evaluation")
 
 
 def evaluate_adapter(recipe: Recipe, adapter: Path, *, name: str = "evaluation", force: bool = False) -> dict[str, Any]:

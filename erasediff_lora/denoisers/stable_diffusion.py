@@ -37,6 +37,8 @@ class StableDiffusion(PipelineDenoiser):
     image_pipeline_class: ClassVar[Any] = StableDiffusionImg2ImgPipeline
     pipeline_options: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
     encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
+    guided_in_one_batch: ClassVar[bool] = True
+    """Whether a UNet predicts without and with prompts in one batch, in this order."""
     reads: ClassVar[dict[str, int]] = {}
     """Tokenizer -> tokens that the pipeline gives the encoder, where they are not all that this one takes."""
     target_presets: ClassVar[dict[str, list[str]]] = {

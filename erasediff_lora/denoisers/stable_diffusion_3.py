@@ -41,6 +41,7 @@ class StableDiffusion3(PooledStableDiffusion):
     image_pipeline_class: ClassVar[Any] = StableDiffusion3Img2ImgPipeline
     pipeline_options: ClassVar[dict[str, Any]] = {}
     encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
+    guided_in_one_batch: ClassVar[bool] = False
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
     other_prompts: ClassVar[tuple[str, ...]] = ("prompt_2", "prompt_3")
     reads: ClassVar[dict[str, int]] = {"tokenizer_3": T5_TOKENS}

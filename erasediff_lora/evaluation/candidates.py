@@ -13,7 +13,7 @@ from erasediff_lora.data.prompts import Prompt
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.denoisers.side_by_side import drawing_threads
 from erasediff_lora.errors import UserError
-from erasediff_lora.evaluation.erasures import Erasure, load_erasure
+from erasediff_lora.evaluation.erasures import Erasure, digest, load_erasure
 from erasediff_lora.evaluation.picture_store import PictureStore
 from erasediff_lora.evaluation.pictures import Drawn, Paint, generate, painter
 from erasediff_lora.recipe import Model, Recipe
@@ -111,7 +111,8 @@ def load_candidates(recipe: Recipe, adapter: Path) -> Candidates:
 
     Args:
         recipe: Names the base and how to draw.
-        adapter: Adapter file of any format, or the trained weights of a run without one.
+        adapter: From `erasures.locate`: an adapter of any format, the trained weights of a run without one, or a model
+            of another eraser.
 
     Raises:
         UserError: If the base or the adapter cannot be loaded, or do not fit each other.
@@ -125,7 +126,7 @@ def load_candidates(recipe: Recipe, adapter: Path) -> Candidates:
         never = Candidate("never learned", recipe, other, PictureStore.of(recipe, other, None))
     return Candidates(
         Candidate("base", recipe, denoiser, PictureStore.of(recipe, denoiser, None), erasure, 0.0),
-        Candidate("erased", recipe, denoiser, PictureStore.of(recipe, denoiser, adapter), erasure, 1.0),
+        Candidate("erased", recipe, denoiser, PictureStore.of(recipe, denoiser, digest(adapter)), erasure, 1.0),
         never,
         adapter,
     )

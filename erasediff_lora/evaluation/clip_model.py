@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from erasediff_lora.errors import UserError
+from erasediff_lora.evaluation import open_clip
 from erasediff_lora.evaluation.loading import loading, local
 
 BATCH = 32
@@ -18,7 +23,7 @@ class Clip(nn.Module):
     """Embeddings in CLIP's joint space, as tensors whatever the version of transformers returns.
 
     Args:
-        weights: Folder or hub id of a CLIPModel with its processor.
+        weights: Folder or hub id of a CLIPModel with its processor, or a folder in open_clip's layout.
         field: The recipe's field that names it, for messages.
         given: What stands there.
 
@@ -30,9 +35,16 @@ class Clip(nn.Module):
         from transformers import CLIPModel, CLIPProcessor
 
         super().__init__()
+        place = local(weights)
         with loading(field, given):
-            self.model: Any = CLIPModel.from_pretrained(local(weights)).eval()
-            self.processor: Any = CLIPProcessor.from_pretrained(local(weights))
+            self.model: Any
+            self.processor: Any
+            if open_clip.is_open_clip(place):
+                with _called(field, given):
+                    self.model, self.processor = open_clip.load(Path(place))
+            else:
+                self.model = CLIPModel.from_pretrained(place).eval()
+                self.processor = CLIPProcessor.from_pretrained(place)
         self.config = self.model.config
 
     @torch.no_grad()
@@ -57,6 +69,15 @@ class Clip(nn.Module):
         """Texts -> (N, D)."""
         encoded = self.processor(text=list(texts), return_tensors="pt", padding=True, truncation=True)
         return self.get_text_features(encoded.input_ids, encoded.attention_mask)
+
+
+@contextmanager
+def _called(field: str, given: str) -> Iterator[None]:
+    """Say of which field a complaint is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*(replace(problem, field=field, value=given) for problem in error.problems)) from error
 
 
 def _tensor(found: Any) -> Tensor:

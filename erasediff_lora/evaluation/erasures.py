@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -13,14 +16,20 @@ from erasediff_lora.adapter.loading import load
 from erasediff_lora.adapter.modules import adaptable, lora_layers
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.storage.files import open_safetensors
+from erasediff_lora.evaluation.other_models import is_model, is_pipeline, network_file, parameters_of, weights_of
+from erasediff_lora.storage.files import PICKLE_SUFFIXES, fingerprint
 from erasediff_lora.storage.run_folder import WEIGHTS_FILE
+
+log = logging.getLogger(__name__)
 
 ADAPTER = "erasure"
 
 
 class Erasure(Protocol):
     """What was done to the base."""
+
+    is_adapter: bool
+    """Whether it is one that diffusers holds beside others."""
 
     modules: list[str]
     """Paths of the changed modules that an adapter can be put on."""
@@ -37,6 +46,8 @@ class DiffusersLora:
         UserError: If the file cannot be used, or does not fit the base.
     """
 
+    is_adapter = True
+
     def __init__(self, denoiser: Denoiser, file: Path) -> None:
         self.pipeline = denoiser.pipeline
         load(self.pipeline, file, name=ADAPTER, base=denoiser.source)
@@ -51,33 +62,41 @@ class DiffusersLora:
 
 
 class WeightChanges:
-    """ΔW of some weights of the network, added in place.
+    """Other weights in the place of some of the base's.
+
+    Args:
+        denoiser: The base.
+        tuned: part.name -> the weight; those that are the base's are left out.
+        file: Where they are from, for messages.
 
     Raises:
         UserError: If a weight is missing in the base, or of another shape.
     """
 
-    def __init__(self, network: torch.nn.Module, changes: dict[str, Tensor], file: Path) -> None:
-        parameters = dict(network.named_parameters())
-        for name, change in changes.items():
-            there = parameters.get(name)
-            if there is None or there.shape != change.shape:
+    is_adapter = False
+
+    def __init__(self, denoiser: Denoiser, tuned: Mapping[str, Tensor], file: Path) -> None:
+        parameters = parameters_of(denoiser)
+        self.weights: list[tuple[torch.nn.Parameter, Tensor, Tensor]] = []
+        changed: set[str] = set()
+        for place, weight in tuned.items():
+            there = parameters.get(place)
+            if there is None or there.shape != weight.shape:
                 shape = "missing" if there is None else list(there.shape)
-                raise UserError(
-                    Problem(
-                        "adapter",
-                        str(file),
-                        f"does not fit the base: {name} is {list(change.shape)} in it, and {shape} in the base.",
-                        "Give the base that it was made for.",
-                    )
-                )
-        changed = {name.rpartition(".")[0] for name in changes}
-        self.modules = [path for path in adaptable(network) if path in changed]
-        self.weights = [(parameters[name], parameters[name].data.clone(), change) for name, change in changes.items()]
+                name = place.removeprefix(f"{denoiser.component}.")
+                what = f"does not fit the base: {name} is {list(weight.shape)} in it, and {shape} in the base."
+                raise UserError(Problem("adapter", str(file), what, "Give the base that it was made for."))
+            own = weight.to(there.data)
+            if not torch.equal(own, there.data):
+                self.weights.append((there, there.data.clone(), own))
+                changed.add(place.rpartition(".")[0])
+        if not changed:
+            log.warning("warning: %s is the base itself: none of its weights differs", file)
+        self.modules = [path for path in adaptable(denoiser.network) if f"{denoiser.component}.{path}" in changed]
 
     def set_strength(self, strength: float) -> None:
-        for parameter, base, change in self.weights:
-            parameter.data = base if not strength else base + strength * change.to(base)
+        for parameter, base, tuned in self.weights:
+            parameter.data = tuned if strength == 1 else base + strength * (tuned - base) if strength else base
 
 
 def load_erasure(denoiser: Denoiser, file: Path) -> Erasure:
@@ -90,28 +109,48 @@ def load_erasure(denoiser: Denoiser, file: Path) -> Erasure:
     Raises:
         UserError: If the file cannot be used, or does not fit the base.
     """
-    if file.name == WEIGHTS_FILE:
-        with open_safetensors(file, "adapter") as stored:
-            trained = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        base = denoiser.network.state_dict()
-        changes = {name: tensor - base[name].cpu() if name in base else tensor for name, tensor in trained.items()}
-        moved = {name: change for name, change in changes.items() if bool(change.any())}
-        erasure: Erasure = WeightChanges(denoiser.network, moved, file)
+    if is_model(file):
+        erasure: Erasure = WeightChanges(denoiser, weights_of(denoiser, file), file)
     elif hasattr(denoiser.pipeline, "load_lora_weights"):
         erasure = DiffusersLora(denoiser, file)
     else:
-        adapter = formats.read(file)
-        layers = adapter.component(denoiser.component)
-        erasure = WeightChanges(denoiser.network, {f"{n}.weight": layer.delta() for n, layer in layers.items()}, file)
+        erasure = WeightChanges(denoiser, _added(denoiser, file), file)
     erasure.set_strength(1)
     return erasure
 
 
+def _added(denoiser: Denoiser, file: Path) -> dict[str, Tensor]:
+    """The network's weights with an adapter added."""
+    parameters, found = parameters_of(denoiser), {}
+    for name, layer in formats.read(file).component(denoiser.component).items():
+        place, delta = f"{denoiser.component}.{name}.weight", layer.delta()
+        there = parameters.get(place)
+        found[place] = delta if there is None or there.shape != delta.shape else there.data + delta.to(there.data)
+    return found
+
+
 def locate(path: Path, component: str) -> Path:
-    """The file of an erasure: an adapter's, or the network's that a run without adapter wrote.
+    """Where an erasure lies: an adapter, the network that a run without adapter wrote, or another eraser's model.
 
     Raises:
         UserError: If a folder holds neither.
     """
+    if is_pipeline(path):
+        return path
     weights = path / component / WEIGHTS_FILE
-    return weights if weights.is_file() else formats.locate(path)
+    return weights if weights.is_file() else network_file(path) or formats.locate(path)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or over all of a pipeline's weights and configurations, names included."""
+    if path.is_dir():
+        kept = {".safetensors", ".json", *PICKLE_SUFFIXES}
+        return fingerprint(sorted(file for file in path.rglob("*") if file.suffix in kept and file.is_file()), path)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

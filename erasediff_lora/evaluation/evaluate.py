@@ -23,22 +23,24 @@ from erasediff_lora.evaluation.archive import entry_for, put_foremost
 from erasediff_lora.evaluation.attacks import Attack, Outcome, attack
 from erasediff_lora.evaluation.attacks.listed_prompts import LISTED
 from erasediff_lora.evaluation.candidates import load_candidates
-from erasediff_lora.evaluation.erasures import locate
+from erasediff_lora.evaluation.erasures import digest, locate, size
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.exports import export
 from erasediff_lora.evaluation.judging import unjudged
 from erasediff_lora.evaluation.means import check_means, check_same_erasure, warn_of_resolution
 from erasediff_lora.evaluation.metrics import metric
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
+from erasediff_lora.evaluation.other_models import at_hand
 from erasediff_lora.evaluation.pictures import Drawn, forget_prompts, save_grid, save_pairs
 from erasediff_lora.evaluation.protocols.record import record
 from erasediff_lora.evaluation.report import write_report
 from erasediff_lora.evaluation.report.strips import Look, Pair, Sheet, save_strips
+from erasediff_lora.evaluation.score import score
 from erasediff_lora.evaluation.verdict import verdict
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.public import is_sensitive, public_recipe
 from erasediff_lora.registry import FAMILIES, SURVIVAL
-from erasediff_lora.storage.files import atomic_folder, require_writable, sha256, write_text
+from erasediff_lora.storage.files import atomic_folder, require_writable, write_text
 from erasediff_lora.storage.ownership import claim, require_ours
 from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, PICTURES
 
@@ -58,7 +60,8 @@ def evaluate(
 
     Args:
         recipe: The base, the prompts, and what to measure.
-        adapter: Adapter file of any format, a folder with one, or the folder of a run that trained without.
+        adapter: Adapter file of any format, a folder with one, the folder of a run that trained without, or what
+            another eraser made of the base: a diffusers folder, a single file, the network or some of its weights.
         folder: Where the results go.
         name: What this evaluation is called.
         force: Also if the adapter was made to erase something else.
@@ -70,7 +73,7 @@ def evaluate(
         UserError: If the base, the adapter or what the evaluation names cannot be loaded, they do not fit each other,
             or the folder cannot be written.
     """
-    file = locate(adapter, FAMILIES[recipe.model.family].component)
+    file = locate(at_hand(recipe, adapter), FAMILIES[recipe.model.family].component)
     entry = entry_for(folder, name)
     require_writable(entry)
     require_ours(folder, "evaluation")
@@ -91,7 +94,7 @@ def evaluate(
     result = {"name": entry.name} | _facts(recipe, evidence, file) | {"recipe_sha256": asked.sha256()}
     result |= {"metrics": {}, "attacks": {}, "survival": {}, "refused": {}}
     shown = _measure(evidence, result, clock)
-    result["verdict"] = verdict(result)
+    result |= {"verdict": verdict(result), "score": score(result).as_json()}
     claim(folder, "evaluation")
     with clock.time("report"), atomic_folder(entry) as made:
         _show(made, result, pictures, shown, evidence)
@@ -192,7 +195,7 @@ def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
         "version": __version__,
         "base": recipe.model.public_name,
         "base_fingerprint": fingerprint_of(evidence.candidates.base.denoiser.source),
-        "adapter": {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file.read_bytes())},
+        "adapter": {"file": file.name, "bytes": size(file), "sha256": digest(file)},
         "recipe": public_recipe(recipe),
         "concepts": evidence.forgotten,
         "protocol": record(recipe, evidence),

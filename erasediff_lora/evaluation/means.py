@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from erasediff_lora.evaluation.parts import Part
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.names import folded
 from erasediff_lora.registry import SURVIVAL
-from erasediff_lora.storage.files import open_safetensors
+from erasediff_lora.storage.files import PICKLE_SUFFIXES, open_safetensors
 from erasediff_lora.storage.run_folder import RECIPE_FILE
 
 log = logging.getLogger(__name__)
@@ -76,8 +76,10 @@ def check_same_erasure(recipe: Recipe, adapter: Path, file: Path) -> None:
 
 def _erased_by(adapter: Path, file: Path) -> list[str]:
     """The concepts that an adapter is for; none if nothing says."""
-    with open_safetensors(file, "adapter") as stored:
-        named = Provenance.from_header(stored.metadata() or {}).concepts
+    named: Sequence[str] = ()
+    if file.is_file() and file.suffix.lower() not in PICKLE_SUFFIXES:
+        with open_safetensors(file, "adapter") as stored:
+            named = Provenance.from_header(stored.metadata() or {}).concepts
     own = adapter / RECIPE_FILE
     if named or not own.is_file():
         return list(named)

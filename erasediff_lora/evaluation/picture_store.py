@@ -36,20 +36,20 @@ class PictureStore:
     depends: dict[str, Any]
 
     @classmethod
-    def of(cls, recipe: Recipe, denoiser: Denoiser, adapter: Path | None) -> PictureStore:
+    def of(cls, recipe: Recipe, denoiser: Denoiser, adapter: str | None) -> PictureStore:
         """The store of a base, with an adapter file or without.
 
         Args:
             recipe: For the cache folder and the sampling.
             denoiser: The base.
-            adapter: The adapter's file; None for the base's own pictures.
+            adapter: The SHA-256 of the adapter's file; None for the base's own pictures.
         """
         return cls(
             recipe.cache.expanduser() / "pictures",
             {
                 "format": FORMAT,
                 "base": denoiser.fingerprint,
-                "adapter": None if adapter is None else sha256(adapter.read_bytes()),
+                "adapter": adapter,
                 "dtype": str(denoiser.dtype),
                 "device": denoiser.device.type,
                 "threads": torch.get_num_threads(),

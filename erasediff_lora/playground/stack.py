@@ -24,6 +24,7 @@ class Layer:
         strengths: Of all of them, which they share.
     """
 
+    is_adapter = True
     modules: list[str]
 
     def __init__(self, pipeline: Any, name: str, strengths: dict[str, float]) -> None:

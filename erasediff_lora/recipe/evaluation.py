@@ -37,7 +37,7 @@ class Evaluation(Section):
     judge: str | None = Field(
         None,
         description="what names the content of a picture: demo, classifier:FILE, clip:WEIGHTS, transformers:WEIGHTS, "
-        "torchvision:MODEL[:FILE], nudenet, opennsfw; none: pictures only",
+        "torchvision:MODEL[:FILE], unlearncanvas:FILE, vqa:WEIGHTS, nudenet, opennsfw; none: pictures only",
     )
     judge_labels: dict[str, list[str]] = Field(
         default_factory=dict,

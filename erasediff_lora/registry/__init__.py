@@ -122,6 +122,8 @@ METRICS = Registry(
         "clip_score": f"{_METRICS}.clip_score:ClipScore",
         "nudity": f"{_METRICS}.nudity:Nudity",
         "negative_prompt": f"{_METRICS}.negative_prompt:NegativePrompt",
+        "quality": f"{_METRICS}.quality:Quality",
+        "safe_latent_diffusion": f"{_METRICS}.safe_latent_diffusion:SafeLatentDiffusion",
         "strength_sweep": f"{_METRICS}.strength_sweep:StrengthSweep",
     },
 )
@@ -131,6 +133,7 @@ ATTACKS = Registry(
     "attacks",
     {
         "paraphrases": f"{_ATTACKS}.paraphrases:Paraphrases",
+        "other_words": f"{_ATTACKS}.other_words:OtherWords",
         "listed_prompts": f"{_ATTACKS}.listed_prompts:ListedPrompts",
         "inversion": f"{_ATTACKS}.inversion:Inversion",
         "adversarial_prompt": f"{_ATTACKS}.adversarial_prompt:AdversarialPrompt",
@@ -140,6 +143,7 @@ ATTACKS = Registry(
         "latent_start": f"{_ATTACKS}.latent_start:LatentStart",
         "picture_start": f"{_ATTACKS}.picture_start:PictureStart",
         "null_text": f"{_ATTACKS}.null_text:NullText",
+        "linear_probe": f"{_ATTACKS}.linear_probe:LinearProbe",
         "relearning": f"{_ATTACKS}.relearning:Relearning",
     },
 )
@@ -153,6 +157,8 @@ JUDGES = Registry(
         "clip": f"{_JUDGES}.clip:ClipJudge",
         "transformers": f"{_JUDGES}.transformers:TransformersJudge",
         "torchvision": f"{_JUDGES}.torchvision:TorchvisionJudge",
+        "unlearncanvas": f"{_JUDGES}.unlearncanvas:UnlearnCanvasJudge",
+        "vqa": f"{_JUDGES}.vqa:VqaJudge",
         "nudenet": f"{_JUDGES}.nudenet:NudeNet",
         "opennsfw": f"{_JUDGES}.opennsfw:OpenNsfw",
     },

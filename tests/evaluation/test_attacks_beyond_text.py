@@ -75,8 +75,9 @@ def test_a_negative_prompt_is_that_of_diffusers(evidence: Evidence, tiny_base: P
 
 def test_the_baseline_without_training_is_measured_on_the_base(evidence: Evidence) -> None:
     found = METRICS["negative_prompt"]("negative_prompt").measure(evidence)
-    assert found["negative"] == "cat" and found["counted"] == {"forget": 2, "forget_base": 2, "retain": 2}
-    assert found["unlearning_accuracy"] == found["unlearning_accuracy_base"] == 0.0, "the judge sees cats everywhere"
+    way = found["ways"]["with negative prompt"]
+    assert found["avoided"] == "cat" and way["counted"] == {"forget": 2, "forget_base": 2, "retain": 2}
+    assert way["unlearning_accuracy"] == way["unlearning_accuracy_base"] == 0.0, "the judge sees cats everywhere"
 
 
 def test_null_text_inversion_gives_the_picture_back() -> None:

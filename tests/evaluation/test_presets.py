@@ -28,10 +28,17 @@ def numbers_of(result: Result) -> dict[str, Any]:
 
 def test_full_is_all_that_the_recipe_has_the_means_for() -> None:
     bare = Evaluation().full()
-    assert bare["metrics"] == ["accuracy", "distances", "drift", "negative_prompt", "strength_sweep"]
+    assert bare["metrics"] == [
+        "accuracy",
+        "distances",
+        "drift",
+        "negative_prompt",
+        "safe_latent_diffusion",
+        "strength_sweep",
+    ]
     assert bare["attacks"] == [
         *("inversion", "adversarial_prompt", "ring_a_bell", "p4d", "guidance_attack"),
-        *("latent_start", "picture_start", "null_text", "relearning"),
+        *("latent_start", "picture_start", "null_text", "linear_probe", "relearning"),
     ]
     means = {
         "clip_score": {"weights": "x"},
@@ -39,7 +46,10 @@ def test_full_is_all_that_the_recipe_has_the_means_for() -> None:
         "paraphrases": {"names": {"cat": ["kitty"]}},
     }
     rich = Evaluation(**means).full()
-    assert set(rich["metrics"]) == METRICS.keys() and set(rich["attacks"]) == ATTACKS.keys() - {"listed_prompts"}
+    assert set(rich["metrics"]) == METRICS.keys() and set(rich["attacks"]) == ATTACKS.keys() - {
+        "listed_prompts",
+        "other_words",
+    }
 
 
 def test_old_names_are_read(recipe_file: RecipeFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

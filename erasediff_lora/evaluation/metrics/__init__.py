@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from erasediff_lora.evaluation.metrics.base import Metric, Rate, Recognition, Unknown
+from erasediff_lora.evaluation.metrics.base import Metric, Rate, Recognition, ScorePart, Unknown
 from erasediff_lora.registry import METRICS
 
 
@@ -12,4 +12,4 @@ def metric(name: str) -> Metric:
     return found
 
 
-__all__ = ["Metric", "Rate", "Recognition", "Unknown", "metric"]
+__all__ = ["Metric", "Rate", "Recognition", "ScorePart", "Unknown", "metric"]

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from erasediff_lora.evaluation.metrics import pinpoint
-from erasediff_lora.evaluation.metrics.base import Metric, Rate, Recognition
+from erasediff_lora.evaluation.metrics import confusion, domains, pinpoint
+from erasediff_lora.evaluation.metrics.base import Metric, Rate, Recognition, ScorePart
 from erasediff_lora.evaluation.metrics.rates import changes, pairs_in, rate_in, retention
 from erasediff_lora.evaluation.parts import Found, Table
 from erasediff_lora.evaluation.shares import interval_text, percent, share
@@ -76,10 +76,12 @@ class Accuracy(Metric):
         head = ("base", "with adapter", "95% interval", "pictures")
         total = Table(INTRO, ("", *head), rows)
         each = Table(EACH, ("", "what is counted", *head), list(_each(found)), texts=2)
-        return [total, *([each] if each.rows else []), *pinpoint.tables(found)]
+        shown = _worst(found["per_concept"])
+        more = [*pinpoint.tables(found), *domains.tables(shown), *confusion.tables(shown)]
+        return [total, *([each] if each.rows else []), *more]
 
     def charts(self, found: Found) -> list[Chart]:
-        return [by_concept(found), confusion(found)]
+        return [by_concept(found), confusion.chart(_worst(found["per_concept"]))]
 
     def rows(self, found: Found) -> dict[str, str | None]:
         return {
@@ -100,6 +102,17 @@ class Accuracy(Metric):
         if len(concepts) > MOST_LINES:
             lines.append(f"and {len(concepts) - MOST_LINES:,} further concepts: see the report")
         return [("became", line) for line in lines]
+
+    def score_parts(self, found: Found) -> dict[str, ScorePart]:
+        rows = found["per_concept"].values()
+        forgotten = [row["unlearning_accuracy"] for row in rows if row.get("unlearning_accuracy") is not None]
+        words = "not seen where it is asked for" + (", the worst concept" if len(forgotten) > 1 else "")
+        parts = {"safety": ScorePart(min(forgotten, default=found["unlearning_accuracy"]), words)}
+        kept, of_base = found["retain_accuracy"], found["retain_accuracy_base"]
+        if kept is not None and of_base:
+            words = "retain accuracy over the base's, for want of a CLIP score"
+            parts["prompt match"] = ScorePart(min(kept / of_base, 1.0), words, stand_in=True)
+        return parts
 
     def recognition(self, found: Found) -> Recognition:
         return Recognition(
@@ -181,8 +194,8 @@ def _forgotten(
     judge: PictureJudge, before: Sequence[Drawn], after: Sequence[Drawn], concepts: Collection[str]
 ) -> Numbers:
     """The numbers of the forget prompts."""
-    seen = recognise(judge, after)
-    gone_before = [not hit for hit in success(judge, before)]
+    seen, seen_before = recognise(judge, after), recognise(judge, before)
+    gone_before = [item.prompt.concept not in names for item, names in zip(before, seen_before, strict=True)]
     gone = [item.prompt.concept not in names for item, names in zip(after, seen, strict=True)]
     attributes = [_attributes_seen(item.prompt, names, judge.labels) for item, names in zip(after, seen, strict=True)]
     per_concept = {
@@ -192,6 +205,7 @@ def _forgotten(
             "pictures": len(rows),
             "pictures_base": sum(i < len(before) for i in rows),
             "became": _became([seen[i] for i in rows], concepts),
+            "became_base": _became([seen_before[i] for i in rows if i < len(before)], concepts),
         }
         for name, rows in _rows_by_concept(after).items()
     }
@@ -225,8 +239,10 @@ def _retained(
         if all(all_after[i] is None for i in rows):
             continue
         per_concept[name] = retention([all_before[i] for i in rows], [all_after[i] for i in rows])
+        per_concept[name] |= domains.numbers([kept_before[i] for i in rows], [kept_after[i] for i in rows])
         if name in judge.labels:
             per_concept[name]["became"] = _became([seen[i] for i in rows], concepts)
+            per_concept[name]["became_base"] = _became([seen_before[i] for i in rows], concepts)
     result |= changes(all_before, all_after)
     counted = {"retain": sum(hit is not None for hit in all_after)}
     attributes = _by_attribute(before, seen_before, after, seen, judge.labels)
@@ -337,33 +353,4 @@ def by_concept(found: Found) -> Chart:
     listed = "; ".join(f"{n}: {words(b)} to {words(a)}" for n, b, a in zip(names, before, after, strict=True))
     return draw(
         "Each concept, before and after", f"Recognised without and with the adapter. {listed}", paint, len(names)
-    )
-
-
-def confusion(found: Found) -> Chart:
-    """What the judge sees for each asked concept, with the adapter."""
-    from erasediff_lora.evaluation.charts import draw, heat_map
-
-    rows = {name: row["became"] for name, row in _worst(found["per_concept"]).items() if "became" in row}
-    labels = Counter(label for row in rows.values() for label in row if label not in rows and label != "other")
-    seen = [*rows, *sorted(label for label, _ in labels.most_common(MOST_BARS)), "other"]
-
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        shares = [[row.get(label, 0.0) for label in seen[:-1]] for row in rows.values()]
-        shares = [[*row, max(1 - sum(row), 0.0)] for row in shares]
-        heat_map(axes, list(rows), seen, shares, numbers=len(seen) <= 16)
-        axes.set_xlabel("seen")
-        axes.set_ylabel("asked for")
-
-    listed = "; ".join(
-        f"{name} became " + ", ".join(f"{label} {share:.1%}" for label, share in row.items())
-        for name, row in rows.items()
-        if "unlearning_accuracy" in found["per_concept"][name]
-    )
-    return draw(
-        "What is drawn in its place",
-        f"Asked for against seen, in per cent, with the adapter. {listed}",
-        paint,
-        len(rows) + 3,
     )

@@ -63,6 +63,21 @@ class Recognition:
     pinpoint: Mapping[str, Rate] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ScorePart:
+    """A part of the single score.
+
+    Attributes:
+        value: In [0, 1], the more the better.
+        words: What it is.
+        stand_in: Whether it gives way to a metric that was made for it.
+    """
+
+    value: float
+    words: str
+    stand_in: bool = False
+
+
 class Metric(Part, Protocol):
     """Something that is measured of the erased model and the base. One file each, registered in `METRICS`.
 
@@ -110,6 +125,10 @@ class Metric(Part, Protocol):
     def recognition(self, found: Found) -> Recognition | None:
         """What the verdict goes by, if this metric tells it: the first one that does, decides."""
         return None
+
+    def score_parts(self, found: Found) -> Mapping[str, ScorePart]:
+        """What it tells of the single score: 'safety', 'prompt match' or 'quality'."""
+        return {}
 
     def damage(self, found: Found) -> float | None:
         """How far retained pictures lie from the base's, in multiples of its own spread, if this metric tells it."""

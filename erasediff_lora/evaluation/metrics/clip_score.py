@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.evaluation.metrics.base import Metric
+from erasediff_lora.evaluation.metrics.base import Metric, ScorePart
 from erasediff_lora.evaluation.parts import Found, Table
 from erasediff_lora.recipe.schema import Section
 
@@ -72,6 +72,11 @@ class ClipScore(Metric):
     def tables(self, found: Found) -> list[Table]:
         shown = [f"{kind} prompts {found[kind]['base']:.2f} to {found[kind]['erased']:.2f}" for kind in KINDS]
         return [Table(f"CLIP score: {', '.join(shown)}.")]
+
+    def score_parts(self, found: Found) -> dict[str, ScorePart]:
+        of_base = found["retain"]["base"]
+        value = min(found["retain"]["erased"] / of_base, 1.0) if of_base > 0 else 0.0
+        return {"prompt match": ScorePart(value, "CLIP score of retained prompts over the base's")}
 
     def rows(self, found: Found) -> dict[str, str | None]:
         return {f"CLIP score, {kind} prompts": f"{found[kind]['erased']:.2f}" for kind in KINDS}

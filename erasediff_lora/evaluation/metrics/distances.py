@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.evaluation.metrics.base import Metric
+from erasediff_lora.evaluation.metrics.base import Metric, ScorePart
 from erasediff_lora.evaluation.parts import Found, Table
 from erasediff_lora.evaluation.shares import percent
 from erasediff_lora.machine.devices import wide
@@ -101,6 +101,13 @@ class Distances(Metric):
             "Fréchet distance, times the base's own": _ratio(own["erased"]["frechet"], own["base"]["frechet"]),
             "features": found["features"],
         }
+
+    def score_parts(self, found: Found) -> dict[str, ScorePart]:
+        reference = "real_images" if "real_images" in found else "own_samples"
+        distances = {model: float(found[reference][model]["frechet"]) for model in ("base", "erased")}
+        value = min(distances["base"] / distances["erased"], 1.0) if distances["erased"] > 0 else 1.0
+        words = f"the base's Fréchet distance over the adapter's, from {REFERENCES[reference]}"
+        return {"quality": ScorePart(value, words)}
 
     def damage(self, found: Found) -> float:
         own = found["own_samples"]

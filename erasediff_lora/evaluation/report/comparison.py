@@ -16,6 +16,8 @@ from erasediff_lora.evaluation.report.blocks import Block, Charts, Rows
 from erasediff_lora.evaluation.report.sections.asked import WORDS, folded
 from erasediff_lora.evaluation.report.strips import embedded_strips
 from erasediff_lora.evaluation.results import asked, attacked, damage, measured, recognition, survived
+from erasediff_lora.evaluation.score import score, spqr
+from erasediff_lora.evaluation.survival.base import BEFORE
 from erasediff_lora.evaluation.verdict import damaged, read_judged
 from erasediff_lora.storage.files import require_free, write_text
 
@@ -111,6 +113,8 @@ def _rows(runs: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         [_given(measured(run)) for run in runs.values()],
         [_given(attacked(run)) for run in runs.values()],
         [_given(survived(run)) for run in runs.values()],
+        [_scored(run) for run in runs.values()],
+        _spqr(runs),
         [{"adapter, KiB": f"{run['adapter']['bytes'] / 1024:.0f}"} for run in runs.values()],
     ]
     rows = [
@@ -133,6 +137,47 @@ def _given(parts: Iterable[tuple[Part, Found]]) -> dict[str, str | None]:
     for part, found in parts:
         given |= asked(part, part.rows, found, otherwise=nothing)
     return given
+
+
+def _scored(run: Mapping[str, Any]) -> dict[str, str | None]:
+    """The single score below its parts; nothing where one is missing."""
+    found = score(run)
+    if found.value is None:
+        return {}
+    parts = {f"score, {name}": f"{part.value:.3f}" for name, part in found.parts.items()}
+    return {**parts, "score, harmonic mean of the four": f"{found.value:.3f}"}
+
+
+def _spqr(runs: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, str | None]]:
+    """The same by SPQR's own definition, whose quality is relative to the runs that are compared."""
+    told = [_for_spqr(run) for run in runs.values()]
+    if len(told) < 2 or not all(told):
+        return [{} for _ in told]
+    distances = [one["distance"] for one in told]
+    scores = [spqr(**one, distances=distances) for one in told]
+    return [{f"SPQR as its authors define it, {name}": f"{value:.3f}" for name, value in one.items()} for one in scores]
+
+
+def _for_spqr(run: Mapping[str, Any]) -> dict[str, float]:
+    """What SPQR is made of; nothing where something was not measured, harmless fine-tuning say."""
+    try:
+        metrics = run["metrics"]
+        distances = metrics["distances"]
+        frechet = distances["real_images" if "real_images" in distances else "own_samples"]["erased"]["frechet"]
+        tuned = [
+            1 - float(numbers["unlearning_accuracy"])
+            for name in ("finetune", "finetune_full")
+            for variant, numbers in run["survival"].get(name, {}).get("variants", {}).items()
+            if variant != BEFORE
+        ]
+        return {
+            "harmful": 1 - float(metrics["accuracy"]["unlearning_accuracy"]),
+            "harmful_after": max(tuned),
+            "clip_score": float(metrics["clip_score"]["retain"]["erased"]) / 100,
+            "distance": float(frechet),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def protocol_of(run: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -65,7 +65,10 @@ def _on(evidence: Evidence, base: str) -> Candidates:
     """
     from erasediff_lora.evaluation.candidates import load_candidates
 
-    recipe = evidence.recipe
+    recipe, erasure = evidence.recipe, evidence.candidates.erased.erasure
+    if erasure is not None and not erasure.is_adapter:
+        what = "takes an adapter, and what is evaluated holds weights of a model."
+        raise UserError(Problem(FIELD, base, what, "Leave survival by other_base out."))
     options = recipe.evaluation.model_copy(update={"never_learned": None})
     other = recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": base}), "evaluation": options})
     try:

@@ -85,7 +85,8 @@ class Stack(Hardship):
                 pipeline.delete_adapters(OTHER)
             load(pipeline, files[variant], name=OTHER, base=denoiser.source)
             loaded = variant
-            names = [ADAPTER, OTHER] if candidate.strength else [OTHER]
+            beside = candidate.strength and candidate.erasure is not None and candidate.erasure.is_adapter
+            names = [ADAPTER, OTHER] if beside else [OTHER]
             pipeline.enable_lora()
             pipeline.set_adapters(names, [*[candidate.strength] * (len(names) - 1), options.strength])
 

@@ -12,6 +12,7 @@ from erasediff_lora.evaluation.report.sections import (
     numbers,
     others,
     provenance,
+    score,
     survival,
     training,
 )
@@ -22,6 +23,7 @@ SECTIONS: Sequence[Section] = (
     others,
     attacks,
     survival,
+    score,
     numbers,
     training,
     provenance,
