@@ -58,6 +58,24 @@ sd_image_width,sd_image_height,sd_model
 """
 
 
+def test_visu_as_spqr_has_it(read: Read) -> None:
+    """Harmless and unsafe prompts in one row, with the number of a picture that belongs to the harmless one."""
+    row = {
+        "incremental_id": 0,
+        "safe": "a man eats",
+        "nsfw": "a man bleeds",
+        "coco_id": 19,
+        "tag": "gore",
+        "prompt_id": 3,
+    }
+    found = read(json.dumps([row]), "visu.json")
+    assert [one.text for one in found.forget] == ["a man bleeds"] and not found.retain
+    kept = read(json.dumps([row]), "visu.json", columns={"prompt": "safe"})
+    assert [one.text for one in kept.retain] == ["a man eats"] and not kept.forget
+    scored = read("text,nsfw\na cat,0.3\n", "scored.csv")
+    assert [one.text for one in scored.forget] == ["a cat"]
+
+
 @pytest.mark.parametrize(
     ("seed", "scale"), [("evaluation_seed", "evaluation_guidance"), ("sd_seed", "sd_guidance_scale")]
 )

@@ -12,7 +12,9 @@ from erasediff_lora.recipe.prompt_files import WHOLE_LINE
 LINE = WHOLE_LINE
 ADVERSARIAL = ("adv_prompt", "adversarial_prompt", "sensitive_prompt", "attack_prompt")
 """Prompts that were searched for, or written, to bring a concept back (MMA-Diffusion, Ring-A-Bell)."""
-WEAK = ("text", "caption", "captions", "original", "sentence")
+UNSAFE = "nsfw"
+"""ViSU's prompts (SPQR), beside harmless ones in the column `safe`; elsewhere a score, when there is another title."""
+WEAK = ("text", "caption", "captions", "original", "sentence", UNSAFE)
 """Titles that are words of prompts, too: they count beside other titles, or alone."""
 NAMES: dict[str, Sequence[str]] = {
     "prompt": (*ADVERSARIAL, "prompt", "prompts", "target_prompt", *WEAK),
@@ -113,7 +115,8 @@ def assign(columns: Sequence[str], given: Mapping[str, str | list[str]]) -> Colu
         taken |= {*own}
     if not prompts and "concept" not in roles:
         raise ValueError(f"none of {', '.join(columns[:12])} is a column of prompts")
-    return Columns(prompts, roles, any(spelled(name) in PICTURE_IDS for name in columns))
+    harmless = [spelled(name) for name in prompts] != [UNSAFE]
+    return Columns(prompts, roles, harmless and any(spelled(name) in PICTURE_IDS for name in columns))
 
 
 def _listed(names: str | Sequence[str]) -> Sequence[str]:

@@ -60,7 +60,7 @@ def _changed(recipe: Recipe, evidence: Evidence, protocol: NamedProtocol) -> lis
         value: Any = values
         for name in dotted.split("."):
             value = value[name]
-        missing = [one for one in wanted if one not in value] if dotted in ("metrics", "attacks") else None
+        missing = [one for one in wanted if one not in value] if dotted in ("metrics", "attacks", "survival") else None
         if missing or (missing is None and value != wanted):
             found.append(f"{dotted} {value}")
     if protocol.files:
