@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -87,16 +88,31 @@ class WeightChanges:
                 what = f"does not fit the base: {name} is {list(weight.shape)} in it, and {shape} in the base."
                 raise UserError(Problem("adapter", str(file), what, "Give the base that it was made for."))
             own = weight.to(there.data)
-            if not torch.equal(own, there.data):
+            if not _is_same(own, there.data):
                 self.weights.append((there, there.data.clone(), own))
                 changed.add(place.rpartition(".")[0])
         if not changed:
             log.warning("warning: %s is the base itself: none of its weights differs", file)
-        self.modules = [path for path in adaptable(denoiser.network) if f"{denoiser.component}.{path}" in changed]
+        paths = list(adaptable(denoiser.network))
+        own_modules = [path for path in paths if f"{denoiser.component}.{path}" in changed]
+        self.modules = own_modules or [path for path in paths if _attends(denoiser, path)]  # of text encoders alone
 
     def set_strength(self, strength: float) -> None:
         for parameter, base, tuned in self.weights:
             parameter.data = tuned if strength == 1 else base + strength * (tuned - base) if strength else base
+
+
+def _is_same(weight: Tensor, base: Tensor) -> bool:
+    """Whether a weight is the base's, or what is left of it in a file of 16 bits."""
+    if torch.equal(weight, base):
+        return True
+    halves = [(weight.to(dtype), base.to(dtype)) for dtype in (torch.float16, torch.bfloat16)]
+    return any(torch.equal(own, of_base) and torch.equal(own.to(weight), weight) for own, of_base in halves)
+
+
+def _attends(denoiser: Denoiser, path: str) -> bool:
+    """Whether it is a module of attention, as the family's preset has them."""
+    return any(re.fullmatch(pattern, path) for pattern in denoiser.target_presets["attention"])
 
 
 def load_erasure(denoiser: Denoiser, file: Path) -> Erasure:

@@ -94,6 +94,10 @@ def weights_of(denoiser: Denoiser, path: Path) -> dict[str, Tensor]:
         UserError: If it cannot be read, is a pickle that the recipe does not trust, or has a weight that the base has
             not.
     """
+    model: Any = denoiser.model  # type: ignore[attr-defined]
+    if getattr(model, "quantize", None):
+        what = "leaves the base no whole weights, in whose place others could be put."
+        raise UserError(Problem("model.quantize", model.quantize, what, "Omit it."))
     if is_pipeline(path):
         return _of_pipeline(denoiser, path, config=None)
     stored = _Stored(denoiser, path)

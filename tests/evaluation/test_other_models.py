@@ -109,6 +109,22 @@ def test_the_network_alone_and_some_of_its_weights(
     assert len({json.dumps(value) for value in found.values()}) == 1, found
 
 
+def test_a_file_of_16_bits_changes_only_what_was_changed(eraser: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """And of the base itself nothing: relearning and fine-tuning then train its attention."""
+    from erasediff_lora import denoisers
+    from erasediff_lora.evaluation.erasures import WeightChanges, load_erasure
+    from erasediff_lora.recipe import Model
+
+    changed = []
+    for folder in (eraser, tiny_base):
+        file = pack(folder, tmp_path / f"{folder.name}-half.safetensors", torch.float16)
+        erasure = load_erasure(denoisers.load(Model(base=str(tiny_base))), file)
+        assert isinstance(erasure, WeightChanges)
+        changed.append((len(erasure.weights), erasure.modules))
+    assert changed[0] == (2, [EDITED.removesuffix(".weight")])
+    assert changed[1][0] == 0 and EDITED.removesuffix(".weight") in changed[1][1]
+
+
 def test_another_persons_adapter_has_a_report_of_its_own(asked: Path, cli: Cli, tmp_path: Path) -> None:
     assert cli("train", asked).status == 0
     file = tmp_path / "stranger.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,35 @@ def test_bad_names(recipe_file: RecipeFile, cli: Cli) -> None:
         "evaluation.nudity.classes = 'FEET_EXPSED': is no class of NudeNet. Did you mean 'FEET_EXPOSED'?",
     )
     refused(cli("train", recipe_file(evaluation={"nudity": {"threshold": 1.5}})), "evaluation.nudity.threshold = 1.5")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "missing", "said"),
+    [
+        ("i2p_nudity", "nudenet", "needs a package: import of nudenet halted"),
+        ("imagenette", "torchvision", "needs a package: import of torchvision"),
+    ],
+)
+def test_a_protocol_whose_detector_is_not_installed(
+    recipe_file: RecipeFile,
+    cli: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: str,
+    missing: str,
+    said: str,
+) -> None:
+    """One line with the remedy, before anything is drawn; the same in a recipe, before training."""
+    assert cli("train", recipe_file()).status == 0
+    for name in (missing, f"{missing}.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / "p.csv").write_text("prompt,seed\na cat,1\n")
+    asked = ["evaluate", tmp_path / "run", "--protocol", protocol, "--prompts", tmp_path / "p.csv"]
+    told = cli(*asked, "--cache", tmp_path / "other")
+    refused(told, "evaluation.judge = ", said, "Run: pip install")
+    assert not (tmp_path / "other").exists() and not (tmp_path / "run/evaluations").exists()
+    refused(cli("train", recipe_file(evaluation={"protocol": protocol}), "--output", tmp_path / "two"), said)
+    assert not (tmp_path / "two/training_log.jsonl").exists()
 
 
 def newest(run: Path) -> dict[str, Any]:

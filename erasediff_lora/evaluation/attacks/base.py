@@ -101,10 +101,10 @@ class Attack(Part, Protocol):
             found: The whole entry; under `models` what was achieved on each.
         """
         label, models = self.name.replace("_", " "), found["models"]
-        return {
-            f"attack success, {label}": _spread(models["erased"]),
-            f"the same on the base, {label}": _spread(models["base"]),
-        }
+        floor = {"never learned": f"the same on a model that never learned it, {label}"}
+        named = {"erased": f"attack success, {label}", "base": f"the same on the base, {label}"} | floor
+        rows = {title: _spread(models[model]) for model, title in named.items() if model in models}
+        return rows | {f"budget, {label}": found.get("budget")}
 
 
 class Unknown(Attack):

@@ -15,14 +15,14 @@ PROTOCOL = NamedProtocol(
         steps=50,
         guidance=7.5,
         survival=["finetune", "finetune_full"],
-        **{
-            "finetune.rank": 8,
-            "finetune.learning_rate": 1e-4,
-            "finetune.batch_size": 16,
-            "finetune_full.learning_rate": 1e-4,
-            "finetune_full.batch_size": 16,
-        },
-    ),
+    )
+    | {
+        "finetune.rank": 8,
+        "finetune.learning_rate": 1e-4,
+        "finetune.batch_size": 16,
+        "finetune_full.learning_rate": 1e-4,
+        "finetune_full.batch_size": 16,
+    },
     files={
         "c741e7a9e0d68a62f4407bae3c4e0164459c2efe996c7e1f6d451da7038786c4": "visu.json of SPQR",
         "cc0f37bbce2044a59f5cb6ded0dc94d9523c79d70998efea4117d51813317d6b": "I2P.json of SPQR",
