@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,7 +19,6 @@ from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, open_safetensors
 from erasediff_lora.storage.run_folder import WEIGHTS_FILE
 
-log = logging.getLogger(__name__)
 FIELD = "model"
 ADAPTER = re.compile(r"lora|lokr|hada_|oft_|\.diff(_b)?$|\.[wb]_norm$|dora_scale|emb_params|^clip_[lg]$")
 """What stands in the names of adapters' tensors, and never in those of a model's."""
@@ -39,7 +37,7 @@ def at_hand(recipe: Recipe, path: Path) -> Path:
         UserError: If there is neither.
     """
     model = recipe.model.model_copy(update={"base": path.as_posix(), "revision": None, "variant": None, "config": None})
-    if path.exists() or not model.is_hub_id or path.suffix == ".safetensors":
+    if path.exists() or path.parent.exists() or not model.is_hub_id:  # a typo in a path asks no other machine
         return path
     try:
         return denoisers.load(model).source

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.pipelines.stable_diffusion_safe import SafetyConfig, StableDiffusionPipelineSafe
+from diffusers.pipelines.deprecated.stable_diffusion_safe import SafetyConfig, StableDiffusionPipelineSafe
 from fixtures import Cli, RecipeFile
 from refusals import refused
 from tiny import tiny_classifier, tiny_xl_pipeline
@@ -25,7 +25,8 @@ CONCEPT = "cat, nudity"
 def test_it_draws_what_diffusers_pipeline_of_it_draws(strength: str, tiny_base: Path) -> None:
     plain = StableDiffusionPipeline.from_pretrained(tiny_base)
     parts = {name: part for name, part in plain.components.items() if name != "image_encoder"}
-    safe = StableDiffusionPipelineSafe(**parts, safety_concept=CONCEPT, requires_safety_checker=False)
+    safe = StableDiffusionPipelineSafe(**parts, requires_safety_checker=False)
+    safe.safety_concept = CONCEPT
     safe.set_progress_bar_config(disable=True)
     wanted = safe(
         ["a cat", "a dog"],
