@@ -29,12 +29,7 @@ def numbers_of(result: Result) -> dict[str, Any]:
 def test_full_is_all_that_the_recipe_has_the_means_for() -> None:
     bare = Evaluation().full()
     assert bare["metrics"] == [
-        "accuracy",
-        "distances",
-        "drift",
-        "negative_prompt",
-        "safe_latent_diffusion",
-        "strength_sweep",
+        *("accuracy", "distances", "drift", "negative_prompt", "quality", "safe_latent_diffusion", "strength_sweep")
     ]
     assert bare["attacks"] == [
         *("inversion", "adversarial_prompt", "ring_a_bell", "p4d", "guidance_attack"),
@@ -46,10 +41,8 @@ def test_full_is_all_that_the_recipe_has_the_means_for() -> None:
         "paraphrases": {"names": {"cat": ["kitty"]}},
     }
     rich = Evaluation(**means).full()
-    assert set(rich["metrics"]) == METRICS.keys() and set(rich["attacks"]) == ATTACKS.keys() - {
-        "listed_prompts",
-        "other_words",
-    }
+    assert set(rich["metrics"]) == METRICS.keys()
+    assert set(rich["attacks"]) == ATTACKS.keys() - {"listed_prompts", "other_words"}
 
 
 def test_old_names_are_read(recipe_file: RecipeFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -85,7 +85,7 @@ def test_total_variation_is_the_mean_difference_of_neighbours() -> None:
     pixels = np.asarray(noise, dtype=float)
     steps = np.abs(np.diff(pixels, axis=0)).sum() + np.abs(np.diff(pixels, axis=1)).sum()
     assert total_variation([noise]) == pytest.approx(steps / (15 * 12 * 3 + 16 * 11 * 3), rel=1e-5)
-    assert total_variation([noise.filter(ImageFilter.BLUR)]) < 0.5 * total_variation([noise])
+    assert total_variation([noise.filter(ImageFilter.BLUR)]) < 0.7 * total_variation([noise])
 
 
 def test_clip_iqa_is_the_share_of_good_against_bad(tmp_path: Path) -> None:

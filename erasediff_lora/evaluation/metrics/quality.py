@@ -101,7 +101,7 @@ def clip_iqa(weights: str, images: Sequence[Image.Image]) -> float:
     for size in dict.fromkeys(image.size for image in images):
         alike = [image for image in images if image.size == size]
         for start in range(0, len(alike), BATCH):
-            pixels = [(to_unit_tensor(image, size) + 1) * 127.5 for image in alike[start : start + BATCH]]
+            pixels = [((to_unit_tensor(image, size) + 1) * 127.5).round() for image in alike[start : start + BATCH]]
             # of 255, and a range of 1: the processor divides by 255 itself
             found = clip_image_quality_assessment(torch.stack(pixels), named, data_range=1.0, prompts=("quality",))
             values.append(torch.as_tensor(found).reshape(-1))
