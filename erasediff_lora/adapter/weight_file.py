@@ -19,7 +19,7 @@ from erasediff_lora.adapter.block_copy import BLOCK, Block
 from erasediff_lora.adapter.weights import BIAS
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families import Slot
-from erasediff_lora.storage.tensors import open_tensors
+from erasediff_lora.storage.tensors import all_finite, open_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16} | fp8.DTYPES
 EMA = "model_ema."
@@ -271,7 +271,7 @@ class WeightFile:
             change(block, first)
             if block is not stored:
                 stored.copy_(block)
-            is_finite = _all_finite(stored)
+            is_finite = all_finite(stored)
         if not is_finite:
             raise UserError(
                 Problem(
@@ -294,11 +294,6 @@ class WeightFile:
         after = fp8.widened(stored, scale)
         self.rounding.count(before, block, after)
         return bool(after.isfinite().all())
-
-
-def _all_finite(values: Tensor) -> bool:
-    """Whether none is NaN or infinite; the sum tells in a third of the time, unless it is too large for the dtype."""
-    return math.isfinite(values.sum()) or all(math.isfinite(end) for end in torch.aminmax(values))
 
 
 def bias_key(key: str) -> str:

@@ -19,7 +19,7 @@ from erasediff_lora.adapter.kinds.base import Table
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.families.names import squeezed as squeezed
-from erasediff_lora.storage.tensors import StoredTensor
+from erasediff_lora.storage.tensors import StoredTensor, all_finite
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -295,7 +295,7 @@ class StoredAdapter(Adapter[AnyStored]):
             return as_lora_layer(composite) or composite
         layer = stored.load()
         for factor, tensor in (("A", layer.down), ("B", layer.up)):
-            if not bool(tensor.float().isfinite().all()):
+            if not all_finite(tensor.float()):
                 raise not_finite(stored.path, factor, name)
         return layer
 

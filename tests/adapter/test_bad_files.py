@@ -156,6 +156,17 @@ def test_overflow_and_quantised_weights(tiny_base: Path, tmp_path: Path, cli: Cl
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half.safetensors", "huge.safetensors"]
 
 
+def test_finite_weights_whose_sum_is_not(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
+    file, out = pack(tiny_base, tmp_path / "half.safetensors", torch.float16), tmp_path / "out.safetensors"
+    key, tensors = "model.diffusion_model.middle_block.1.proj_in.weight", load_file(file)
+    save_file(tensors | {key: torch.full_like(tensors[key], 60000)}, file)
+    rows, columns = tensors[key].shape[:2]
+    small = LoraLayer(torch.full((1, columns, 1, 1), 10.0), torch.full((rows, 1, 1, 1), 100.0), 1.0)
+    formats.write(LoraAdapter({KEY: small}), tmp_path / "a.safetensors", "diffusers")
+    assert cli("merge", file, tmp_path / "a.safetensors", "--output", out).status == 0
+    assert torch.equal(load_file(out)[key], torch.full_like(tensors[key], 60992))  # 61000, as float16 has it
+
+
 def test_outputs_that_must_not_be_touched(good: Path, tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_base, model)
