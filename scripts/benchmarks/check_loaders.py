@@ -7,7 +7,8 @@
 An adapter on all attention, feed-forward and convolution layers, of Stable Diffusion 1.5 on those of the text encoder
 too, with an alpha that is not its rank, is written in every format and read by every program. Each changed weight is
 compared with W + scale · B · A in float64, and what is left out with `adapter/programs`. Exits with 1 if a layer is
-missing or read otherwise that should not be. Stable Diffusion XL takes 11 GB of memory and as much disk.
+missing or read otherwise that should not be. Stable Diffusion XL takes 11 GB of memory and as much disk. With --zeros
+all weights of the base are 0, which takes no disk, and for A1111, Forge and InvokeAI little memory.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_merge import MODELS, adapter, build, single_file_name
+from bench_merge import MODELS, adapter, architecture, build, single_file_name
 from other_programs import PROGRAMS, TEXT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -30,6 +32,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from erasediff_lora.adapter import LoraAdapter, LoraLayer, Provenance, describe, programs, write
 from erasediff_lora.adapter.programs import losses_in
+from erasediff_lora.families import ldm
 
 MODULES = "attention_feed_forward_convolutions"
 RANK, ALPHA = 4, 2.5
@@ -63,6 +66,20 @@ def files_of(ours: LoraAdapter, folder: Path) -> dict[str, Path]:
     bare = folder / "diffusers_without_header.safetensors"
     save_file(load_file(written["diffusers"]), bare, {"format": "pt"})
     return written | {"diffusers without header": bare}
+
+
+def zeros(file: Path, model: str, *, only_unet: bool) -> None:
+    """Write a base whose weights are all 0, as a file with a hole."""
+    header, position = dict[str, object](), 0
+    for name, shape in architecture(model).items():
+        if name.startswith(ldm.UNET) or not only_unet:
+            end = position + 4 * shape.numel()
+            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [position, end]}
+            position = end
+    text = json.dumps(header).encode()
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + position)
 
 
 def key_of(model: str, name: str) -> str:
@@ -118,6 +135,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--files", nargs="+", help="only these of kohya, diffusers and 'diffusers without header'")
     parser.add_argument("--folder", type=Path, help="where the bases go for the time being (4 and 11 GB)")
+    parser.add_argument("--zeros", action="store_true", help="bases whose weights are 0: files that take no disk")
     parser.add_argument("--output", type=Path, default=Path("docs/results/loaders.json"))
     parser.add_argument("--one", nargs=4, metavar="X", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -131,7 +149,8 @@ def main() -> None:
     for model in options.models:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             base = Path(folder) / f"{model}.safetensors"
-            build(base, model, torch.float32, only_unet=model != "sd15")
+            make = zeros if options.zeros else partial(build, dtype=torch.float32)
+            make(base, model, only_unet=model != "sd15")
             files = files_of(whole_adapter(model), Path(folder))
             for program, name in itertools.product(PROGRAMS, options.files or files):
                 if (checkout := getattr(options, program)) is None:

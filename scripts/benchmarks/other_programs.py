@@ -8,6 +8,7 @@ use is a stand-in, where it is not installed.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -160,25 +161,30 @@ def invokeai(checkout: Path | None, base: Path, file: Path, model: str) -> Weigh
     patch = importlib.import_module(f"{conversions}.sd_lora_conversion_utils").lora_model_from_sd_state_dict(tensors)
     patcher = importlib.import_module("invokeai.backend.patches.layer_patcher").LayerPatcher
     autocast = f"{manager}.load.model_cache.torch_module_autocast.torch_module_autocast"
-    unet = unet_of(model)
-    names = {name: single_file_name(model, name) for name in unet.state_dict()}
-    _fill(unet, base, names)
-    networks: list[tuple[nn.Module, str, dict[str, str]]] = [(unet, "lora_unet_", names)]
+    networks: list[tuple[nn.Module, str, Callable[[str], str]]] = [
+        (unet_of(model), "lora_unet_", lambda path: single_file_name(model, f"{path}.weight"))
+    ]
     if model == "sd15":
-        text = nn.Module()
-        text.text_model = _text_encoder(base)
-        networks.append((text, "lora_te_", _text_names(text, "text_model.")))
-    found: dict[str, Tensor] = {}
-    for network, prefix, own in networks:
+        networks.append((_text_model(), "lora_te_text_model_", lambda path: f"{TEXT}{path}.weight"))
+    places: dict[str, tuple[nn.Module, Any]] = {}
+    for network, prefix, named in networks:
         importlib.import_module(autocast).apply_custom_layers_to_model(network)
-        flat = {f"{prefix}{path.replace('.', '_')}": path for path, _ in network.named_modules()}
-        paths = [path for name, path in flat.items() if name in patch.layers]
-        with patcher.apply_smart_model_patches(
-            network, [(patch, 1.0)], prefix, torch.float32, force_direct_patching=True
-        ):
-            state = network.state_dict()
-            found |= {own[f"{path}.weight"]: state[f"{path}.weight"].clone() for path in paths}
-    return found
+        for key in [key for key in patch.layers if key.startswith(prefix)]:
+            with contextlib.suppress(AttributeError):  # then InvokeAI leaves it out, with a warning
+                path, module = patcher._get_submodule(network, key.removeprefix(prefix), layer_key_is_flattened=True)
+                places[named(path)] = module, patch.layers[key]
+
+    def changed(name: str) -> Tensor:
+        """One layer at a time: InvokeAI keeps all weights as they were beside the changed ones."""
+        module, layer = copy.deepcopy(places[name][0]), places[name][1]
+        with safe_open(base, "pt") as stored:
+            module.weight = nn.Parameter(stored.get_tensor(name), requires_grad=False)
+        one = [(type(patch)({"it": layer}), 1.0)]
+        holder = nn.ModuleDict({"it": module})
+        with patcher.apply_smart_model_patches(holder, one, "", torch.float32, force_direct_patching=True):
+            return module.weight.detach()
+
+    return _Lazy(places, changed)
 
 
 def forge(checkout: Path | None, base: Path, file: Path, model: str) -> Weights:
@@ -326,12 +332,15 @@ def _fill(module: nn.Module, base: Path, names: dict[str, str]) -> None:
     module.requires_grad_(False)
 
 
-def _text_encoder(base: Path) -> CLIPTextModel:
-    width, layers, prefix = MODELS["sd15"][2][0]
+def _text_model() -> CLIPTextModel:
+    """Stable Diffusion 1's text encoder, without memory."""
+    width, layers, _ = MODELS["sd15"][2][0]
     with torch.device("meta"):
-        encoder = CLIPTextModel(
-            CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers)
-        )
+        return CLIPTextModel(CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers))
+
+
+def _text_encoder(base: Path) -> CLIPTextModel:
+    encoder, prefix = _text_model(), TEXT
     _fill(encoder, base, {own: prefix + own for own in encoder.state_dict()})
     for name, buffer in list(encoder.named_buffers()):
         if buffer.is_meta:
