@@ -58,6 +58,22 @@ sd_image_width,sd_image_height,sd_model
 """
 
 
+def test_rows_that_erase_what_this_recipe_does_not(read: Read, caplog: pytest.LogCaptureFixture) -> None:
+    """A list of many celebrities, held against a recipe that forgets one: the others say nothing about that one."""
+    rows = "id,type,concept,text\n1,erase,Cat,a cat\n2,erase,owl,an owl\n3,Erase,owl,owls\n4,retain,dog,a dog\n"
+    found = read(rows)
+    assert [one.text for one in found.forget] == ["a cat"] and [one.text for one in found.retain] == ["a dog"]
+    assert found.files[0]["others"] == {"rows": 2, "concepts": ["owl"]}
+    caplog.set_level("INFO")
+    describe(found)
+    assert "of concepts that the recipe does not forget, and left out: 2 rows (owl)" in caplog.text
+    with pytest.raises(UserError) as refused:
+        read("type,concept,text\nerase,owl,an owl\n")
+    assert "column 'concept': names owl, which the recipe does not forget, and nothing else" in str(refused.value)
+    assert len(read(rows, use="forget").forget) == 4, "as the user says"
+    assert [one.concept for one in read(rows, concept="cat").forget] == ["cat"] * 3
+
+
 def test_visu_as_spqr_has_it(read: Read) -> None:
     """Harmless and unsafe prompts in one row, with the number of a picture that belongs to the harmless one."""
     row = {

@@ -15,7 +15,7 @@ from erasediff_lora.data.prompt_files.formats import Malformed, Row, Table
 from erasediff_lora.data.prompts import Prompt, expand, is_named
 from erasediff_lora.errors import Problem, UserError, brief
 from erasediff_lora.recipe import ForgetSet, Recipe, RetainSet
-from erasediff_lora.recipe.names import folded
+from erasediff_lora.recipe.names import few, folded
 from erasediff_lora.recipe.prompt_files import PromptFile, Use
 from erasediff_lora.storage.files import sha256
 
@@ -79,6 +79,11 @@ def describe(found: FilePrompts) -> None:
         log.info("  %s", ", ".join(f"{count:,} to {use}" for use, count in told["uses"].items() if count))
         if told.get("empty"):
             log.warning("  without a prompt, and left out: line %s", ", ".join(map(str, told["empty"])))
+        if others := told.get("others"):
+            named = few(others["concepts"])
+            log.warning(
+                "  of concepts that the recipe does not forget, and left out: %d rows (%s)", others["rows"], named
+            )
         for name in ("first", "last"):
             log.info("  %-5s %s", name, told[name])
 
@@ -130,7 +135,11 @@ def _read(given_json: str, forget_json: str, retain_json: str, changed: int, siz
     found: list[tuple[Use, Prompt]] = []
     problems: list[Problem] = []
     empty: list[int] = []
+    others: list[str] = []
     for row in table.rows[: given.rows]:
+        if (other := reader.of_another(row)) is not None:
+            others.append(other)
+            continue
         try:
             own = reader.prompts(row)
         except Malformed as error:
@@ -138,7 +147,9 @@ def _read(given_json: str, forget_json: str, retain_json: str, changed: int, siz
             continue
         found += own
         empty += [row.line] * (not own)
-    if not found and not problems:
+    if not found and not problems and others:
+        problems.append(_problem(name, reader.of_no_concept(others)))
+    elif not found and not problems:
         problems.append(_problem(name, Malformed(empty[0], repr(columns.prompts[0]), "is empty, as in every row.")))
     if len(problems) > MOST_PROBLEMS:
         what = f"{len(problems) - MOST_PROBLEMS:,} further rows cannot be used."
@@ -152,6 +163,7 @@ def _read(given_json: str, forget_json: str, retain_json: str, changed: int, siz
         "rows": min(len(table.rows), given.rows or len(table.rows)),
     }
     told |= {"empty": empty[:MOST_PROBLEMS]} if empty else {}
+    told |= {"others": {"rows": len(others), "concepts": list(dict.fromkeys(others))[:MOST_PROBLEMS]}} if others else {}
     shown = {"columns": columns.words(), "uses": uses, "first": _shown(*found[0]), "last": _shown(*found[-1])}
     return found, told | shown
 
@@ -214,6 +226,20 @@ class _Reader:
                 own = None if seed is None else seed + number
                 found.append((use, Prompt(text, concept, attributes, own, guidance, size, case)))
         return found
+
+    def of_another(self, row: Row) -> str | None:
+        """The concept that a row's split is to erase or attack, if the recipe does not forget it."""
+        named = self._value(row, "concept")
+        if self.given.use or self.given.concept or not self.split or not isinstance(named, str):
+            return None
+        is_retained = self._split_of(row, self.split) in ("retain", None)
+        return None if is_retained or folded(named) in self.forgotten else named.strip()
+
+    def of_no_concept(self, others: Sequence[str]) -> Malformed:
+        """The complaint about a file of which no row is left."""
+        what = f"names {few(list(dict.fromkeys(others)))}, which the recipe does not forget, and nothing else."
+        remedy = "Give the recipe that forgets it, or say what all stand for: {file: …, concept: …}."
+        return Malformed(0, repr(self.columns.roles["concept"]), what, remedy)
 
     def _split_of(self, row: Row, column: str) -> Use | None:
         found: Any = self.words.get(spelled(str(row.values.get(column) or "")))
