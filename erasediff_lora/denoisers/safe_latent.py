@@ -99,7 +99,8 @@ def safely(denoiser: Denoiser, concept: str, settings: SafetySettings) -> Iterat
         nonlocal is_inside
         if is_inside:
             return output
-        noisy, timestep = (*inputs, *[None] * 2)[:2]
+        given = named | dict(zip(("sample", "timestep"), inputs, strict=False))
+        noisy, timestep = given["sample"], given["timestep"]
         predicted = output[0]
         empty, prompted = predicted.chunk(2)
         latents = noisy.chunk(2)[1]

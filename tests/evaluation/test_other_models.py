@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,26 @@ from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from single_file import pack
-from tiny import tiny_classifier, tiny_xl_pipeline
+from tiny import tiny_classifier, tiny_sd3_pipeline, tiny_xl_pipeline
+from tiny_transformers import (
+    tiny_flux_2_klein_pipeline,
+    tiny_flux_pipeline,
+    tiny_lumina_2_pipeline,
+    tiny_qwen_image_pipeline,
+    tiny_z_image_pipeline,
+)
 
 from erasediff_lora.adapter import formats
 
+PIPELINES: dict[str, Callable[[], Any]] = {
+    "stable_diffusion_xl": tiny_xl_pipeline,
+    "stable_diffusion_3": tiny_sd3_pipeline,
+    "flux": tiny_flux_pipeline,
+    "flux_2_klein": tiny_flux_2_klein_pipeline,
+    "z_image": tiny_z_image_pipeline,
+    "qwen_image": tiny_qwen_image_pipeline,
+    "lumina_2": tiny_lumina_2_pipeline,
+}
 EDITED = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v.weight"
 
 
@@ -123,6 +140,34 @@ def test_a_file_of_16_bits_changes_only_what_was_changed(eraser: Path, tiny_base
         changed.append((len(erasure.weights), erasure.modules))
     assert changed[0] == (2, [EDITED.removesuffix(".weight")])
     assert changed[1][0] == 0 and EDITED.removesuffix(".weight") in changed[1][1]
+
+
+@pytest.mark.parametrize("family", list(PIPELINES))
+def test_every_family(family: str, tmp_path: Path) -> None:
+    """The base itself, one changed weight, and what a linear probe reads in the middle of the network."""
+    from erasediff_lora import denoisers
+    from erasediff_lora.evaluation.attacks.linear_probe import activations
+    from erasediff_lora.evaluation.erasures import WeightChanges
+    from erasediff_lora.evaluation.other_models import parameters_of, weights_of
+    from erasediff_lora.recipe import Model
+
+    PIPELINES[family]().save_pretrained(tmp_path / "base")
+    denoiser = denoisers.load(Model(base=str(tmp_path / "base"), family=family))
+    same = WeightChanges(denoiser, weights_of(denoiser, tmp_path / "base"), tmp_path)
+    assert not same.weights and same.modules
+    parameters = parameters_of(denoiser)
+    place = next(name for name in parameters if name.startswith(denoiser.component) and name.endswith("weight"))
+    base = parameters[place].data.clone()
+    save_file({place.partition(".")[2]: base + 1}, tmp_path / "one.safetensors")
+    changed = WeightChanges(denoiser, weights_of(denoiser, tmp_path / "one.safetensors"), tmp_path)
+    for strength, wanted in ((1.0, base + 1), (0.5, base + 0.5), (0.0, base)):
+        changed.set_strength(strength)
+        assert torch.allclose(parameters[place].data, wanted, atol=1e-6)
+
+    steps = torch.full((3,), denoiser.noise_scheduler.config.num_train_timesteps // 2)
+    latents = torch.randn(3, *denoiser.latent_shape(64 if denoiser.resolution > 64 else denoiser.resolution))
+    features = activations(denoiser, denoiser.noise_scheduler.add_noise(latents, latents, steps), steps, "")
+    assert features.shape[0] == 3 and features.ndim == 2 and bool(features.isfinite().all())
 
 
 def test_another_persons_adapter_has_a_report_of_its_own(asked: Path, cli: Cli, tmp_path: Path) -> None:
