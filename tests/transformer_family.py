@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from tiny import tiny_classifier
 from torch import Tensor
@@ -191,6 +193,32 @@ def _names(case: Case, run: Path, cli: Any, tmp_path: Path, adapter: dict[str, T
     assert all(again[name].shape == tensor.shape for name, tensor in theirs.items()), "it does not grow"
 
 
+def packed_bases_are_refused(case: Case, base: Path, cli: Any, tmp_path: Path) -> None:
+    """As bitsandbytes writes them, in 4 and in 8 bits: the folder and the single file."""
+    weights = load_file(base / WEIGHTS)
+    formats.write(on_every_layer(case, weights), tmp_path / "a.safetensors", "diffusers")
+    folder, file = tmp_path / "packed/transformer", tmp_path / "packed.safetensors"
+    folder.mkdir(parents=True)
+    for bits in (4, 8):
+        save_file(_packed(weights, bits), folder / Path(WEIGHTS).name)
+        theirs = {f"model.diffusion_model.{key}": tensor for key, tensor in native(case, weights).items()}
+        save_file(_packed(theirs, bits), file)
+        for model in (folder.parent, file):
+            result = cli("merge", model, tmp_path / "a.safetensors", "--output", tmp_path / "out")
+            refused(result, f"model = '{model}'", "is quantised:", "Take the model before it was quantised.")
+            assert not (tmp_path / "out").exists()
+
+
+def _packed(weights: dict[str, Tensor], bits: int) -> dict[str, Tensor]:
+    """One of the matrices as bitsandbytes keeps it."""
+    name = next(key for key, tensor in weights.items() if key.endswith(".weight") and tensor.ndim == 2)
+    if bits == 8:
+        beside = {f"{name.removesuffix('weight')}SCB": torch.ones(len(weights[name]))}
+        return weights | {name: weights[name].to(torch.int8)} | beside
+    packed = {name: torch.zeros(8, 1, dtype=torch.uint8), f"{name}.absmax": torch.ones(1)}
+    return weights | packed | {f"{name}.quant_map": torch.ones(16)}
+
+
 def native(case: Case, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The transformer by the authors' names, of which diffusers' own translation must make it again."""
     names = FAMILIES[case.family].native
@@ -229,6 +257,75 @@ def merges_a_single_file(case: Case, base: Path, cli: Any, tmp_path: Path) -> No
         _same(case.to_diffusers(merged), expected)
         result = cli("extract", file, out, "--output", tmp_path / f"{prefix}found", "--rank", "2")
         assert result.status == 0, result.err
+
+
+def merges_in_8_bits(case: Case, base: Path, cli: Any, tmp_path: Path) -> None:
+    """The authors' file as ComfyUI keeps it, plain and scaled: widened, added, and rounded once, fused rows too."""
+    weights = {name: tensor.double() for name, tensor in load_file(base / WEIGHTS).items()}
+    adapter = on_every_layer(case, load_file(base / WEIGHTS))
+    formats.write(adapter, tmp_path / "a.safetensors", "diffusers")
+    moved = dict(weights)
+    for name, layer in adapter.layers.items():
+        moved[f"{name.removeprefix('transformer.')}.weight"] += layer.delta().double()
+    before, after = native(case, weights), native(case, moved)
+    for scaled in (False, True):
+        tensors: dict[str, Tensor] = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)} if scaled else {}
+        scales = {}
+        for key, tensor in before.items():
+            is_matrix = key.endswith(".weight") and tensor.ndim == 2
+            scales[key] = after[key].abs().max() / 200 if scaled and is_matrix else torch.tensor(1.0)
+            dtype = torch.float8_e4m3fn if is_matrix else torch.float32
+            tensors[f"model.diffusion_model.{key}"] = (tensor / scales[key]).to(dtype)
+            if scaled and is_matrix:
+                tensors[f"model.diffusion_model.{key.removesuffix('weight')}scale_weight"] = scales[key].float()
+        file, out = tmp_path / f"{scaled}.safetensors", tmp_path / f"{scaled}-out.safetensors"
+        save_file(tensors, file)
+        result = cli("merge", file, tmp_path / "a.safetensors", "--output", out)
+        assert result.status == 0, result.err
+        merged = load_file(out)
+        assert {name: (one.dtype, one.shape) for name, one in merged.items()} == {
+            name: (one.dtype, one.shape) for name, one in tensors.items()
+        }
+        for key, tensor in after.items():
+            name = f"model.diffusion_model.{key}"
+            stored = tensors[name].double() * scales[key].float().double()
+            exact = stored + tensor - before[key]
+            found = merged[name].double() * scales[key].float().double()
+            limit = exact.abs() / 16 + 2**-9 * scales[key] if merged[name].dtype == torch.float8_e4m3fn else 1e-6
+            assert bool(((found - exact).abs() <= limit).all()), key
+
+
+def trains_on_a_network_of_its_own(case: Case, base: Path, recipe: Any, cli: Any, tmp_path: Path) -> None:
+    """The transformer from a file as ComfyUI keeps it, all else from a folder."""
+    weights, rest = load_file(base / WEIGHTS), tmp_path / "rest"
+    shutil.copytree(base, rest, ignore=shutil.ignore_patterns(Path(WEIGHTS).name))
+    for part in ("vae", "text_encoder"):
+        shutil.copytree(base / part, rest / part, dirs_exist_ok=True)
+    in_8_bits = {
+        name: one.to(torch.float8_e4m3fn).float() if name.endswith(".weight") and one.ndim == 2 else one
+        for name, one in weights.items()
+    }
+    few = ("--training.steps", "1", "--evaluation.metrics", "[drift]", "--evaluation.retain_samples", "2")
+    for bits, values in ((16, weights), (8, in_8_bits)):
+        folder, file = tmp_path / f"folder-{bits}", tmp_path / f"{bits}.safetensors"
+        shutil.copytree(base, folder)
+        save_file(values, folder / WEIGHTS)
+        theirs = native(case, values)
+        if bits == 8:
+            matrices = [key for key, one in theirs.items() if key.endswith(".weight") and one.ndim == 2]
+            theirs |= {key: theirs[key].to(torch.float8_e4m3fn) for key in matrices}
+        save_file({f"model.diffusion_model.{key}": one for key, one in theirs.items()}, file)
+        adapters = []
+        for given in ({"base": str(folder)}, {"base": str(rest), "network": str(file)}):
+            out = tmp_path / f"{bits}-{len(given)}"
+            result = cli("train", recipe(model=given | {"family": case.family}, output=str(out)), *few)
+            assert result.status == 0, result.err
+            adapters.append(load_file(out / ADAPTER))
+        assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+    file = tmp_path / "part.safetensors"
+    save_file(dict(list(native(case, weights).items())[:-2]), file)
+    model = {"base": str(rest), "family": case.family, "network": str(file)}
+    refused(cli("train", recipe(model=model)), "model.network", "lacks", "such as", "Give a file of the whole network")
 
 
 def on_every_layer(case: Case, weights: dict[str, Tensor], rank: int = 2) -> LoraAdapter:

@@ -25,6 +25,9 @@ SAMPLE = 64
 _ADAPTER = re.compile(r"lora_(A|B|down|up|mid)\b|\.hada_w|\.lokr_w|\.diff(_b)?$|\.[wb]_norm$|_lora\.(down|up)")
 """What stands in the names of adapters' tensors."""
 
+_PACKED = (".absmax", ".quant_map", ".SCB", ".qweight", ".weight_packed")
+"""Ends of what stands beside weights that bitsandbytes (in 4 and 8 bits), GPTQ, AWQ and others have packed."""
+
 
 class Checkpoint:
     """A base: a diffusers folder, an LDM single file, or a bare UNet file with diffusers' names.
@@ -174,13 +177,13 @@ def _unknown_layout(file: WeightFile) -> UserError:
 
 
 def _require_whole(file: WeightFile) -> None:
-    """Stop at weights that bitsandbytes has packed.
+    """Stop at weights that are packed, as by bitsandbytes or GPTQ.
 
     Raises:
         UserError: If the file has any.
     """
-    if packed := next((key for key in file.tensors if key.endswith((".absmax", ".quant_map"))), None):
-        what = f"is quantised by bitsandbytes: {packed.rpartition('.')[0]} is packed."
+    if packed := next((key for key in file.tensors if key.endswith(_PACKED)), None):
+        what = f"is quantised: {packed.rpartition('.')[0]} is packed."
         raise UserError(Problem("model", str(file.path), what, "Take the model before it was quantised."))
 
 

@@ -50,6 +50,11 @@ class Denoiser(Protocol):
     device: torch.device
 
     @property
+    def weights(self) -> Path:
+        """Folder or file that the network's own come from."""
+        ...
+
+    @property
     def architecture(self) -> str:
         """Modelspec id of the base's architecture, such as 'stable-diffusion-v1'."""
         ...

@@ -73,7 +73,9 @@ def dtype(model: Model, device: torch.device) -> torch.dtype:
 
 def mark(model: Model) -> str:
     """What else decides which weights are read of the base, and how: for its fingerprint, empty by default."""
-    found = "".join(f"-{name}:{value}" for name in ("variant", "quantize") if (value := getattr(model, name)))
+    found = "".join(
+        f"-{name}:{value}" for name in ("variant", "quantize", "quantize_encoders") if (value := getattr(model, name))
+    )
     if model.allow_pickle:
         found += "-pickle"
     if model.config is not None and model.config.is_dir():  # of a single file
@@ -95,7 +97,38 @@ def quantization(model: Model, device: torch.device, dtype: torch.dtype, *, is_f
     """
     if model.quantize is None:
         return {}
-    problem = partial(Problem, "model.quantize", model.quantize)
+    _require_quantizable("quantize", model.quantize, device, is_file=is_file)
+    from diffusers import BitsAndBytesConfig
+
+    return {"quantization_config": BitsAndBytesConfig(**_in_bits(model.quantize, dtype))}
+
+
+def quantized_encoders(
+    model: Model, names: Sequence[str], device: torch.device, dtype: torch.dtype, *, is_file: bool
+) -> dict[str, Any]:
+    """What `from_pretrained` of a pipeline is given to hold text encoders as `model.quantize_encoders` says.
+
+    Raises:
+        UserError: As for `quantization`.
+    """
+    if model.quantize_encoders is None:
+        return {}
+    _require_quantizable("quantize_encoders", model.quantize_encoders, device, is_file=is_file)
+    from diffusers import PipelineQuantizationConfig
+    from transformers import BitsAndBytesConfig
+
+    each = BitsAndBytesConfig(**_in_bits(model.quantize_encoders, dtype))
+    return {"quantization_config": PipelineQuantizationConfig(quant_mapping=dict.fromkeys(names, each))}
+
+
+def _in_bits(kind: str, dtype: torch.dtype) -> dict[str, Any]:
+    if kind == "int8":
+        return {"load_in_8bit": True}
+    return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+
+
+def _require_quantizable(field: str, kind: str, device: torch.device, *, is_file: bool) -> None:
+    problem = partial(Problem, f"model.{field}", kind)
     if device.type not in ("cuda", "xpu"):
         raise UserError(
             problem("needs a GPU: diffusers refuses to quantise on a CPU.", "Omit it, or set model.dtype: bfloat16.")
@@ -104,15 +137,6 @@ def quantization(model: Model, device: torch.device, dtype: torch.dtype, *, is_f
         raise UserError(problem("needs a diffusers folder or a hub id, not a single file.", "Convert the checkpoint."))
     if find_spec("bitsandbytes") is None:
         raise UserError(problem("needs bitsandbytes.", "Run: pip install 'erasediff-lora[8bit]'."))
-    from diffusers import BitsAndBytesConfig
-
-    if model.quantize == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-    }
 
 
 def locate(model: Model, pipeline_class: Any) -> Path:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from erasediff_lora.denoisers import loading, noise_schedule, on_meta
+from erasediff_lora.denoisers import loading, network_file, noise_schedule, on_meta
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.machine import devices
 from erasediff_lora.objectives.condition import Condition
@@ -52,7 +52,9 @@ class PipelineDenoiser:
         self.device = loading.device(model)
         self.dtype = loading.dtype(model, self.device)
         self.source = loading.locate(model, self.pipeline_class)
-        self._quantization = loading.quantization(model, self.device, self.dtype, is_file=self.source.is_file())
+        is_file = self.source.is_file()
+        self._quantization = loading.quantization(model, self.device, self.dtype, is_file=is_file)
+        self._in_bits = loading.quantized_encoders(model, self.encoders, self.device, self.dtype, is_file=is_file)
         self._pipeline: Any = None
         self._network: Any = None
 
@@ -67,7 +69,7 @@ class PipelineDenoiser:
     @property
     def network(self) -> Any:
         """The network that predicts; loaded alone where the weights lie in a folder."""
-        if self._network is None and self.source.is_file():
+        if self._network is None and self.source.is_file() and not self.model.network:
             return getattr(self.pipeline, self.component)
         if self._network is None:
             self._network = self._load_network()
@@ -75,7 +77,7 @@ class PipelineDenoiser:
 
     def _load_pipeline(self) -> Any:
         options: dict[str, Any] = {"dtype": self.dtype, **self.pipeline_options}
-        if self._network is not None or self._quantization:
+        if self._network is not None or self._quantization or self.model.network:
             options[self.component] = self.network
         if self.source.is_dir():
             options |= {name: None for name in self.optional if not (self.source / name).is_dir()}
@@ -110,10 +112,19 @@ class PipelineDenoiser:
             self.source,
             use_safetensors=None if self.model.allow_pickle else True,
             variant=self.model.variant,
+            **self._in_bits,
             **options,
         )
 
+    @property
+    def weights(self) -> Path:
+        return self.model.network or self.source
+
     def _load_network(self) -> Any:
+        if self.model.network:
+            file, described = self.model.network, self.described or self.source
+            network = network_file.load(self.network_class, described, self.component, file, self.dtype)
+            return network.requires_grad_(False).to(self.device)
         with loading.readable(self.model):
             network = self.network_class.from_pretrained(
                 self.source,
@@ -165,6 +176,8 @@ class PipelineDenoiser:
             files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
         marks = "-tiled" if self.model.vae_tiling else ""
         marks += noise_schedule.mark(self.model) + loading.mark(self.model)
+        if (network := self.model.network) is not None:
+            marks += f"-network:{fingerprint([network], network)}"
         return fingerprint(files, self.source) + marks
 
     def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:

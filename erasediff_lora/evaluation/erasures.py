@@ -51,7 +51,7 @@ class DiffusersLora:
 
     def __init__(self, denoiser: Denoiser, file: Path) -> None:
         self.pipeline = denoiser.pipeline
-        load(self.pipeline, file, name=ADAPTER, base=denoiser.source)
+        load(self.pipeline, file, name=ADAPTER, base=denoiser.weights)
         self.modules = list(lora_layers(denoiser.network))
 
     def set_strength(self, strength: float) -> None:

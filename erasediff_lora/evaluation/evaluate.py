@@ -194,7 +194,7 @@ def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
     return {
         "version": __version__,
         "base": recipe.model.public_name,
-        "base_fingerprint": fingerprint_of(evidence.candidates.base.denoiser.source),
+        "base_fingerprint": fingerprint_of(evidence.candidates.base.denoiser.weights),
         "adapter": {"file": file.name, "bytes": size(file), "sha256": digest(file)},
         "recipe": public_recipe(recipe),
         "concepts": evidence.forgotten,

@@ -20,6 +20,7 @@ from erasediff_lora.memory.tracker import MemoryTracker, on_meta
 from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import mean_squared_error
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.registry import FAMILIES
 from erasediff_lora.training import loop
 from erasediff_lora.training.closed_form_start import AT_ONCE
 from erasediff_lora.training.concept_turns import room
@@ -183,8 +184,8 @@ def _starting(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """The whole pipeline and the adapter; the closed form itself takes a few square matrices of a token's width."""
     with on_meta() as memory, torch.no_grad():
         networks = denoiser.without_weights()
-        others = [part for part in networks.values() if part is not denoiser.network]
-        weights = sum(map(_weight_bytes, others)) + _frozen_bytes(recipe, denoiser.network)
+        others = _other_bytes(recipe, networks, denoiser.network)
+        weights = sum(others) + _frozen_bytes(recipe, denoiser.network)
         trained = sum(parameter.nbytes for parameter in adapt(recipe, denoiser).parameters)
         memory.reset()
         prompts = denoiser.hollow_prompts(AT_ONCE).tokens
@@ -205,7 +206,7 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         network = denoiser.network
         encoders = 0
         if recipe.adversary.needs_encoders(recipe.model):  # they stay, since its conditions are token embeddings
-            encoders = sum(_weight_bytes(part) for part in networks.values() if part is not network)
+            encoders = sum(_other_bytes(recipe, networks, network))
         world = processes()
         frozen = _frozen_bytes(recipe, network)
         if recipe.training.shard and world > 1:
@@ -339,8 +340,7 @@ def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
 
 def _pipeline_bytes(recipe: Recipe, denoiser: Denoiser, networks: Mapping[str, nn.Module]) -> int:
     """Weights of all networks, or of the largest if they take turns."""
-    sizes = [_weight_bytes(network) for network in networks.values() if network is not denoiser.network]
-    sizes.append(_frozen_bytes(recipe, denoiser.network))
+    sizes = [*_other_bytes(recipe, networks, denoiser.network), _frozen_bytes(recipe, denoiser.network)]
     return max(sizes) if recipe.model.offload else sum(sizes)
 
 
@@ -352,9 +352,24 @@ def _kernel_bytes(network: nn.Module) -> int:
     return KERNEL_COPIES * max(parameter.nbytes for parameter in network.parameters())
 
 
+def _other_bytes(recipe: Recipe, networks: Mapping[str, nn.Module], network: nn.Module) -> list[int]:
+    """Of the text encoders, which may be quantised, and of the autoencoder."""
+    model = recipe.model
+    return [
+        _bytes_in(part, model.quantize_encoders if name in FAMILIES[model.family].encoders else None)
+        for name, part in networks.items()
+        if part is not network
+    ]
+
+
 def _frozen_bytes(recipe: Recipe, network: nn.Module) -> int:
-    """Of the network that predicts: quantised, its linear layers take 4 or 8 bits, the rest stays as it is."""
-    whole, kind = _weight_bytes(network), recipe.model.quantize
+    """Of the network that predicts."""
+    return _bytes_in(network, recipe.model.quantize)
+
+
+def _bytes_in(network: nn.Module, kind: str | None) -> int:
+    """Quantised, linear layers take 4 or 8 bits a weight, the rest stays as it is."""
+    whole = _weight_bytes(network)
     if kind is None:
         return whole
     linear = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Linear))

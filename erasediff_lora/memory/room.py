@@ -82,6 +82,10 @@ def remedy(recipe: Recipe, found: MemoryPlan, capacity: int) -> tuple[dict[str, 
     if "draw" in stages and not fits(overrides, "draw"):
         if found.device != "cpu" and may_offload(recipe):
             smaller += [{"model.offload": True}, *({"model.offload": True} | batch for batch in smaller)]
+        if found.device in ("cuda", "xpu") and may_quantize_encoders(recipe):
+            smaller += [
+                {"model.quantize_encoders": kind} | other for kind in ("int8", "nf4") for other in [{}, *smaller]
+            ]
         fitting = (change for change in smaller if fits(overrides | change, "draw"))
         if (best := next(fitting, None)) is None:
             return None
@@ -93,6 +97,12 @@ def may_offload(recipe: Recipe) -> bool:
     """Whether the networks may take turns: where there are several, and no search needs them together."""
     several = FAMILIES[recipe.model.family].has_autoencoder
     return several and not (recipe.model.offload or recipe.adversary.needs_encoders(recipe.model))
+
+
+def may_quantize_encoders(recipe: Recipe) -> bool:
+    """Whether there are text encoders, which are whole so far."""
+    family = FAMILIES[recipe.model.family]
+    return family.text_to_image and family.in_diffusers and recipe.model.quantize_encoders is None
 
 
 def _first_that_fits(

@@ -65,6 +65,6 @@ def stacked(denoiser: Denoiser, adapters: Sequence[Path], family: str) -> list[E
         name = f"adapter{number}"
         with warnings.catch_warnings():  # peft's: several adapters are what is asked for
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            load(denoiser.pipeline, file, name=name, base=denoiser.source)
+            load(denoiser.pipeline, file, name=name, base=denoiser.weights)
         layers.append(Layer(denoiser.pipeline, name, strengths))
     return layers

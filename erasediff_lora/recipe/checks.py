@@ -141,6 +141,15 @@ def _family(sections: Sections) -> Iterator[Problem]:
     if model.prediction_type and family.flow_matching:
         what = "is not what a model of flow matching predicts."
         yield Problem("model.prediction_type", model.prediction_type, what, "Omit it.")
+    if model.quantize_encoders and not family.text_to_image:
+        what = "needs text encoders; this family has none."
+        yield Problem("model.quantize_encoders", model.quantize_encoders, what, "Omit it.")
+    if model.network is not None and family.component != "transformer":
+        what = f"is for the transformers, which {model.family} is not."
+        yield Problem("model.network", str(model.network), what, "Omit it.")
+    if model.network is not None and model.quantize:
+        what = f"is not of {model.network.name}: only the base's own network is quantised when it is loaded."
+        yield Problem("model.quantize", model.quantize, what, "Omit it, or model.network.")
     for name in ("vae_tiling", "offload"):
         if getattr(model, name) and not family.has_autoencoder:
             yield Problem(f"model.{name}", True, "needs an autoencoder; this family has none.", "Omit it.")

@@ -32,6 +32,9 @@ class Model(Section):
     quantize: Literal["nf4", "int8"] | None = Field(
         None, description="hold the frozen network in 4 or 8 bits (bitsandbytes, on a GPU)"
     )
+    quantize_encoders: Literal["nf4", "int8"] | None = Field(
+        None, description="hold the text encoders in 4 or 8 bits while prompts are encoded (bitsandbytes, on a GPU)"
+    )
     offload: bool = Field(
         False, description="to draw, each network waits in main memory for its turn on the GPU: slower, smaller cards"
     )
@@ -42,6 +45,11 @@ class Model(Section):
         3.5, ge=0, description="strength of guidance that a network distilled from it is told in training: FLUX.1 dev"
     )
     vae_tiling: bool = Field(False, description="encode and decode pictures in tiles: less memory, slightly different")
+    network: Path | None = Field(
+        None,
+        description="single file with the transformer alone, by the authors' names or diffusers', in 16 or 8 bits: it"
+        " takes the place of the base's own; of FLUX, Qwen-Image, Z-Image and Lumina",
+    )
     config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
     revision: str | None = Field(None, description="hub revision")
     variant: str | None = Field(None, description="hub weight variant, such as fp16")

@@ -187,7 +187,7 @@ def provenance(recipe: Recipe, denoiser: Denoiser) -> Provenance:
     """What the adapter's header says about this run."""
     return Provenance(
         base_model=recipe.model.public_name,
-        base_fingerprint=fingerprint_of(denoiser.source),
+        base_fingerprint=fingerprint_of(denoiser.weights),
         architecture=denoiser.architecture,
         prediction_type=denoiser.noise_scheduler.config.prediction_type,
         resolution=recipe.sampling.resolution or denoiser.resolution,

@@ -47,7 +47,7 @@ def build(name: str, folder: Path, dtype: torch.dtype) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**(SDXL if name == "sdxl" else SD_1_5))
         vae = AutoencoderKL(**SD_VAE)
-    parts |= {"unet": _filled(unet, dtype), "vae": _filled(vae, dtype)}
+    parts |= {"unet": filled(unet, dtype), "vae": filled(vae, dtype)}
     pipeline: Any
     if name == "sdxl":
         second = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_BIGG))
@@ -67,7 +67,7 @@ def _tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=[], model_max_length=77)
 
 
-def _filled(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def filled(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A module built on the meta device, with small random weights."""
     module = module.to(dtype).to_empty(device="cpu")
     for name, parameter in module.named_parameters():

@@ -17,7 +17,10 @@ from transformer_family import (
     goes_through_every_verb,
     has_the_loss_of,
     merges_a_single_file,
+    merges_in_8_bits,
+    packed_bases_are_refused,
     slots_are_words,
+    trains_on_a_network_of_its_own,
 )
 
 
@@ -96,3 +99,15 @@ def test_schnell_is_told_no_guidance(tmp_path: Any) -> None:
     assert denoiser.architecture == "flux-1-schnell"
     draws_as_the_pipeline(CASE, denoiser, 0.0, (32, 32), pack)
     assert denoiser.encode_prompts(["a cat"]).tokens.shape[1] == 256
+
+
+def test_merges_in_8_bits(base: Any, cli: Any, tmp_path: Any) -> None:
+    merges_in_8_bits(CASE, base, cli, tmp_path)
+
+
+def test_packed_bases_are_refused(base: Any, cli: Any, tmp_path: Any) -> None:
+    packed_bases_are_refused(CASE, base, cli, tmp_path)
+
+
+def test_a_network_of_its_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
+    trains_on_a_network_of_its_own(CASE, base, recipe, cli, tmp_path)

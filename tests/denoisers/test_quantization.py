@@ -40,3 +40,21 @@ def test_what_needs_the_weights_is_refused(recipe_file: RecipeFile, tiny_base: P
     refused(
         cli("train", recipe_file(model=model | {"quantize": "fp4"})), "model.quantize = 'fp4': must be 'nf4' or 'int8'"
     )
+
+
+def test_encoders_are_quantised_by_transformers_own_configuration() -> None:
+    model = Model(base="demo", quantize_encoders="nf4")
+    names = ("text_encoder", "text_encoder_2")
+    given = loading.quantized_encoders(model, names, torch.device("cuda"), torch.bfloat16, is_file=False)
+    mapping = given["quantization_config"].quant_mapping
+    assert mapping.keys() == set(names)
+    for config in mapping.values():
+        assert type(config).__module__.startswith("transformers.")
+        assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
+
+
+def test_encoders_on_a_cpu_are_refused(recipe_file: RecipeFile, tiny_base: Path, cli: Cli) -> None:
+    file = recipe_file(model={"base": str(tiny_base), "quantize_encoders": "int8"})
+    refused(cli("prepare", file), "model.quantize_encoders = 'int8': needs a GPU")
+    family = {"base": str(tiny_base), "family": "class_conditional", "quantize_encoders": "int8"}
+    refused(cli("prepare", recipe_file(model=family)), "model.quantize_encoders = 'int8': needs text encoders")

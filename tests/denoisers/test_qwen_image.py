@@ -16,7 +16,10 @@ from transformer_family import (
     goes_through_every_verb,
     has_the_loss_of,
     merges_a_single_file,
+    merges_in_8_bits,
+    packed_bases_are_refused,
     slots_are_words,
+    trains_on_a_network_of_its_own,
 )
 
 FAMILY, PIPELINE = "qwen_image", tiny_qwen_image_pipeline
@@ -87,3 +90,15 @@ def test_every_verb(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
 
 def test_a_single_file(base: Any, cli: Any, tmp_path: Any) -> None:
     merges_a_single_file(CASE, base, cli, tmp_path)
+
+
+def test_merges_in_8_bits(base: Any, cli: Any, tmp_path: Any) -> None:
+    merges_in_8_bits(CASE, base, cli, tmp_path)
+
+
+def test_packed_bases_are_refused(base: Any, cli: Any, tmp_path: Any) -> None:
+    packed_bases_are_refused(CASE, base, cli, tmp_path)
+
+
+def test_a_network_of_its_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
+    trains_on_a_network_of_its_own(CASE, base, recipe, cli, tmp_path)

@@ -33,3 +33,24 @@ def test_it_trains_in_4_bits_on(family: str, tmp_path: Path, monkeypatch: pytest
     found = plan(recipe, ["train"])
     print(family, f"{found.peak / GIB:.2f} GiB")
     assert found.peak / GIB <= most, {name: round(size / GIB, 2) for name, size in found["train"].parts.items()}
+
+
+def test_encoders_in_4_bits_draw_in_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T5's linear layers, by their number: 24 blocks of four times 4096 by 4096 and three times 4096 by 10240."""
+    base = published("flux", tmp_path / "base")
+    monkeypatch.setattr(loading, "device", lambda model: torch.device("cuda"))
+    monkeypatch.setattr("erasediff_lora.denoisers.loading.find_spec", lambda name: object())
+    changes = {
+        "model.base": str(base),
+        "model.quantize": "nf4",
+        "sampling.resolution": 512,
+        "sampling.batch_size": 1,
+        "model.offload": False,
+    }
+    whole, small = (
+        plan(Recipe.load("flux_artist_style", changes | {"model.quantize_encoders": kind}), ["draw"])["draw"]
+        for kind in (None, "nf4")
+    )
+    t5 = 24 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
+    clip = 12 * (4 * 768 * 768 + 2 * 768 * 3072)
+    assert whole.parts["weights"] - small.parts["weights"] == pytest.approx((t5 + clip) * (2 - 0.5625), rel=1e-3)

@@ -19,6 +19,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file
+from tiny_transformers import tiny_flux_pipeline
 
 from erasediff_lora.memory.plan import plan
 from erasediff_lora.recipe import Recipe
@@ -82,6 +83,22 @@ def test_two_processes_take_the_step_of_one_with_the_joint_batch(exact: Any, cli
     assert cli("train", exact).status == 0
     assert_same_training(tmp_path / "two", tmp_path / "run")
     assert_same_training(tmp_path / "split", tmp_path / "run")
+
+
+def test_two_processes_on_a_transformer(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    """FLUX, its weights whole and split (FSDP2); conditions are searched for without its text encoders."""
+    tiny_flux_pipeline().save_pretrained(tmp_path / "flux")
+    file = recipe_file(
+        model={"base": str(tmp_path / "flux"), "family": "flux", "dtype": "float64"},
+        sampling={"steps": 2, "guidance": 2.0, "batch_size": 4, "resolution": 32},
+        training={"batch_size": 4, "steps": 2},
+        adversary={"pool": 2, "refresh_every": 1, "steps": 1, "batch_size": 2},
+    )
+    assert cli("train", file).status == 0
+    for name, options in (("two", ()), ("split", ("--training.shard", "true"))):
+        status, errors = launch(file, "--output", tmp_path / name, *options)
+        assert status == 0, errors
+        assert_same_training(tmp_path / name, tmp_path / "run")
 
 
 def test_two_processes_solve_for_the_same_multipliers(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class Stack(Hardship):
                 return
             if loaded:
                 pipeline.delete_adapters(OTHER)
-            load(pipeline, files[variant], name=OTHER, base=denoiser.source)
+            load(pipeline, files[variant], name=OTHER, base=denoiser.weights)
             loaded = variant
             beside = candidate.strength and candidate.erasure is not None and candidate.erasure.is_adapter
             names = [ADAPTER, OTHER] if beside else [OTHER]
