@@ -59,5 +59,6 @@ def _find(file: WeightFile, component: str, name: str) -> Tensor | None:
     slot = file.slot(path.removesuffix(".weight"))
     if slot is not None:
         return file.weight(slot)
-    key = next((before + name for before in _BEFORE if before + name in file.tensors), None)
-    return None if key is None else file.read(key)  # no layer's, such as the padding tokens of Z-Image
+    names = (name, name.rpartition(".")[2])  # no layer's: padding tokens of Z-Image, pos_embed of Stable Diffusion 3
+    key = next((key for before in _BEFORE for one in names if (key := before + one) in file.tensors), None)
+    return None if key is None else file.read(key)

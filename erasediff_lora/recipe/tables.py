@@ -47,8 +47,8 @@ class Model(Section):
     vae_tiling: bool = Field(False, description="encode and decode pictures in tiles: less memory, slightly different")
     network: Path | None = Field(
         None,
-        description="single file with the transformer alone, by the authors' names or diffusers', in 16 or 8 bits: it"
-        " takes the place of the base's own; of FLUX, Qwen-Image, Z-Image and Lumina",
+        description="single file with the transformer, alone or among others, by the authors' names or diffusers', in 16"
+        " or 8 bits: it takes the place of the base's own",
     )
     config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
     revision: str | None = Field(None, description="hub revision")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
-from fixtures import Cli
+from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from tiny import tiny_sd3_pipeline
@@ -206,3 +207,20 @@ def test_transformer_alone(sd3: Path, tmp_path: Path, cli: Cli) -> None:
         "adapts 2 weights that",
         "such as text_encoder.encoder.layers.0.self_attn.q_proj",
     )
+
+
+def test_it_trains_on_the_transformer_of_a_single_file(
+    sd3: Path, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
+    """The rest is a folder's, whose own transformer is another one."""
+    file, rest = packed(sd3, tmp_path / "sd3.safetensors"), tmp_path / "rest"
+    shutil.copytree(sd3, rest)
+    save_file({name: tensor + 1 for name, tensor in load_file(sd3 / TRANSFORMER).items()}, rest / TRANSFORMER)
+    found = []
+    for number, model in enumerate(({"base": str(sd3)}, {"base": str(rest), "network": str(file)})):
+        out = tmp_path / f"run-{number}"
+        given = recipe_file(model=model | {"family": "stable_diffusion_3"}, output=str(out))
+        result = cli("train", given)
+        assert result.status == 0, result.err
+        found.append(load_file(out / "pytorch_lora_weights.safetensors"))
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())

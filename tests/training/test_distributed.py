@@ -92,6 +92,7 @@ def test_two_processes_on_a_transformer(recipe_file: RecipeFile, cli: Cli, tmp_p
         model={"base": str(tmp_path / "flux"), "family": "flux", "dtype": "float64"},
         sampling={"steps": 2, "guidance": 2.0, "batch_size": 4, "resolution": 32},
         training={"batch_size": 4, "steps": 2},
+        objective={"barrier": "gap"},
         adversary={"pool": 2, "refresh_every": 1, "steps": 1, "batch_size": 2},
     )
     assert cli("train", file).status == 0
