@@ -55,10 +55,9 @@ def base(family: str, folder: Path) -> Path:
     }
     if family == "flux":
         own["pooled_projection_dim"] = tiny.transformer.config.pooled_projection_dim
-    with torch.device("meta"):
+    with torch.device("meta"):  # neither has buffers with values
         transformer = kind.from_config(config | SHORT[family] | own)
-    made = kind.from_config(transformer.config)  # with the buffers that have values
-    tiny.register_modules(transformer=filled(made, torch.bfloat16))
+    tiny.register_modules(transformer=filled(transformer, torch.bfloat16))
     tiny.save_pretrained(folder)
     return folder
 

@@ -96,9 +96,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only:
             known = [row for row in known if row["recipe"] != name] + rows(name, Path(folder))
+            known.sort(key=lambda row: list(RECIPES).index(row["recipe"]))
+            RESULTS.write_text(json.dumps(known, indent=2) + "\n")
             print(name, flush=True)
-    known.sort(key=lambda row: list(RECIPES).index(row["recipe"]))
-    RESULTS.write_text(json.dumps(known, indent=2) + "\n")
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n\n{table(known)}\n\n{END}{after}", encoding="utf-8")
