@@ -19,7 +19,8 @@ from erasediff_lora import denoisers
 from erasediff_lora.adapter import Checkpoint, LoraAdapter, LoraLayer, Provenance, fingerprint, formats
 from erasediff_lora.data.noising import denoising_target
 from erasediff_lora.objectives.base import mean_squared_error
-from erasediff_lora.recipe import Model, Sampling
+from erasediff_lora.recipe import Model, Recipe, Sampling
+from erasediff_lora.recipe.public import public_recipe
 from erasediff_lora.registry import FAMILIES
 
 PROMPTS = ["a photo of a cat", "a dog"]
@@ -325,6 +326,9 @@ def trains_on_a_network_of_its_own(case: Case, base: Path, recipe: Any, cli: Any
         assert result.status == 0, result.err
         adapters.append(load_file(out / ADAPTER))
     assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+    told = formats.read(tmp_path / "run-2").provenance
+    assert (told.base_model, told.base_fingerprint) == (file.name, fingerprint(Checkpoint(file)))
+    assert str(tmp_path) not in json.dumps(public_recipe(Recipe.load(tmp_path / "run-2/recipe.yaml")))
     file = tmp_path / "part.safetensors"
     save_file(dict(list(native(case, weights).items())[:-2]), file)
     model = {"base": str(rest), "family": case.family, "network": str(file)}

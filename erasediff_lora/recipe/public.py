@@ -27,7 +27,13 @@ SENSITIVE = (
 )
 """Parts of the names of concepts whose pictures not everybody wants to see."""
 
-PATHS = (("model", "config"), ("forget", "images"), ("retain", "images"), ("retain", "vocabulary"))
+PATHS = (
+    ("model", "config"),
+    ("model", "network"),
+    ("forget", "images"),
+    ("retain", "images"),
+    ("retain", "vocabulary"),
+)
 """Tables and fields with paths."""
 
 

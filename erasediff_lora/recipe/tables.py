@@ -47,8 +47,8 @@ class Model(Section):
     vae_tiling: bool = Field(False, description="encode and decode pictures in tiles: less memory, slightly different")
     network: Path | None = Field(
         None,
-        description="single file with the transformer, alone or among others, by the authors' names or diffusers', in 16"
-        " or 8 bits: it takes the place of the base's own",
+        description="single file with the transformer, alone or among others, by the authors' names or diffusers', in"
+        " 16 or 8 bits: it takes the place of the base's own",
     )
     config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
     revision: str | None = Field(None, description="hub revision")
@@ -67,7 +67,9 @@ class Model(Section):
 
     @property
     def public_name(self) -> str:
-        """The base's name without this machine's folders."""
+        """The base's name without this machine's folders; the file's that its network comes from, if there is one."""
+        if self.network is not None:
+            return self.network.name
         return self.base if self.is_hub_id or self.base == "demo" else Path(self.base).name
 
 
