@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import plan_table
 import pytest
 import torch
 from published_configs import published
@@ -54,3 +56,18 @@ def test_encoders_in_4_bits_draw_in_less(tmp_path: Path, monkeypatch: pytest.Mon
     t5 = 24 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
     clip = 12 * (4 * 768 * 768 + 2 * 768 * 3072)
     assert whole.parts["weights"] - small.parts["weights"] == pytest.approx((t5 + clip) * (2 - 0.5625), rel=1e-3)
+
+
+def test_the_table_of_cards_is_made_of_what_was_planned() -> None:
+    rows = json.loads(plan_table.RESULTS.read_text())
+    assert plan_table.table(rows) in plan_table.PAGE.read_text(), "run scripts/benchmarks/plan_table.py"
+    for row in rows:
+        assert row["changes"] is None or max(row["draw"], row["train"]) <= row["card"]
+
+
+def test_what_the_table_says_of_a_small_card_is_what_is_planned(tmp_path: Path) -> None:
+    name = "flux_2_klein_artist_style"
+    rows = json.loads(plan_table.RESULTS.read_text())
+    (row,) = (row for row in rows if (row["recipe"], row["card"]) == (name, 8))
+    found = plan_table.planned(name, published("flux_2_klein", tmp_path / "base"), row["changes"])
+    assert found == {phase: pytest.approx(row[phase], rel=0.02) for phase in ("draw", "train")}
