@@ -104,9 +104,9 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora.training.trackers import tell_evaluation
 
     recipe = _recipe(parsed, rest)
-    require_room(recipe)
+    micro_batches = require_room(recipe)
     began = time.perf_counter()
-    folder = train(recipe, resume=parsed.resume, overwrite=parsed.overwrite)
+    folder = train(recipe, resume=parsed.resume, overwrite=parsed.overwrite, micro_batches=micro_batches)
     if PartialState().is_main_process:
         print(f"erasing took {time.perf_counter() - began:.0f} s")
         for line in lines_of_folder(folder):
@@ -122,17 +122,18 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _plan(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora.memory import room
-    from erasediff_lora.memory.plan import plan
 
     capacity = None if parsed.vram is None else bytes_of("--vram", parsed.vram)
     recipe = _recipe(parsed, rest)
-    found = plan(recipe)
+    asked = recipe.training.gradient_accumulation
+    recipe, found, capacity = room.decided(recipe, capacity)
     names = list(dict.fromkeys(name for phase in found.phases for name in phase.parts))
     print(f"{'on ' + found.device:14}" + "".join(f"{name:>13}" for name in [*names, "peak"]))
     for phase in found.phases:
         cells = [phase.parts.get(name) for name in names] + [phase.peak]
         print(f"{phase.name:14}" + "".join(f"{'–' if c is None else room.gib(c):>13}" for c in cells))
-    capacity = capacity or room.capacity_of(found)
+    if (parts := recipe.training.gradient_accumulation) != asked:
+        print(f"training.gradient_accumulation: {asked} takes {parts}")
     if found.peak > capacity:
         raise UserError(room.shortage("--vram" if parsed.vram else "memory", recipe, found, capacity))
     print(f"fits in {room.gib(capacity)}; {room.gib(capacity - found.peak)} to spare")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from erasediff_lora.data.buckets import choose_alike, cut, of_shape
 from erasediff_lora.data.extras import Drawn, Extra
+from erasediff_lora.data.micro_batches import MicroBatches
 from erasediff_lora.data.noising import denoising_target, draw_timesteps, min_snr_weights
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
@@ -29,7 +30,7 @@ class Setting:
     Attributes:
         noise_scheduler: A diffusers scheduler.
         batch_size: Of the joint batch of all processes.
-        micro_batches: Parts that a process cuts its share into.
+        micro_batches: How a process cuts its share.
         seed: Of all that is random.
         device: Where batches go.
         dtype: Of x_t and of embeddings.
@@ -41,7 +42,7 @@ class Setting:
 
     noise_scheduler: Any
     batch_size: int
-    micro_batches: int
+    micro_batches: MicroBatches
     seed: int
     device: torch.device
     dtype: torch.dtype
@@ -67,7 +68,7 @@ class Setting:
     def shared(self, joint: Batch) -> list[Batch]:
         """This process's micro-batches of the joint batch."""
         mine = torch.arange(len(joint)).chunk(self.world)[self.rank]
-        return [joint[rows].to(self.device) for rows in mine.chunk(self.micro_batches)]
+        return [joint[rows].to(self.device) for rows in mine.chunk(self.micro_batches.count)]
 
 
 @dataclass(frozen=True)
@@ -255,6 +256,7 @@ class BatchSampler:
         *,
         rank: int = 0,
         world: int = 1,
+        micro_batches: MicroBatches | None = None,
     ) -> BatchSampler:
         """The sampler that a recipe asks for, of one of `world` processes.
 
@@ -265,7 +267,7 @@ class BatchSampler:
         setting = Setting(
             denoiser.noise_scheduler,
             training.batch_size,
-            training.gradient_accumulation,
+            micro_batches or MicroBatches.of(training, world),
             training.seed,
             denoiser.device,
             denoiser.dtype,

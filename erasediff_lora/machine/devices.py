@@ -61,6 +61,14 @@ def capacity(kind: str) -> int | None:
     return None if asked is None else int(asked()[1])
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or main memory, had no room for a tensor."""
+    import torch
+
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "not enough memory" in said
+
+
 def give_back(device: torch.device) -> None:
     """Let go of memory that is no longer used."""
     if device.type in GPUS:

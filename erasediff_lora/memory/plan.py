@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from erasediff_lora import denoisers
 from erasediff_lora.data.batches import BatchSampler
+from erasediff_lora.data.micro_batches import MicroBatches
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser, loading
 from erasediff_lora.memory.tracker import MemoryTracker, on_meta
@@ -24,10 +25,10 @@ from erasediff_lora.registry import FAMILIES
 from erasediff_lora.training import loop
 from erasediff_lora.training.closed_form_start import AT_ONCE
 from erasediff_lora.training.concept_turns import room
-from erasediff_lora.training.distributed import rows_at_once
+from erasediff_lora.training.drift_sampling import LOOKED_AT
 from erasediff_lora.training.fsdp import largest_group
 from erasediff_lora.training.optimizers import create_schedule, state_bytes
-from erasediff_lora.training.setup import LOOKED_AT, Run, adapt, create_objective
+from erasediff_lora.training.setup import Run, adapt, create_objective
 
 CUDA_CONTEXT = 450 * 2**20
 """Bytes that a process takes of a GPU before its first tensor."""
@@ -87,7 +88,8 @@ class MemoryPlan:
 def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train", "evaluate")) -> MemoryPlan:
     """Predict the memory of drawing the sets, of training and of evaluating, from configuration files alone.
 
-    Where no steps are taken, there is one stage: making the adapter as it starts.
+    Where no steps are taken, there is one stage: making the adapter as it starts. A `gradient_accumulation: auto` is
+    counted as the one that takes least, a picture at a time.
 
     Args:
         recipe: The run.
@@ -97,6 +99,8 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train", "evaluate")) 
         UserError: If the base does not say what its networks are, or the targets match nothing.
     """
     recipe = recipe.model_copy(update={"model": loading.described(recipe.model)})
+    if recipe.training.gradient_accumulation == "auto":
+        recipe = cut_into(recipe, max(1, recipe.training.batch_size // processes()))
     denoiser = denoisers.load(recipe.model)
     device = denoiser.device.type
     denoiser.device = torch.device("meta")
@@ -111,6 +115,12 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train", "evaluate")) 
     if device == "cpu":
         runtime = psutil.Process().memory_info().rss + CPU_LIBRARIES
     return MemoryPlan(device, [Phase(name, {"runtime": runtime} | parts) for name, parts in found.items()])
+
+
+def cut_into(recipe: Recipe, micro_batches: int) -> Recipe:
+    """The recipe with a number of micro-batches."""
+    training = recipe.training.model_copy(update={"gradient_accumulation": micro_batches})
+    return recipe.model_copy(update={"training": training})
 
 
 def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
@@ -196,8 +206,9 @@ def _starting(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
 
 def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """A step of the loop, what the objective prepares before it, and the searches and measurements between steps."""
-    at_once = rows_at_once(recipe.training, processes())
     recipe = _shortened(recipe)
+    cut = MicroBatches.of(recipe.training)
+    at_once = cut.at_once
     with on_meta() as memory:
         networks = denoiser.without_weights()
     sampler = Repeated.of(recipe, denoiser)
@@ -218,7 +229,7 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         optimizer = torch.optim.SGD(trainable.parameters, lr=1.0)
         schedule = create_schedule(recipe.training, optimizer)
         objective = create_objective(recipe, denoiser, trainable)
-        run = Run(recipe, denoiser, trainable, sampler, objective, optimizer, schedule)
+        run = Run(recipe, denoiser, trainable, sampler, objective, optimizer, schedule, cut)
         memory.reset()
         before = memory.live
         objective.prepared = objective.prepare(sampler.plain.draw)
@@ -245,8 +256,8 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
 def _shortened(recipe: Recipe) -> Recipe:
     """One process's share, of two micro-batches at most, and one of all that an objective repeats: no less memory."""
     training = recipe.training
-    parts = min(training.gradient_accumulation, 2)
-    rows = -(-training.batch_size // (training.gradient_accumulation * processes()))
+    cut = MicroBatches.of(training, processes())
+    parts, rows = min(cut.count, 2), cut.at_once
     changes: dict[str, Any] = {
         "training": training.model_copy(update={"batch_size": rows * parts, "gradient_accumulation": parts}),
         "objective": recipe.objective.model_copy(update=dict.fromkeys(recipe.objective.repeats, 1)),

@@ -13,9 +13,10 @@ import psutil
 import torch
 
 from erasediff_lora import denoisers
+from erasediff_lora.data.micro_batches import divisors
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.machine import devices
-from erasediff_lora.memory.plan import CUDA_CONTEXT, MemoryPlan, plan, processes
+from erasediff_lora.memory.plan import CUDA_CONTEXT, MemoryPlan, cut_into, plan, processes
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.yaml_io import overlay
 from erasediff_lora.registry import FAMILIES
@@ -36,8 +37,9 @@ def changes(recipe: Recipe, device: str) -> list[tuple[str, list[Any]]]:
     """Fields that save memory in training, each with its values from weak to strong; the cheapest field first."""
     training = recipe.training
     share = training.batch_size // processes()
+    parts = training.gradient_accumulation
     found: list[tuple[str, list[Any]]] = [
-        ("training.gradient_accumulation", _doubled(training.gradient_accumulation, share)),
+        ("training.gradient_accumulation", _doubled(parts, share) if isinstance(parts, int) else []),
         ("training.gradient_checkpointing", [] if training.gradient_checkpointing else [True]),
         ("training.optimizer", ["adamw8bit"] if training.optimizer == "adamw" else []),
     ]
@@ -127,31 +129,61 @@ def _changed(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
     return Recipe.parse(overlay(recipe.model_dump(mode="json"), overrides))
 
 
-def require_room(recipe: Recipe) -> None:
+def require_room(recipe: Recipe) -> int:
     """Refuse in advance a training that cannot fit; say what it will take, and whether its evaluation fits.
+
+    Returns:
+        Micro-batches that a step is to begin with: of `gradient_accumulation: auto` the fewest that the plan lets fit,
+        and one where there is no plan.
 
     Raises:
         UserError: With the cheapest change that makes it fit.
     """
+    parts = recipe.training.gradient_accumulation
+    begin = parts if isinstance(parts, int) else 1
     if not recipe.training.check_memory:
-        return
+        return begin
     source = denoisers.load(recipe.model).source
     if source.is_file():
         if recipe.model.config is None:
-            return  # a checkpoint alone does not say what network it holds
+            return begin  # a checkpoint alone does not say what network it holds
         size = source.stat().st_size
     else:
         size = sum(file.stat().st_size for file in source.rglob("*.safetensors"))
     if size < SMALL_BASE:
-        return
-    found = plan(recipe)
-    capacity = capacity_of(found)
+        return begin
+    recipe, found, capacity = decided(recipe)
     training = MemoryPlan(found.device, [phase for phase in found.phases if phase.name != "evaluate"])
     log.info("memory: %s at the peak of %s free", gib(training.peak), gib(capacity))
     if training.peak > capacity:
         raise UserError(shortage("training", recipe, training, capacity))
     if found.peak > capacity:  # the adapter is there by then
         log.warning("%s", shortage("evaluation", recipe, found, capacity))
+    parts = recipe.training.gradient_accumulation
+    return parts if isinstance(parts, int) else begin
+
+
+def decided(recipe: Recipe, capacity: int | None = None) -> tuple[Recipe, MemoryPlan, int]:
+    """The recipe with the fewest micro-batches that fit, if it leaves them open and any do; its plan; the room.
+
+    Args:
+        recipe: The run.
+        capacity: Bytes; None: what this machine has.
+    """
+    found = plan(recipe)
+    capacity = capacity_of(found) if capacity is None else capacity
+    if recipe.training.gradient_accumulation != "auto" or "train" not in [phase.name for phase in found.phases]:
+        return recipe, found, capacity
+    if found["train"].peak > capacity:  # a picture at a time
+        return recipe, found, capacity
+    counts = list(divisors(max(1, recipe.training.batch_size // processes())))
+    low, high = 0, len(counts) - 1
+    while low < high:  # it is known to fit with the last
+        middle = (low + high) // 2
+        fits = plan(cut_into(recipe, counts[middle]), ["train"])["train"].peak <= capacity
+        low, high = (low, middle) if fits else (middle + 1, high)
+    chosen = cut_into(recipe, counts[low])
+    return chosen, plan(chosen), capacity
 
 
 def capacity_of(found: MemoryPlan) -> int:
@@ -196,4 +228,6 @@ def shortage(what: str, recipe: Recipe, found: MemoryPlan, capacity: int) -> Pro
         overrides, peak = helped
         settings = " ".join(f"--{name} {str(value).lower()}" for name, value in overrides.items())
         advice = f"It fits with {settings} ({gib(peak)})."
-    return Problem(what, gib(capacity), f"is too little: to {largest.name} takes {gib(largest.peak)}.", advice)
+    alone = recipe.training.gradient_accumulation == "auto" and largest.name == "train"
+    even = ", even with one picture at once" if alone else ""
+    return Problem(what, gib(capacity), f"is too little: to {largest.name} takes {gib(largest.peak)}{even}.", advice)

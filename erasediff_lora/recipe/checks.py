@@ -98,10 +98,11 @@ def _data(sections: Sections) -> Iterator[Problem]:
 
 def _micro_batches(sections: Sections) -> Iterator[Problem]:
     training = sections.training
-    if training and training.batch_size % training.gradient_accumulation:
+    parts = training.gradient_accumulation if training else "auto"
+    if training and isinstance(parts, int) and training.batch_size % parts:
         yield Problem(
             "training.gradient_accumulation",
-            training.gradient_accumulation,
+            parts,
             f"does not divide training.batch_size ({training.batch_size}).",
             "Choose a divisor.",
         )

@@ -43,7 +43,7 @@ WHY: dict[str, str] = {
     "adapter.targets": "Layers that are adapted; cross_attention: where the prompt is read.",
     "objective": "EraseDiff; `erasediff-lora recipes fields objective` lists its rivals and their options.",
     "training.steps": "A few hundred small steps; `--training.steps 20` is a quick try.",
-    "training.gradient_accumulation": "Micro-batches a step. More: less memory, the same result.",
+    "training.gradient_accumulation": "Micro-batches a step. More: less memory, the same result. auto: as few as fit.",
     "training.gradient_checkpointing": "Less memory for a third more time.",
     "evaluation.judge": "Names what a picture shows. `recipes fields evaluation` lists others; null: pictures only.",
     "evaluation.attacks": "What tries to bring the concept back. `evaluate RUN --full` tries all, and takes longer.",

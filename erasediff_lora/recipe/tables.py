@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -343,16 +344,19 @@ class ObjectiveSettings(Variant):
         return ()
 
 
-def _number_or_auto(value: Any) -> int | str:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
-        return value
-    raise ValueError("must be a valid integer, 0 or more, or auto")
+def _number_or_auto(least: int) -> Callable[[Any], int | str]:
+    def checked(value: Any) -> int | str:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+            return value
+        raise ValueError(f"must be a valid integer, {least} or more, or auto")
+
+    return checked
 
 
 class Training(Section):
     """The outer optimisation."""
 
-    steps: Annotated[int | str, BeforeValidator(_number_or_auto)] = Field(
+    steps: Annotated[int | str, BeforeValidator(_number_or_auto(0))] = Field(
         300,
         description="outer steps; 0: where the adapter starts is where it ends; auto: until every concept is gone",
     )
@@ -361,7 +365,9 @@ class Training(Section):
         0.25, gt=0, lt=1, description="steps: auto: share of the base's own forget loss at which a concept is gone"
     )
     batch_size: int = Field(16, ge=1, description="samples of each set a step, over all processes")
-    gradient_accumulation: int = Field(1, ge=1, description="micro-batches that a batch is cut into")
+    gradient_accumulation: Annotated[int | str, BeforeValidator(_number_or_auto(1))] = Field(
+        1, description="micro-batches that a batch is cut into; auto: as few as memory allows"
+    )
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "lion8bit"] = Field(
         "adamw", description="torch AdamW, or bitsandbytes 8-bit"
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from erasediff_lora.data.captioned import CaptionedPictures
+from erasediff_lora.data.micro_batches import MicroBatches
 from erasediff_lora.data.prompts import substitute
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import SLOT, Denoiser
@@ -24,7 +25,7 @@ from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.training.concept_turns import losses_by_concept
-from erasediff_lora.training.distributed import Processes, rows_at_once
+from erasediff_lora.training.distributed import Processes
 from erasediff_lora.training.hooks import Hook
 from erasediff_lora.training.turns import Turns
 
@@ -41,16 +42,22 @@ class AdversarialSet(Hook):
         denoiser: The network in training, with its encoders if it is their tokens that are searched among.
         forget: D_f.
         processes: Those that share the searches, and go on with the same conditions.
+        micro_batches: A search sees no more pictures at once than a step does.
     """
 
     name = "adversary"
 
     def __init__(
-        self, recipe: Recipe, denoiser: Denoiser, forget: EncodedSet, processes: Processes | None = None
+        self,
+        recipe: Recipe,
+        denoiser: Denoiser,
+        forget: EncodedSet,
+        processes: Processes | None = None,
+        micro_batches: MicroBatches | None = None,
     ) -> None:
         self.settings, self.seed = recipe.adversary, recipe.training.seed
         self.denoiser, self.processes = denoiser, processes or Processes()
-        self.at_once = rows_at_once(recipe.training, self.processes.world)
+        self.micro_batches = micro_batches or MicroBatches.of(recipe.training, self.processes.world)
         self.alone = self.processes.world == 1 or recipe.training.shard  # all predict with split weights, or none does
         self.forget, self.rows = forget, {prompt: row for row, prompt in enumerate(forget.prompts)}
         texts = [forget.prompts[row] for row in forget.captions.tolist()]
@@ -142,15 +149,19 @@ class AdversarialSet(Hook):
 
     def _search(self, pictures: CaptionedPictures, start: Tensor, seed: int) -> Tensor:
         settings = self.settings
-        vectors, losses = invert(
-            self.denoiser,
-            self.space,
-            pictures.noised(self.denoiser, settings.batch_size, seed),
-            start,
-            steps=settings.steps,
-            learning_rate=settings.learning_rate,
-            at_once=self.at_once,
-        )
+
+        def search() -> tuple[Tensor, list[float]]:
+            return invert(
+                self.denoiser,
+                self.space,
+                pictures.noised(self.denoiser, settings.batch_size, seed),
+                start,
+                steps=settings.steps,
+                learning_rate=settings.learning_rate,
+                at_once=self.micro_batches.at_once,
+            )
+
+        vectors, losses = self.micro_batches.fit(search)
         last = losses[-max(1, len(losses) // 4) :]
         self.loss = sum(last) / len(last)
         return vectors

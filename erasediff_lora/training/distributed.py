@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.machine import devices
-from erasediff_lora.recipe import Recipe, Training
+from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import OURS, writable
 from erasediff_lora.storage.run_folder import lock_run
 from erasediff_lora.training.stop_signal import StopSignal
@@ -67,11 +67,6 @@ class Processes:
         return self.rank == 0
 
 
-def rows_at_once(training: Training, world: int) -> int:
-    """Samples of a set that a process sees at once in a step: what else it computes should take no more memory."""
-    return max(1, training.batch_size // (world * training.gradient_accumulation))
-
-
 def start(recipe: Recipe) -> Accelerator:
     """Join the other processes, if there are any.
 
@@ -99,7 +94,8 @@ def start(recipe: Recipe) -> Accelerator:
         project_dir=str(recipe.output),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
-    world, parts = accelerator.num_processes, recipe.training.gradient_accumulation
+    world, asked = accelerator.num_processes, recipe.training.gradient_accumulation
+    parts = asked if isinstance(asked, int) else 1
     if recipe.training.batch_size % (world * parts):
         raise UserError(
             Problem(
@@ -187,6 +183,22 @@ def explain_lost_peer(accelerator: Accelerator, folder: Path) -> Iterator[None]:
                 f"The other one's message says why. To go on from the last checkpoint in {folder}, add --resume.",
             )
         ) from error
+
+
+def raise_together(problems: Sequence[Problem]) -> None:
+    """Fail in all processes, if one has problems.
+
+    Raises:
+        UserError: With those of the first that has any.
+    """
+    seen = gather_object([list(problems)])
+    if found := next(filter(None, seen), None):
+        raise UserError(*found)
+
+
+def most(accelerator: Accelerator, count: int) -> int:
+    """The largest number that any process has."""
+    return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
 
 
 def agreed(accelerator: Accelerator, stop: StopSignal) -> int | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from erasediff_lora.data.captioned import CaptionedPictures
+from erasediff_lora.data.micro_batches import MicroBatches
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.objectives.base import Predict
@@ -15,6 +16,8 @@ from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import RetainSet
 from erasediff_lora.training.hooks import Hook
 
+LOOKED_AT = 2
+"""Pictures that are only looked at, for one that is trained on: no more memory, as nothing is kept of them."""
 MEMORY = 0.7
 """Share of a prompt's earlier score that is left after a new measurement of it."""
 
@@ -29,7 +32,7 @@ class DriftSampler(Hook):
         predict_base: ε_0.
         mean: Averages over processes, so that all of them draw the same batches.
         seed: Of the pictures, timesteps and noise.
-        at_once: Pictures that the network sees together.
+        micro_batches: It looks at no more than LOOKED_AT times as many pictures at once as a step trains on.
     """
 
     name = "drift_sampler"
@@ -42,10 +45,11 @@ class DriftSampler(Hook):
         predict_base: Predict,
         mean: Callable[[Tensor], Tensor],
         seed: int,
-        at_once: int = 32,
+        micro_batches: MicroBatches | None = None,
     ) -> None:
         self.settings, self.denoiser, self.retain = settings, denoiser, retain
-        self.predict_base, self.mean, self.seed, self.at_once = predict_base, mean, seed, at_once
+        self.predict_base, self.mean, self.seed = predict_base, mean, seed
+        self.micro_batches = micro_batches or MicroBatches(settings.focus_samples)
         self.rows = {text: row for row, text in enumerate(retain.prompts)}
         captions = [retain.prompts[row] for row in retain.captions.tolist()]
         self.pictures = CaptionedPictures(retain.latents, retain.shapes, captions)
@@ -61,12 +65,16 @@ class DriftSampler(Hook):
         noisy, timesteps, _, texts = next(self.pictures.noised(self.denoiser, settings.focus_samples, seed))
         captions = torch.tensor([self.rows[text] for text in texts])
         given = noisy, timesteps, self.retain.embeddings[captions].to(noisy)
-        drift = torch.cat([self._drift(given, rows) for rows in torch.arange(len(texts)).split(self.at_once)])
+        drift = self.micro_batches.fit(lambda: self._drifts(given, len(texts)))
         drift = self.mean(drift).cpu()
         for caption in captions.unique():
             new, old = drift[captions == caption].mean(), self.scores[caption]
             if torch.isfinite(new):
                 self.scores[caption] = new if old == 0 else MEMORY * old + (1 - MEMORY) * new
+
+    def _drifts(self, given: tuple[Tensor, Tensor, Condition], count: int) -> Tensor:
+        parts = torch.arange(count).split(LOOKED_AT * self.micro_batches.at_once)
+        return torch.cat([self._drift(given, rows) for rows in parts])
 
     def _drift(self, given: tuple[Tensor, Tensor, Condition], rows: Tensor) -> Tensor:
         """How far the prediction of some pictures has moved, (B,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from erasediff_lora import __version__
 from erasediff_lora.adapter.checkpoint import fingerprint_of
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.errors import Interrupted
+from erasediff_lora.errors import Interrupted, Problem, UserError
 from erasediff_lora.evaluation.means import check_means
 from erasediff_lora.objectives import Batch, Direction, aim
 from erasediff_lora.objectives.base import unflatten
@@ -31,13 +32,15 @@ from erasediff_lora.training.stop_signal import StopSignal
 log = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
+def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, micro_batches: int = 1) -> Path:
     """Train an erasure adapter and write it to `recipe.output`.
 
     Args:
         recipe: What to erase, from what, how.
         resume: Go on from the newest whole checkpoint in the output folder, or from the start if there is none.
         overwrite: Replace a run in the output folder.
+        micro_batches: Of `training.gradient_accumulation: auto` the number that is tried first; see
+            `memory.room.require_room`.
 
     Returns:
         The output folder.
@@ -57,7 +60,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         if recipe.steps == 0:
             save_start(recipe, accelerator)
             return folder
-        run = set_up(recipe, accelerator, resume=resume)
+        run = set_up(recipe, accelerator, resume=resume, micro_batches=micro_batches)
+        settle_micro_batches(run, accelerator)
         progress = Progress(run, accelerator)
         with StopSignal() as stop:
             done = erase(run, progress, stop)
@@ -109,6 +113,36 @@ def erase(run: Run, progress: Progress, stop: StopSignal) -> int:
     return run.recipe.steps
 
 
+def settle_micro_batches(run: Run, accelerator: Accelerator) -> None:
+    """Say how a batch is cut, if that was left open; several processes try it on a step that none of them takes.
+
+    One process finds out in its first step. Of several none may run out of memory while others wait for it.
+
+    Raises:
+        UserError: If memory is too little even for one picture at once.
+    """
+    micro_batches, objective = run.micro_batches, run.objective
+    if not micro_batches.may_grow:
+        return
+    if run.processes.world > 1:
+        problems: tuple[Problem, ...] = ()
+        if not objective.network.is_split:
+            together = objective.network
+            objective.network = replace(together, mean=lambda tensor: tensor)
+            try:
+                micro_batches.fit(lambda: find_direction(run, run.start))
+            except UserError as error:
+                problems = error.problems
+            finally:
+                objective.network = together
+        distributed.raise_together(problems)
+        micro_batches.count = distributed.most(accelerator, micro_batches.count)
+        micro_batches.may_grow = False
+    log.info(
+        "training.gradient_accumulation: auto: a batch in %d part(s) of %d", micro_batches.count, micro_batches.at_once
+    )
+
+
 def is_enough(run: Run, progress: Progress) -> bool:
     """Whether a run without a number of steps may end here: all processes end together."""
     return run.recipe.training.steps == "auto" and distributed.all_have(
@@ -120,15 +154,20 @@ def take_step(run: Run, step: int) -> Direction:
     """Draw x_t, t and c of both sets, aim them, find the direction δ = ∇L_r + λ∇ĝ, step along it."""
     torch.manual_seed(run.recipe.training.seed * 1_000_003 + step)  # LoRA dropout, the same after a resume
     run.hooks.before_step(step)
-    forget, retain = run.sampler.draw(step, run.hooks.retain_weights(), run.hooks.forget_concepts())
-    forget = run.hooks.change_forget(forget)
-    direction = run.objective.direction(*aim(run.objective, forget, retain))
+    direction, forget, retain = run.micro_batches.fit(lambda: find_direction(run, step))
     if is_finite(direction):
         descend(run, direction)
     else:
         leave_out(run, step, direction, forget, retain)
     run.schedule.step()
     return direction
+
+
+def find_direction(run: Run, step: int) -> tuple[Direction, list[Batch], list[Batch]]:
+    """δ, and the micro-batches that it was found on; nothing is changed by it."""
+    forget, retain = run.sampler.draw(step, run.hooks.retain_weights(), run.hooks.forget_concepts())
+    forget = run.hooks.change_forget(forget)
+    return run.objective.direction(*aim(run.objective, forget, retain)), forget, retain
 
 
 def descend(run: Run, direction: Direction) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from erasediff_lora import denoisers, objectives
 from erasediff_lora.data import sets
 from erasediff_lora.data.batches import BatchSampler, Sampler
+from erasediff_lora.data.micro_batches import MicroBatches
 from erasediff_lora.data.near import choose_near
 from erasediff_lora.data.rows import KINDS
 from erasediff_lora.data.set_report import write_data_report
@@ -31,7 +33,7 @@ from erasediff_lora.training.adversarial_conditions import AdversarialSet
 from erasediff_lora.training.checkpoints import Checkpoint, check_same_run, newest_checkpoint
 from erasediff_lora.training.closed_form_start import reading_layers, start_from_closed_form
 from erasediff_lora.training.concept_turns import ConceptTurns
-from erasediff_lora.training.distributed import Processes, one_per_cache_first, require_same_step, rows_at_once
+from erasediff_lora.training.distributed import Processes, one_per_cache_first, require_same_step
 from erasediff_lora.training.drift_sampling import DriftSampler
 from erasediff_lora.training.fsdp import shard
 from erasediff_lora.training.hooks import Hook, Hooks
@@ -53,8 +55,6 @@ from erasediff_lora.training.weight_averaging import WeightAverage
 
 log = logging.getLogger(__name__)
 PREPARATION = 1_000_000
-LOOKED_AT = 2
-"""Pictures that are only looked at, for one that is trained on: no more memory, as nothing is kept of them."""
 
 
 @dataclass
@@ -69,6 +69,7 @@ class Run:
         objective: Finds the direction.
         optimizer: Steps along it.
         schedule: Of the learning rate.
+        micro_batches: How the batches are cut.
         hooks: What else takes part.
         processes: Those that share the batches.
         preparation: What the objective computed beforehand, and what that cost.
@@ -84,6 +85,7 @@ class Run:
     objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
+    micro_batches: MicroBatches
     hooks: Hooks = field(default_factory=Hooks)
     processes: Processes = field(default_factory=Processes)
     preparation: Preparation = field(default_factory=Preparation)
@@ -98,13 +100,14 @@ class Run:
         return [self.denoiser.fingerprint, *pictures.values()]
 
 
-def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
+def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool, micro_batches: int = 1) -> Run:
     """Load the base, load the sets, build the run, prepare the objective, restore the checkpoint.
 
     Args:
         recipe: What to erase, from what, how.
         accelerator: The processes.
         resume: Go on from the newest whole checkpoint, if there is one.
+        micro_batches: Of `training.gradient_accumulation: auto` the number that is tried first.
 
     Raises:
         UserError: If something in the recipe cannot be used, or is not that of the run that is resumed.
@@ -119,7 +122,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> Run:
         warn_of_resolution(recipe, denoiser)
     before = None if saved is None else Origin.read(saved.trainer)
     forget, retain = load_data(recipe, denoiser, accelerator, before)
-    run = build(recipe, denoiser, forget, retain, Processes.of(accelerator), starts=saved is None)
+    cut = MicroBatches.of(recipe.training, accelerator.num_processes, micro_batches)
+    run = build(recipe, denoiser, forget, retain, Processes.of(accelerator), cut, starts=saved is None)
     run.origin = Origin(
         denoiser.fingerprint,
         {"forget": forget.fingerprint, "retain": retain.fingerprint},
@@ -208,6 +212,7 @@ def build(
     forget: EncodedSet,
     retain: EncodedSet,
     processes: Processes,
+    micro_batches: MicroBatches,
     *,
     starts: bool = True,
 ) -> Run:
@@ -219,6 +224,7 @@ def build(
         forget: D_f.
         retain: D_r.
         processes: Those that share the batches.
+        micro_batches: How the batches are cut.
         starts: Whether the run begins here, and so does the adapter.
 
     Raises:
@@ -232,20 +238,24 @@ def build(
     held: EncodedSet | None = None
     if recipe.training.steps == "auto":
         forget, held = hold_out(forget)
-    sampler = BatchSampler.of(recipe, forget, retain, denoiser, rank=processes.rank, world=processes.world)
-    hooks = create_hooks(recipe, denoiser, trainable, objective, forget, retain, processes)
+
+    def drawing(chosen: EncodedSet) -> BatchSampler:
+        rank, world = processes.rank, processes.world
+        return BatchSampler.of(recipe, chosen, retain, denoiser, rank=rank, world=world, micro_batches=micro_batches)
+
+    hooks = create_hooks(recipe, denoiser, trainable, objective, forget, retain, processes, micro_batches)
     if held is not None:
         names = [concept.name for concept in recipe.forget.concepts]
-        unseen = BatchSampler.of(recipe, held, retain, denoiser, rank=processes.rank, world=processes.world).forget
-        hooks.hooks.append(UntilGone(recipe.training, objective, unseen, names))
+        hooks.hooks.append(UntilGone(recipe.training, objective, drawing(held).forget, names))
     return Run(
         recipe,
         denoiser,
         trainable,
-        sampler,
+        drawing(forget),
         objective,
         optimizer,
         create_schedule(recipe.training, optimizer),
+        micro_batches,
         hooks,
         processes,
     )
@@ -259,6 +269,7 @@ def create_hooks(
     forget: EncodedSet,
     retain: EncodedSet,
     processes: Processes,
+    micro_batches: MicroBatches,
 ) -> Hooks:
     """What takes part in a run besides the objective, in the order in which it is asked.
 
@@ -271,10 +282,10 @@ def create_hooks(
         hooks.append(ConceptTurns(names, training.batch_size))
     if recipe.retain.focus:
         base = objective.network.predict_base
-        at_once = LOOKED_AT * rows_at_once(training, processes.world)
-        hooks.append(DriftSampler(recipe.retain, denoiser, retain, base, processes.mean, training.seed, at_once))
+        looked = DriftSampler(recipe.retain, denoiser, retain, base, processes.mean, training.seed, micro_batches)
+        hooks.append(looked)
     if recipe.adversary.pool:
-        hooks.append(AdversarialSet(recipe, denoiser, forget, processes))
+        hooks.append(AdversarialSet(recipe, denoiser, forget, processes, micro_batches))
     if processes.is_main:
         if training.average > 1 and not training.evaluate_every:
             hooks.append(WeightAverage(training, trainable))
@@ -356,11 +367,15 @@ def prepare(run: Run, accelerator: Accelerator) -> None:
     The batches are of D_f and D_r as they are, from steps far from the loop's.
     """
     plain = run.sampler.plain
+
+    def make() -> Sequence[Tensor]:
+        return run.objective.prepare(lambda step: plain.draw(PREPARATION + step))
+
     run.preparation = prepared(
         run.recipe,
         run.fingerprints,
         accelerator,
-        lambda: run.objective.prepare(lambda step: plain.draw(PREPARATION + step)),
+        make if run.processes.world > 1 else lambda: run.micro_batches.fit(make),  # several would wait for one
     )
     run.objective.prepared = [tensor.to(run.denoiser.device) for tensor in run.preparation.tensors]
 
@@ -373,6 +388,8 @@ def restore(run: Run, saved: Checkpoint) -> None:
     run.schedule.load_state_dict(saved.trainer["schedule"])
     run.hooks.load_state(saved.trainer["hooks"])
     run.skipped = saved.trainer.get("skipped", 0)
+    if run.micro_batches.may_grow and (at_once := saved.trainer.get("at_once")) is not None:
+        run.micro_batches.keep(at_once)
     before = Origin.read(saved.trainer)
     if before is None or run.origin is None:
         return
@@ -391,5 +408,6 @@ def trainer_state(run: Run) -> dict[str, Any]:
         "schedule": run.schedule.state_dict(),
         "hooks": run.hooks.state(),
         "skipped": run.skipped,
+        "at_once": run.micro_batches.at_once,
         "origin": None if run.origin is None else run.origin.state(),
     }

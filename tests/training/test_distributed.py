@@ -28,10 +28,10 @@ ROOT = Path(__file__).parent.parent.parent
 PROGRAM = ROOT / "scripts/train_erase_lora.py"
 
 
-def start(file: Path, *flags: object, processes: int = 2) -> subprocess.Popen[str]:
+def start(file: object, *flags: object, processes: int = 2, program: Path = PROGRAM) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
     return subprocess.Popen(
-        [str(part) for part in [*launcher, PROGRAM, file, *flags]],
+        [str(part) for part in [*launcher, program, file, *flags]],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

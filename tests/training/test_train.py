@@ -252,6 +252,7 @@ def test_v_prediction_follows_the_schedulers_velocity(tmp_path: Path, cli: Cli) 
     from erasediff_lora import denoisers
     from erasediff_lora.data import sets
     from erasediff_lora.data.batches import RetainSampler, Setting
+    from erasediff_lora.data.micro_batches import MicroBatches
     from erasediff_lora.recipe import Recipe
 
     base = tmp_path / "v"
@@ -265,7 +266,7 @@ def test_v_prediction_follows_the_schedulers_velocity(tmp_path: Path, cli: Cli) 
     data = sets.prepare(recipe, denoiser, "retain")
     scheduler = denoiser.noise_scheduler
     assert scheduler.config.prediction_type == "v_prediction"
-    setting = Setting(scheduler, 16, 1, 0, denoiser.device, denoiser.dtype)
+    setting = Setting(scheduler, 16, MicroBatches(16), 0, denoiser.device, denoiser.dtype)
     (batch,) = RetainSampler(data, setting, data, empty_prompt_share=0.5, min_snr_gamma=5.0).draw(3)
     a = scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     # x_t and v determine x0 and ε: x0 = sqrt(a) x_t − sqrt(1 − a) v, ε = sqrt(1 − a) x_t + sqrt(a) v
