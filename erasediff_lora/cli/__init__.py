@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from erasediff_lora import __version__
-from erasediff_lora.cli import adapters, cache, evaluation, init, playing, recipes, running, sweeps
+from erasediff_lora.cli import adapters, cache, evaluation, init, planning, playing, recipes, running, sweeps
 from erasediff_lora.errors import Interrupted, UserError, printable
 from erasediff_lora.machine.network import is_asked_by_parent, offline
 from erasediff_lora.training.stop_signal import STOPPING, is_heard
@@ -25,7 +25,7 @@ from erasediff_lora.training.stop_signal import STOPPING, is_heard
 OFFLINE = "--offline"
 """Stands anywhere, before the verb or behind it."""
 VERBS = running.VERBS | init.VERBS | recipes.VERBS | evaluation.VERBS | playing.VERBS | sweeps.VERBS | adapters.VERBS
-VERBS |= cache.VERBS
+VERBS |= planning.VERBS | cache.VERBS
 """In the order of `--help`, which imports none of what they work with."""
 
 

@@ -12,7 +12,7 @@ from erasediff_lora import demo
 from erasediff_lora.cli.evaluation import evaluate_adapter
 from erasediff_lora.cli.losses import lines_of_folder
 from erasediff_lora.cli.recipe_flags import FIELDS, load_recipe
-from erasediff_lora.cli.verb import Verb, bytes_of, user_path
+from erasediff_lora.cli.verb import Verb, user_path
 from erasediff_lora.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -115,30 +115,6 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
         tell_evaluation(recipe, folder, evaluate_adapter(recipe, folder))
 
 
-def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    _arguments()(parser)
-    parser.add_argument("--vram", metavar="SIZE", help="memory of the card, such as 8GiB; omit for this machine's own")
-
-
-def _plan(parsed: argparse.Namespace, rest: list[str]) -> None:
-    from erasediff_lora.memory import room
-
-    capacity = None if parsed.vram is None else bytes_of("--vram", parsed.vram)
-    recipe = _recipe(parsed, rest)
-    asked = recipe.training.gradient_accumulation
-    recipe, found, capacity = room.decided(recipe, capacity)
-    names = list(dict.fromkeys(name for phase in found.phases for name in phase.parts))
-    print(f"{'on ' + found.device:14}" + "".join(f"{name:>13}" for name in [*names, "peak"]))
-    for phase in found.phases:
-        cells = [phase.parts.get(name) for name in names] + [phase.peak]
-        print(f"{phase.name:14}" + "".join(f"{'–' if c is None else room.gib(c):>13}" for c in cells))
-    if (parts := recipe.training.gradient_accumulation) != asked:
-        print(f"training.gradient_accumulation: {asked} takes {parts}")
-    if found.peak > capacity:
-        raise UserError(room.shortage("--vram" if parsed.vram else "memory", recipe, found, capacity))
-    print(f"fits in {room.gib(capacity)}; {room.gib(capacity - found.peak)} to spare")
-
-
 VERBS = {
     "demo": Verb(
         "erase a concept from the embedded model, and show before and after",
@@ -152,6 +128,5 @@ VERBS = {
         _prepare,
         FIELDS,
     ),
-    "plan": Verb("predict the memory of a run, and say what would make it fit", _plan_arguments, _plan, FIELDS),
     "train": Verb("train an erasure adapter, then evaluate it", _arguments(trains=True), _train, FIELDS),
 }

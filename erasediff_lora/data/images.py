@@ -113,6 +113,19 @@ def read(
     return found
 
 
+def count_pictures(kind: Kind, data: ForgetSet | RetainSet) -> int:
+    """How many pictures are read, labelled as asked for or not; none is opened, and a stream is not counted.
+
+    Raises:
+        UserError: For a set that is not readable.
+    """
+    images = data.images
+    if images is None or images.streaming:
+        return 0
+    names = [concept if isinstance(concept, str) else concept.name for concept in data.concepts]
+    return sum(1 for _ in find_rows(kind, images, names, SetReport()))
+
+
 def _note_columns(images: Images, rows: Sequence[Row], attributes: Collection[str], report: SetReport) -> None:
     """Columns of metadata that nothing asks for: in one of them may be what is missed."""
     if images.folder is not None:

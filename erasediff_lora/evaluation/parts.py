@@ -38,6 +38,28 @@ class Table:
     texts: int = 1
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a part has the network do, so that a plan can say how long it takes.
+
+    Attributes:
+        drawn: Pictures that are drawn.
+        looked: Pictures that it sees once more beside them, without gradients.
+        trained: The same with gradients.
+    """
+
+    drawn: float = 0
+    looked: float = 0
+    trained: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.drawn + other.drawn, self.looked + other.looked, self.trained + other.trained)
+
+    def times(self, count: float) -> Work:
+        """So often."""
+        return Work(self.drawn * count, self.looked * count, self.trained * count)
+
+
 class Part(Protocol):
     """A metric or an attack. Subclasses override what they have.
 
@@ -67,6 +89,15 @@ class Part(Protocol):
             UserError: If they are not.
         """
         return None
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        """What it takes besides the pictures that are drawn anyway; an attack's on one model.
+
+        Args:
+            evaluation: Its options, and the numbers of pictures.
+            concepts: How many are forgotten.
+        """
+        return Work()
 
     def charts(self, found: Found) -> Sequence[Chart]:
         """What the report draws of its numbers."""

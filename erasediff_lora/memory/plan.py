@@ -207,8 +207,7 @@ def _starting(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
 def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """A step of the loop, what the objective prepares before it, and the searches and measurements between steps."""
     recipe = _shortened(recipe)
-    cut = MicroBatches.of(recipe.training)
-    at_once = cut.at_once
+    at_once = MicroBatches.of(recipe.training).at_once
     with on_meta() as memory:
         networks = denoiser.without_weights()
     sampler = Repeated.of(recipe, denoiser)
@@ -223,13 +222,9 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         if recipe.training.shard and world > 1:
             frozen = min(frozen, frozen // world + GATHERED_BLOCKS * largest_group(network))
         kernels = _kernel_bytes(network)
-        trainable = adapt(recipe, denoiser)
-        trained = sum(parameter.nbytes for parameter in trainable.parameters)
-        # Without state or arithmetic of its own, so that what bitsandbytes would hold is added by formula.
-        optimizer = torch.optim.SGD(trainable.parameters, lr=1.0)
-        schedule = create_schedule(recipe.training, optimizer)
-        objective = create_objective(recipe, denoiser, trainable)
-        run = Run(recipe, denoiser, trainable, sampler, objective, optimizer, schedule, cut)
+        run = hollow_run(recipe, denoiser, sampler)
+        objective, parameters = run.objective, run.trainable.parameters
+        trained = sum(parameter.nbytes for parameter in parameters)
         memory.reset()
         before = memory.live
         objective.prepared = objective.prepare(sampler.plain.draw)
@@ -247,10 +242,27 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         # An adapter, or the copy that is kept of the base's own weights; and the sum that the mean is taken of.
         "trained": min(recipe.training.average, 2) * trained,
         "gradients": gradients + (2 * apart * trained if apart > 1 else 0),
-        "optimizer": state_bytes(recipe.training, trainable.parameters),
+        "optimizer": state_bytes(recipe.training, parameters),
         "activations": int((at_work - gradients) * (1 + SLACK)),
         "kernels": kernels,
     }
+
+
+def hollow_run(recipe: Recipe, denoiser: Denoiser, sampler: Repeated) -> Run:
+    """A run on a network without weights, with an optimizer that has no state and no arithmetic of its own.
+
+    What bitsandbytes would hold is added by formula.
+
+    Args:
+        recipe: Its number of micro-batches is given.
+        denoiser: On the meta device.
+        sampler: On the meta device.
+    """
+    trainable = adapt(recipe, denoiser)
+    optimizer = torch.optim.SGD(trainable.parameters, lr=1.0)
+    schedule = create_schedule(recipe.training, optimizer)
+    objective = create_objective(recipe, denoiser, trainable)
+    return Run(recipe, denoiser, trainable, sampler, objective, optimizer, schedule, MicroBatches.of(recipe.training))
 
 
 def _shortened(recipe: Recipe) -> Recipe:

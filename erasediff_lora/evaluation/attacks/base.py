@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from erasediff_lora.evaluation.parts import Found, Part
+from erasediff_lora.evaluation.parts import Found, Part, Work
 from erasediff_lora.evaluation.shares import interval_text, percent, share
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class Attack(Part, Protocol):
     def base_pictures(self, evaluation: Evaluation) -> int:
         """How many of the base's forget pictures it starts from."""
         return 0
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        """As many pictures as its `samples` say, for every concept."""
+        options = getattr(evaluation, self.name, None)
+        return Work(drawn=getattr(options, "samples", 0) * concepts)
 
     @abstractmethod
     def budget(self, evidence: Evidence) -> str:

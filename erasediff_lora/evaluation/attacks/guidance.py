@@ -17,7 +17,7 @@ from erasediff_lora.evaluation.attacks.base import (
     looked_at,
     of_each_concept,
 )
-from erasediff_lora.evaluation.parts import out_of_range
+from erasediff_lora.evaluation.parts import Work, out_of_range
 from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Drawn
     from erasediff_lora.recipe.checks import Sections
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 AWAY = "away from the anchor"
 
@@ -47,6 +48,10 @@ class GuidanceAttack(Attack):
     Settings = GuidanceSettings
     title = "Guidance: other scales, and what came in the concept's place as negative prompt"
     searches = False
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        options = evaluation.settings(GuidanceSettings)
+        return super().work(evaluation, concepts).times(len(options.scales) + options.negative)
 
     def budget(self, evidence: Evidence) -> str:
         options = evidence.settings(GuidanceSettings)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.attacks.base import Attack, Looked, Outcome, best, looked_at
-from erasediff_lora.evaluation.parts import out_of_range
+from erasediff_lora.evaluation.parts import Work, out_of_range
 from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class LatentStart(Attack):
 
     def base_pictures(self, evaluation: Evaluation) -> int:
         return evaluation.settings(LatentStartSettings).samples
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        """So much noise, so many of the steps."""
+        options = evaluation.settings(self.Settings)
+        return Work(drawn=options.samples * sum(options.strengths))
 
     def budget(self, evidence: Evidence) -> str:
         options = evidence.settings(self.Settings)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.attacks.base import Attack, Outcome, of_each_concept
-from erasediff_lora.evaluation.parts import Found, out_of_range
+from erasediff_lora.evaluation.parts import Found, Work, out_of_range
 from erasediff_lora.evaluation.shares import percent
 from erasediff_lora.recipe.schema import Section
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Drawn
     from erasediff_lora.recipe.checks import Sections
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 LEAST = 8
 """Pictures of each kind: half of them train the probe."""
@@ -49,6 +50,10 @@ class LinearProbe(Attack):
     decides = False
     searches = False
     title = "Linear probe: a line through the network's activations tells pictures of the concept from others"
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        options = evaluation.settings(LinearProbeSettings)
+        return Work(looked=2 * options.samples * len(options.noise) * concepts)
 
     def budget(self, evidence: Evidence) -> str:
         options = evidence.settings(LinearProbeSettings)

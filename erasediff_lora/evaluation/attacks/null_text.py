@@ -12,6 +12,7 @@ from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.attacks.base import Attack, Outcome, best, looked_at, of_each_concept
+from erasediff_lora.evaluation.parts import Work
 from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Request
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 
 SCHEDULE = (
@@ -45,6 +47,10 @@ class NullText(Attack):
     Settings = NullTextSettings
     decides = False  # a good inversion gives back what it is given, on any model
     title = "Null-text inversion: the noise of a picture of the concept, drawn again without a prompt"
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        options = evaluation.settings(NullTextSettings)
+        return Work(looked=options.samples * concepts * 2 * options.steps)
 
     def budget(self, evidence: Evidence) -> str:
         options = evidence.settings(NullTextSettings)

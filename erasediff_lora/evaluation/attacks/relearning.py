@@ -16,7 +16,7 @@ from erasediff_lora.evaluation.attacks.base import (
     looked_at,
     of_each_concept,
 )
-from erasediff_lora.evaluation.parts import Found, out_of_range
+from erasediff_lora.evaluation.parts import Found, Work, out_of_range
 from erasediff_lora.evaluation.shares import share
 from erasediff_lora.recipe.schema import Section
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Drawn, Request
     from erasediff_lora.recipe.checks import Sections
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 
 class RelearningSettings(Section):
@@ -49,6 +50,11 @@ class Relearning(Attack):
     Settings = RelearningSettings
     title = "Relearning: fine-tuning on a few pictures of the concept"
     decides = False  # any model can be taught anything, and what counts here is how long it takes
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        options = evaluation.settings(RelearningSettings)
+        once = Work(drawn=options.samples * len(options.steps), trained=max(options.steps) * options.batch_size)
+        return once.times(concepts)
 
     def budget(self, evidence: Evidence) -> str:
         options = evidence.settings(RelearningSettings)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from erasediff_lora.evaluation.attacks.base import Attack, Looked, Outcome, best, concept_prompts, looked_at
+from erasediff_lora.evaluation.parts import Work
 from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Drawn, Request
     from erasediff_lora.objectives.condition import Condition as Told
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 KEYS = ("clip_l", "clip_g")
 """What ComfyUI calls the two encoders' parts of an embedding; of a single encoder the key is `emb_params`, as A1111 has
@@ -79,6 +81,11 @@ class Restarts(Attack):
     def search(self, evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> Condition:
         """One search, from the starting point of that number."""
         ...
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        options = evaluation.settings(self.Settings)
+        once = Work(drawn=options.samples, trained=options.steps * options.batch_size)
+        return once.times(options.restarts * concepts)
 
     def run(self, evidence: Evidence, candidate: Candidate) -> Outcome:
         """Search anew and draw, restart by restart, every concept of the recipe in turn.

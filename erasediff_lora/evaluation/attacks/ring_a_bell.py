@@ -7,13 +7,14 @@ whose encoding is that of an ordinary one moved along it. The search is by gradi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from erasediff_lora.evaluation.attacks.base import of_each_concept
 from erasediff_lora.evaluation.attacks.restarts import Condition, Restarts, SearchSettings
-from erasediff_lora.evaluation.parts import Found
+from erasediff_lora.evaluation.parts import Found, Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from erasediff_lora.denoisers import Denoiser
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 PAIRS = 32
 
@@ -48,6 +50,10 @@ class RingABell(Restarts):
             f"{options.tokens} tokens, {options.restarts} restarts of {options.steps} steps of {options.exchanges}"
             f" exchanges, {options.samples} pictures{of_each_concept(evidence)} drawn for each"
         )
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        """The search goes through the text encoder alone."""
+        return replace(super().work(evaluation, concepts), trained=0)
 
     def search(self, evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> Condition:
         import torch

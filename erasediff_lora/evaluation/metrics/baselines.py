@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from pydantic import Field
 
 from erasediff_lora.evaluation.metrics.base import Metric
-from erasediff_lora.evaluation.parts import Found, Table
+from erasediff_lora.evaluation.parts import Found, Table, Work
 from erasediff_lora.evaluation.shares import interval_text, percent
 from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Paint
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 NUMBERS = ("unlearning_accuracy", "retain_accuracy")
 COUNTED = (
@@ -62,6 +63,10 @@ class Baseline(Metric, Protocol):
             UserError: If the family cannot.
         """
         ...
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        """Of one way."""
+        return Work(drawn=2 * evaluation.settings(self.Settings).samples)
 
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The accuracies, those of the first way on top.

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.metrics.base import Metric, ScorePart
-from erasediff_lora.evaluation.parts import Found, Table
+from erasediff_lora.evaluation.parts import Found, Table, Work
 from erasediff_lora.evaluation.shares import percent
 from erasediff_lora.machine.devices import wide
 from erasediff_lora.recipe.schema import Section
@@ -60,6 +60,9 @@ class Distances(Metric):
         require_two(self.name, evaluation.retain_samples)
         if options.real_images is not None:
             pictures_in(options.real_images)
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        return Work(drawn=evaluation.retain_samples)
 
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The distances.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.evaluation.metrics.base import Metric
 from erasediff_lora.evaluation.metrics.distances import features_of, require_features
-from erasediff_lora.evaluation.parts import Found, Table
+from erasediff_lora.evaluation.parts import Found, Table, Work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +32,9 @@ class Drift(Metric):
 
     def require_means(self, evaluation: Evaluation) -> None:
         require_features(evaluation)
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        return Work(looked=2 * TIMESTEPS * PICTURES)
 
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The change of predictions, and of same-seed pictures.

@@ -10,11 +10,13 @@ from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.metrics.baselines import Baseline, BaselineSettings, Way, avoided
+from erasediff_lora.evaluation.parts import Work
 
 if TYPE_CHECKING:
     from erasediff_lora.denoisers import Denoiser
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Request
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 
 class SafeLatentDiffusionSettings(BaselineSettings):
@@ -52,6 +54,9 @@ class SafeLatentDiffusion(Baseline):
             )
             for strength in dict.fromkeys(options.strengths)
         ]
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        return super().work(evaluation, concepts).times(len(evaluation.settings(SafeLatentDiffusionSettings).strengths))
 
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         options = evidence.settings(SafeLatentDiffusionSettings)

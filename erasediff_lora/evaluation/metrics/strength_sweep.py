@@ -15,7 +15,7 @@ from erasediff_lora.evaluation.metrics.distances import (
     require_features,
     require_two,
 )
-from erasediff_lora.evaluation.parts import Found, Table, out_of_range
+from erasediff_lora.evaluation.parts import Found, Table, Work, out_of_range
 from erasediff_lora.evaluation.shares import percent, share
 from erasediff_lora.recipe.schema import Section
 
@@ -55,6 +55,10 @@ class StrengthSweep(Metric):
     def require_means(self, evaluation: Evaluation) -> None:
         require_features(evaluation)
         require_two(self.name, min(evaluation.settings(SweepSettings).samples, evaluation.retain_samples))
+
+    def work(self, evaluation: Evaluation, concepts: int) -> Work:
+        options = evaluation.settings(SweepSettings)
+        return Work(drawn=2 * options.samples * len(options.strengths))
 
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The numbers of every strength.
