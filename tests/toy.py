@@ -66,6 +66,7 @@ def batch(seed: int, count: int = 4) -> Batch:
             "uniform": torch.rand(count, 6, 1, 1, generator=g, dtype=torch.float64),
             "surrogate_noisy": draw(count, 6, 1, 1),
             "surrogate_target": draw(count, 6, 1, 1),
+            "scattered": Condition(draw(count, 3, 6)),
         },
     )
 

@@ -52,6 +52,26 @@ class Translation:
         return torch.linalg.solve(self.seen, self.moved.T).T  # M is symmetric
 
 
+def still_read(weights: Tensor, translation: Tensor, ridge: float) -> Tensor:
+    """S, (D, D) float64: of tokens c the S c are those that the changed layers read as they read c before.
+
+    The minimiser of Σ ‖W (I + T) c' − W c‖² + μ ‖c'‖² over c' is S c (Gong et al.: RECE, 2024).
+
+    Args:
+        weights: Σ Wᵀ W over the layers, (D, D).
+        translation: T.
+        ridge: μ.
+    """
+    unit = torch.eye(len(translation), dtype=torch.float64)
+    changed, weights = unit + translation, _exact(weights)
+    return torch.linalg.solve(changed.T @ weights @ changed + ridge * unit, changed.T @ weights)
+
+
+def one_after_the_other(first: Tensor, second: Tensor) -> Tensor:
+    """The T of a layer that is changed twice: (I + T₁)(I + T₂) − I."""
+    return first + second + first @ second
+
+
 class LowRankPart(NamedTuple):
     """The nearest change of that rank.
 

@@ -78,6 +78,19 @@ class Empty(Extra):
         return {"empty": self.forget.embeddings[torch.zeros_like(drawn.rows)].to(drawn.dtype)}
 
 
+class Scattered(Extra):
+    """`scattered`: random conditions about as large as the B captions', rather unlike than like them (SPM).
+
+    Each is Gaussian noise of 0.8 to 1.2 times the norm of the caption's own, and is taken with the probability 1 − cos.
+    """
+
+    def __call__(self, drawn: Drawn) -> dict[str, Condition]:
+        told = self.forget.embeddings[self.forget.captions[drawn.rows]]
+        parts = {name: part for name, part in told.parts.items() if part.is_floating_point()}
+        found = {name: scattered(part.float(), drawn.generator) for name, part in parts.items()}
+        return {"scattered": Condition(**told.parts | found).to(drawn.dtype)}
+
+
 class Uniform(Extra):
     """`uniform`: a draw from U(0, 1) of the prediction's shape, (B, C, h, w)."""
 
@@ -119,6 +132,20 @@ class AnchorSurrogate(Extra):
             found = self.rows_of[anchor, height, width]
             rows.append(int(found[torch.randint(len(found), (1,), generator=drawn.generator)]))
         return _surrogate(self.noise_scheduler, drawn, cut(self.retain.latents[rows], drawn.shape))
+
+
+def scattered(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise of about the size of each row of (B, …), the less like it the likelier."""
+    rows = []
+    for row in like:
+        while True:
+            noise = torch.randn(row.shape, generator=generator)
+            cosine = torch.cosine_similarity(noise.flatten(), row.flatten(), dim=0)
+            if torch.rand((), generator=generator) < 1 - cosine:
+                break
+        scale = 0.8 + 0.4 * torch.rand((), generator=generator)
+        rows.append(scale * row.norm() * noise / noise.norm())
+    return torch.stack(rows)
 
 
 def chosen_anchors(forget: EncodedSet, drawn: Drawn) -> Tensor:

@@ -334,6 +334,11 @@ class ObjectiveSettings(Variant):
         return f"objective.name: {self.name}", "Name an anchor."
 
     @property
+    def closed_form_search(self) -> tuple[int, float]:
+        """How often the closed form is followed by a search for what still reads as the concept; the search's ridge."""
+        return 0, 0.0
+
+    @property
     def counterparts(self) -> bool:
         """Whether every forgotten picture is to have its counterpart: its anchor, drawn by the base from its seed."""
         return False

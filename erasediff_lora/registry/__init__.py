@@ -38,7 +38,9 @@ OBJECTIVES = Registry(
         "esd": f"{_OBJECTIVES}.esd:Esd",
         "concept_ablation": f"{_OBJECTIVES}.concept_ablation:ConceptAblation",
         "blindspot": f"{_OBJECTIVES}.blindspot:Blindspot",
+        "spm": f"{_OBJECTIVES}.spm:Spm",
         "uce": f"{_OBJECTIVES}.uce:Uce",
+        "rece": f"{_OBJECTIVES}.rece:Rece",
     },
 )
 """Erasure methods: classes that are an `objectives.Objective`."""
@@ -48,6 +50,7 @@ EXTRAS = Registry(
     {
         "anchors": f"{_EXTRAS}:Anchors",
         "empty": f"{_EXTRAS}:Empty",
+        "scattered": f"{_EXTRAS}:Scattered",
         "uniform": f"{_EXTRAS}:Uniform",
         "shift": f"{_EXTRAS}:Shift",
         "noise_surrogate": f"{_EXTRAS}:NoiseSurrogate",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from erasediff_lora.adapter.closed_form import Translation
+from erasediff_lora.adapter.closed_form import Translation, one_after_the_other, still_read
 from erasediff_lora.data.prompts import expand, forget_prompts, substitute
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
@@ -47,6 +47,13 @@ def start_from_closed_form(recipe: Recipe, denoiser: Denoiser, trainable: Traina
     layers = _reading_layers(denoiser, trainable)
     adapter = trainable.settings
     translations = _translations(recipe, denoiser, adapter.start_preserve, adapter.start_ridge)
+    rounds, ridge = recipe.objective.closed_form_search
+    if rounds:
+        weights = _weights(denoiser, layers)
+        for _ in range(rounds):
+            seen = {name: still_read(weights[name], t, ridge) for name, t in translations.items()}
+            further = _translations(recipe, denoiser, adapter.start_preserve, adapter.start_ridge, seen)
+            translations = {name: one_after_the_other(t, further[name]) for name, t in translations.items()}
     kept = [trainable.set_change(path, translations[reads]) for path, reads in layers.items()]
     log.info("the closed form is in %d layers, each of which holds %.1f%% of it or more", len(kept), 100 * min(kept))
     if min(kept) < ENOUGH:
@@ -80,8 +87,30 @@ def _reading_layers(denoiser: Denoiser, trainable: Trainable) -> dict[str, str]:
     return layers
 
 
-def _translations(recipe: Recipe, denoiser: Denoiser, preserve: float, ridge: float) -> dict[str, Tensor]:
-    """T for each pattern of layers, (D, D)."""
+def _weights(denoiser: Denoiser, layers: Mapping[str, str]) -> dict[str, Tensor]:
+    """Σ Wᵀ W over the layers of each pattern, (D, D) float64."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    found: dict[str, Tensor] = {}
+    for path, pattern in layers.items():
+        layer = denoiser.network.get_submodule(path)
+        weight = dequantize_module_weight(layer.get_base_layer()).detach().cpu().double()
+        found[pattern] = found.get(pattern, 0) + weight.T @ weight
+    return found
+
+
+def _translations(
+    recipe: Recipe, denoiser: Denoiser, preserve: float, ridge: float, seen: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """T for each pattern of layers, (D, D).
+
+    Args:
+        recipe: Says what is forgotten, what takes its place, and what is preserved.
+        denoiser: The base.
+        preserve: What a preserved token weighs.
+        ridge: What keeps the change small.
+        seen: What is moved in the place of the concepts' tokens: those, multiplied by this; None: themselves.
+    """
     found: dict[str, Translation] = {}
 
     def of(pattern: str, tokens: Tensor) -> Translation:
@@ -89,7 +118,7 @@ def _translations(recipe: Recipe, denoiser: Denoiser, preserve: float, ridge: fl
 
     for pairs in _chunks(_pairs(recipe)):
         for pattern, tokens, to in _moved(denoiser, pairs):
-            of(pattern, tokens).move(tokens, to)
+            of(pattern, tokens).move(tokens if seen is None else tokens.detach().cpu().double() @ seen[pattern].T, to)
     for texts in _chunks(_preserved(recipe)):
         for pattern, sequences in denoiser.prompt_tokens(denoiser.encode_prompts(texts)).items():
             for tokens in sequences:

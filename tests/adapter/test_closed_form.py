@@ -116,6 +116,51 @@ def test_the_layers_change_as_the_tokens_of_the_prompts_say(dora: bool, recipe_f
         assert np.abs(expected).max() > 0.01
 
 
+def authors_rounds(
+    weights: list[np.ndarray], moved: np.ndarray, to: np.ndarray, kept: np.ndarray, ridges: tuple[float, float]
+) -> list[np.ndarray]:
+    """RECE as its authors' code goes about it: the layers themselves are edited, round by round, all on the original's
+    account (`close_form_emb_regzero`, `edit_model_adversarial`); here the preserved weigh 0.5, the layers' own 0.2."""
+    ridge, search_ridge = ridges
+    now = [weight.copy() for weight in weights]
+    tokens = moved
+    for turn in range(3):
+        if turn:
+            square = search_ridge * np.eye(weights[0].shape[1]) + sum(weight.T @ weight for weight in now)
+            mixed = sum(new.T @ old for new, old in zip(now, weights, strict=True))
+            tokens = moved @ (np.linalg.inv(square) @ mixed).T
+        inner = ridge * np.eye(len(weights[0].T)) + tokens.T @ tokens + 0.5 * kept.T @ kept
+        now = [(ridge * w + (to @ w.T).T @ tokens + 0.5 * (kept @ w.T).T @ kept) @ np.linalg.inv(inner) for w in now]
+    return [new - old for new, old in zip(now, weights, strict=True)]
+
+
+def test_rounds_of_search_and_change_are_those_of_rece(recipe_file: RecipeFile) -> None:
+    adapter = {"rank": 32, "start_preserve": 0.5, "start_ridge": 0.2}
+    forget = {"concepts": [{"name": "x", "anchor": "y"}], "templates": ["a photo of a {concept}"]}
+    retain = {"concepts": ["z"], "templates": ["a photo of a {concept}"]}
+    objective = {"name": "rece", "rounds": 2, "search_ridge": 0.05}
+    file = recipe_file(forget=forget, retain=retain, adapter=adapter, objective=objective)
+    recipe = Recipe.load(file)
+    denoiser = denoisers.load(recipe.model)
+    targeted = {"adapter": recipe.adapter.model_copy(update={"targets": "text"})}
+    trainable = adapt(recipe.model_copy(update=targeted), denoiser)
+    start_from_closed_form(recipe, denoiser, trainable)
+    pipe = denoiser.pipeline
+
+    def rows(texts: list[str]) -> np.ndarray:
+        ids = pipe.tokenizer(texts, padding="max_length", max_length=32, return_tensors="pt").input_ids
+        with torch.no_grad():
+            return pipe.text_encoder(ids)[0].flatten(0, 1).double().numpy()
+
+    moved, to, kept = rows(["a photo of a x"]), rows(["a photo of a y"]), rows(["", "a photo of a z"])
+    weights = [weight.detach().double().numpy() for weight in trainable.base_weights]
+    expected = authors_rounds(weights, moved, to, kept, (0.2, 0.05))
+    for change, wanted in zip(trainable.weight_changes(), expected, strict=True):
+        np.testing.assert_allclose(change.detach().numpy(), wanted, atol=2e-4 * np.abs(wanted).max())
+    once = least_squares(weights[0], [(moved, to, 1.0), (kept, kept, 0.5)], 0.2) - weights[0]
+    assert np.abs(expected[0] - once).max() > 0.05 * np.abs(once).max(), "the rounds change more"
+
+
 @pytest.mark.parametrize(
     ("family", "pipeline", "layers"),
     [

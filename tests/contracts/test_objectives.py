@@ -69,6 +69,15 @@ def away(eta: float, weight: float) -> Loss:
     return loss
 
 
+def anchored_anywhere(eta: float, anchoring: float, weight: float) -> Loss:
+    def loss(toy: Toy, at: Tensor, forget: Batch, retain: Batch) -> Tensor:
+        scattered = forget.extras["scattered"]
+        moved = predict(toy, at, forget, scattered) - predict(toy, None, forget, scattered)
+        return away(eta, weight)(toy, at, forget, retain) + anchoring * (moved**2).mean()
+
+    return loss
+
+
 def amnesia(weight: float, penalty: float, samples: int) -> Loss:
     def loss(toy: Toy, at: Tensor, forget: Batch, retain: Batch) -> Tensor:
         corrupted = replace(forget, noisy=forget.extras["surrogate_noisy"])
@@ -131,6 +140,8 @@ FORMULAS: list[tuple[str, dict[str, Any], Loss]] = [
     ("concept_ablation", {"target_from": "base", "retain_weight": 0.2}, anchored(0.2, base=True)),
     ("esd", {}, away(1.0, 0.0)),
     ("esd", {"guidance": 2.0, "retain_weight": 0.7}, away(2.0, 0.7)),
+    ("spm", {"anchoring": 30.0}, anchored_anywhere(1.0, 30.0, 0.0)),
+    ("spm", {"anchoring": 0.0, "guidance": 2.0, "retain_weight": 0.7}, away(2.0, 0.7)),
     ("selective_amnesia", {"fisher_samples": 6}, amnesia(1.0, 10.0, 6)),
     ("selective_amnesia", {"fisher_samples": 4, "retain_weight": 0.5, "penalty": 0.2}, amnesia(0.5, 0.2, 4)),
     ("blindspot", {"proxy_steps": 5, "proxy_learning_rate": 0.05}, towards_proxy(0.1, 5, 0.05)),

@@ -91,6 +91,13 @@ def esd_sd(model: Model) -> Tensor:
     return model.gradient(mse_loss(model(FORGET, FORGET.prompts), concept - 2 * (concept - empty)))
 
 
+def spm_sd(model: Model) -> Tensor:
+    """PromptEmbedsPair._erase_with_la."""
+    scattered = FORGET.extras["scattered"]
+    moved = mse_loss(model(FORGET, scattered), model(FORGET, scattered, adapted=False).detach())
+    return esd_sd(model) + 1000.0 * model.gradient(moved)
+
+
 def amnesia(model: Model, penalty: float, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The square of a sample's gradients summed over T timesteps is in expectation T times the mean square of one."""
     fisher, samples = torch.zeros(6, 6, dtype=torch.float64), 128
@@ -130,6 +137,7 @@ FORMULAS: dict[tuple[str, str], tuple[dict[str, object], Callable[[Model], Tenso
     ("saliency", "salun_sd"): ({}, salun_sd),
     ("negative_gradient", "salun_ddpm"): ({}, gradient_ascent),
     ("esd", "esd_sd"): ({}, esd_sd),
+    ("spm", "spm_sd"): ({}, spm_sd),
     ("selective_amnesia", "sa_ddpm"): ({}, lambda model: amnesia(model, 10.0, summed) / D),
     ("selective_amnesia", "sa_sd"): ({}, lambda model: amnesia(model, 50.0, mse_loss)),
     ("erasediff", "paper"): ({}, erasediff_paper),
