@@ -120,6 +120,7 @@ class Network:
         train_timesteps: T of the noise schedule.
         is_split: Whether the weights are split among processes: all of them predict, or none does.
         group_gradients: Finds the gradients of groups of samples in one backward pass; None: by a pass for each.
+        one_pass: Whether retained and forgotten samples go through the network together, with `group_gradients`.
     """
 
     parameters: Sequence[Tensor]
@@ -132,6 +133,7 @@ class Network:
     train_timesteps: int = 1000
     is_split: bool = False
     group_gradients: GroupGradients | None = None
+    one_pass: bool = False
 
 
 Draw = Callable[[int], tuple[Sequence[Batch], Sequence[Batch]]]

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from erasediff_lora.machine.devices import wide
-from erasediff_lora.objectives import multipliers
+from erasediff_lora.objectives import multipliers, one_pass
 from erasediff_lora.objectives.base import (
     Batch,
     Direction,
@@ -54,6 +54,7 @@ class EraseDiffSettings(ObjectiveSettings):
             "constraints": "joint",
         },
     }
+    gradients_apart: ClassVar[bool] = True
     name: Literal["erasediff"] = Field("erasediff", description="the method")
     preset: Literal["default", "paper"] = Field("default", description="starting point of the fields below")
     target: Literal["anchor", "random_anchor", "uniform", "uncond"] = Field(
@@ -137,8 +138,9 @@ class EraseDiff(Objective):
     def direction(self, forget: Sequence[Batch], retain: Sequence[Batch]) -> Direction:
         """One EraseDiff direction: ∇L_r, the inner problem from φ⁰ = θ, ∇ĝ_c, λ_c, δ."""
         settings = self.settings
-        retain_loss, retain_gradient = loss_and_gradient(self.network, retain, self.loss)
-        losses, gradients = self._forget_losses_and_gradients(forget)
+        retain_loss, retain_gradient, losses, gradients = one_pass.gradients(
+            self.network, retain, forget, self.losses, each=not self._is_joint(forget)
+        )
         shares = self._shares(forget, losses)
 
         gaps: Tensor | None = None

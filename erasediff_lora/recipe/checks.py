@@ -108,6 +108,24 @@ def _micro_batches(sections: Sections) -> Iterator[Problem]:
         )
 
 
+def _one_pass(sections: Sections) -> Iterator[Problem]:
+    training, adapter, objective = sections.training, sections.adapter, sections.objective
+    if training is None or not training.one_pass:
+        return
+    if objective and not objective.gradients_apart:
+        yield Problem("training.one_pass", True, f"is of no use to objective.name {objective.name}.", "Omit it.")
+    conflicts = (
+        ("training.compile", training.compile),
+        ("training.shard", training.shard),
+        ("adapter.kind", adapter.kind if adapter and adapter.trains_base else None),
+        ("adapter.dora", getattr(adapter, "dora", False)),
+    )
+    for name, value in conflicts:
+        if value:
+            what = "leaves no gradients that can be told apart, as training.one_pass wants them."
+            yield Problem(name, value, what, "Omit one of them.")
+
+
 def _sharding(sections: Sections) -> Iterator[Problem]:
     training = sections.training
     if training is None or not training.shard:
@@ -213,6 +231,7 @@ TOPICS: list[Callable[[Sections], Iterator[Problem]]] = [
     _data,
     *CONCEPTS,
     _micro_batches,
+    _one_pass,
     _sharding,
     _family,
     _offloaded_search,

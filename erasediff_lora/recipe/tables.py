@@ -311,6 +311,9 @@ class ObjectiveSettings(Variant):
     falls: ClassVar[bool] = True
     """Whether the forget loss falls as the concept goes: `training.steps: auto` ends by it."""
 
+    gradients_apart: ClassVar[bool] = False
+    """Whether the method needs the gradients of both sets apart, and can take them from one pass."""
+
     repeats: ClassVar[tuple[str, ...]] = ()
     """Fields that say how often `prepare` repeats what takes as much memory when done once."""
 
@@ -393,6 +396,11 @@ class Training(Section):
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting of the retain loss")
     gradient_checkpointing: bool = Field(False, description="trade time for activation memory")
     shard: bool = Field(False, description="split the frozen weights among the processes (FSDP2)")
+    one_pass: bool = Field(
+        False,
+        description="retained and forgotten samples go through the network together: faster, the fewer they are, for "
+        "twice the activations",
+    )
     compile: bool = Field(False, description="compile the network's blocks with torch.compile")
     channels_last: bool = Field(False, description="lay pictures out as convolutions on a GPU like them")
     seed: int = Field(0, ge=0, description="seed of the adapter, the batches, the noise")

@@ -357,6 +357,7 @@ def create_objective(
             train_timesteps=denoiser.noise_scheduler.config.num_train_timesteps,
             is_split=is_split(recipe, processes.world),
             group_gradients=None if recipe.training.compile else trainable.group_gradients,
+            one_pass=recipe.training.one_pass,
         ),
     )
 

@@ -3,7 +3,7 @@
     export OMP_NUM_THREADS=1
     python scripts/benchmarks/bench_step.py [--only demo sd15-256 sdxl-512-checkpointing] [--variants compile]
 
-In turns, on one network: a whole step; its bare passes (the forget target without gradient, forward and backward of the
+In turns, on one network (seconds of the processor where there is no GPU): a whole step; its bare passes (the forget target without gradient, forward and backward of the
 retain and of the forget loss, the passes of the inner steps); the retain loss with its gradient; the step that
 diffusers' example script for LoRA takes on the same batch. With --full also a step of EraseDiff as published, on a
 copy of all weights. The embedded model, or configurations of bench_memory.py with random weights. Medians; prints a
@@ -53,12 +53,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "channels_last": {"training.channels_last": True},
     "compile": {"training.compile": True},
+    "one_pass": {"training.one_pass": True},
+}
+SEVERAL: dict[str, Any] = {
+    "forget.concepts": [{"name": name, "anchor": "heart"} for name in ("cat", "car", "clock", "fish", "house")],
+    "retain.concepts": ["heart", "flower", "book", "cloud", "face"],
+    "evaluation.paraphrases.names": {},
 }
 
 
 def recipe_of(name: str, work: Path, overrides: dict[str, Any]) -> Recipe:
     """A configuration's recipe, written under a folder of its own."""
-    values = read_yaml(DEMO) if name == "demo" else bench_memory.recipe_values(name, work, steps=1)
+    if name.startswith("demo"):
+        values = read_yaml(DEMO)
+        overrides = (SEVERAL if name == "demo-5" else {}) | overrides
+    else:
+        values = bench_memory.recipe_values(name, work, steps=1)
     return Recipe.parse(overlay(values, {"output": tempfile.mkdtemp(dir=work)} | overrides))
 
 
@@ -106,12 +116,15 @@ def diffusers_step(run: Run, accelerator: Accelerator, retain: list[Batch]) -> N
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """By the clock, with the device's work done."""
-    synchronize: Callable[[], object] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    synchronize()
+    """By the clock, with the device's work done; without a GPU of the processor, whoever else uses it."""
+    if not torch.cuda.is_available():
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+    torch.cuda.synchronize()
     began = time.perf_counter()
     work()
-    synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
@@ -159,7 +172,7 @@ def main() -> None:
     """Measure what is asked for, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/memory"))
-    parser.add_argument("--only", nargs="+", default=["demo"], help="demo, or names of bench_memory.py's grid")
+    parser.add_argument("--only", nargs="+", default=["demo"], help="demo, demo-5 (five concepts), or names of bench_memory.py's grid")
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
     parser.add_argument("--variants", nargs="+", default=["plain"], choices=list(VARIANTS))
     parser.add_argument("--full", action="store_true", help="also all weights, as published")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fixtures import RecipeFile
+from diffusers import UNet2DConditionModel
+from fixtures import Cli, RecipeFile
+from refusals import refused
+from safetensors.torch import load_file
 from torch import Tensor
 
 from erasediff_lora import denoisers
@@ -83,3 +87,48 @@ def test_one_pass_finds_what_a_pass_for_each_concept_finds(
         again = losses_by_concept(objective.network, parts, objective.losses)
     torch.testing.assert_close(again, losses, **close)
     assert "forward" not in vars(next(iter(denoiser.network.modules())))
+
+
+CONCEPTS = [{"name": name, "anchor": "dog"} for name in ("cat", "car")]
+RUNS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "inner steps": {"objective": {"barrier": "gap", "gradient": "first_order", "inner_steps": 2}},
+    "several concepts": {"forget": {"concepts": CONCEPTS, "count": 6}, "retain": {"concepts": ["dog"]}},
+    "weighted": {"model": {"dtype": "float64", "prediction_type": "v_prediction"}},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_pass_over_both_sets_takes_the_steps_of_two(
+    name: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"steps": 3, "batch_size": 4, "gradient_accumulation": 2, "min_snr_gamma": 5.0}
+    file = recipe_file(**{"model": {"dtype": "float64"}} | RUNS[name], training=training)
+    assert cli("train", file, "--output", tmp_path / "two").status == 0
+    sizes, forward = set(), UNet2DConditionModel.forward
+
+    def watched(self: Any, sample: Any, *arguments: Any, **options: Any) -> Any:
+        if torch.is_grad_enabled():
+            sizes.add(len(sample))
+        return forward(self, sample, *arguments, **options)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", watched)
+    result = cli("train", file, "--training.one_pass", "true")
+    assert result.status == 0, result.err
+    assert 4 in sizes, "two samples of each set together"
+    one, two = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("run", "two"))
+    for key, tensor in two.items():
+        torch.testing.assert_close(one[key], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"adapter": {"dora": True}}, "adapter.dora = True: leaves no gradients that can be told apart"),
+        ({"adapter": "none"}, "adapter.kind = 'none': leaves no gradients"),
+        ({"training": {"one_pass": True, "compile": True}}, "training.compile = True: leaves no gradients"),
+        ({"objective": {"name": "esd"}}, "training.one_pass = True: is of no use to objective.name esd."),
+    ],
+)
+def test_where_there_is_no_one_pass(changes: Any, what: str, recipe_file: RecipeFile, cli: Cli) -> None:
+    refused(cli("plan", recipe_file(**{"training": {"one_pass": True}} | changes)), what)
