@@ -3,11 +3,12 @@
     export OMP_NUM_THREADS=1
     python scripts/benchmarks/bench_step.py [--only demo sd15-256 sdxl-512-checkpointing] [--variants compile]
 
-In turns, on one network (seconds of the processor where there is no GPU): a whole step; its bare passes (the forget target without gradient, forward and backward of the
+In turns, on one network: a whole step; its bare passes (the forget target without gradient, forward and backward of the
 retain and of the forget loss, the passes of the inner steps); the retain loss with its gradient; the step that
 diffusers' example script for LoRA takes on the same batch. With --full also a step of EraseDiff as published, on a
-copy of all weights. The embedded model, or configurations of bench_memory.py with random weights. Medians; prints a
-Markdown table and writes step.json under --work.
+copy of all weights. The embedded model, erasing one concept or five (demo-5), or configurations of bench_memory.py with
+random weights. Medians, in seconds of the processor where there is no GPU; prints a Markdown table and writes step.json
+under --work.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def main() -> None:
     """Measure what is asked for, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/memory"))
-    parser.add_argument("--only", nargs="+", default=["demo"], help="demo, demo-5 (five concepts), or names of bench_memory.py's grid")
+    parser.add_argument("--only", nargs="+", default=["demo"], help="demo, demo-5, or names of bench_memory.py's grid")
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
     parser.add_argument("--variants", nargs="+", default=["plain"], choices=list(VARIANTS))
     parser.add_argument("--full", action="store_true", help="also all weights, as published")
