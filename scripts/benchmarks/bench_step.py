@@ -28,9 +28,11 @@ import bench_memory
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from erasediff_lora import __version__
 from erasediff_lora.data.noising import denoising_target
+from erasediff_lora.errors import UserError
 from erasediff_lora.objectives import aim
 from erasediff_lora.objectives.base import Batch, loss_and_gradient
 from erasediff_lora.objectives.erasediff import EraseDiff, EraseDiffSettings
@@ -147,16 +149,38 @@ def measure(recipe: Recipe, rounds: int, warm_up: int) -> dict[str, float]:
         for name, job in jobs.items():
             times[name].append(seconds(job))
     medians = {name: statistics.median(values[warm_up:]) for name, values in times.items() if values}
+    medians["samples_per_second"] = 2 * recipe.training.batch_size / medians["step"]
+    if recipe.adapter.kind == "lora" and (share := share_of_peak(operations(run), medians["step"])) is not None:
+        medians["share_of_peak"] = share
     del run
     gc.collect()
     return medians
 
 
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12, "3090": 71e12}
+"""Dense arithmetic of cards in bfloat16, operations a second, by a part of their names."""
+
+
+def operations(run: Run) -> float:
+    """Floating-point operations of a step, as torch counts those of matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counted:
+        loop.take_step(run, 0)
+    return float(counted.get_total_flops())
+
+
+def share_of_peak(per_step: float, seconds: float) -> float | None:
+    """Of the card's arithmetic; None without a card that is known."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    peak = next((value for part, value in PEAKS.items() if part in name), None)
+    return None if peak is None else per_step / seconds / peak
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table of the results."""
     lines = [
-        "| configuration | objective | step | bare passes | ratio | retain pass | diffusers' step | ratio |",
-        "|---|---|---|---|---|---|---|---|",
+        "| configuration | objective | step | bare passes | ratio | retain pass | diffusers' step | ratio | "
+        "samples/s | share of the card's peak |",
+        "|---" * 10 + "|",
     ]
     for row in rows:
         cells = [row["configuration"], row["objective"], f"{row['step']:.3f} s"]
@@ -165,8 +189,21 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells += [f"{row['retain']:.3f} s", f"{row['diffusers']:.3f} s", f"{row['retain'] / row['diffusers']:.3f}"]
         else:
             cells += ["–"] * 5
+        share = row.get("share_of_peak")
+        cells += [f"{row['samples_per_second']:.2f}", "–" if share is None else f"{share:.1%}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def write(work: Path, rows: list[dict[str, Any]]) -> None:
+    """All rows so far, and what they were measured on."""
+    cuda = torch.cuda.is_available()
+    environment = {
+        "version": __version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} thread(s)",
+    }
+    (work / "step.json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -176,6 +213,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["demo"], help="demo, demo-5, or names of bench_memory.py's grid")
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
     parser.add_argument("--variants", nargs="+", default=["plain"], choices=list(VARIANTS))
+    parser.add_argument("--batch_sizes", nargs="+", type=int, help="instead of the configuration's own")
     parser.add_argument("--full", action="store_true", help="also all weights, as published")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--warm_up", type=int, default=2, help="rounds before those that count")
@@ -190,17 +228,18 @@ def main() -> None:
         }
         if arguments.full:
             chosen["published, all weights"] = PUBLISHED
-        for objective, overrides in chosen.items():
-            row = measure(recipe_of(name, arguments.work, overrides), arguments.rounds, arguments.warm_up)
-            rows.append({"configuration": name, "objective": objective} | row)
-            print(table(rows), flush=True)
-    cuda = torch.cuda.is_available()
-    environment = {
-        "version": __version__,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} thread(s)",
-    }
-    (arguments.work / "step.json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
+        for size in arguments.batch_sizes or [None]:
+            shown = name if size is None else f"{name}, batch {size}"
+            for objective, overrides in chosen.items():
+                own = {} if size is None else {"training.batch_size": size}
+                try:
+                    row = measure(recipe_of(name, arguments.work, own | overrides), arguments.rounds, arguments.warm_up)
+                except (UserError, torch.OutOfMemoryError) as error:
+                    print(f"{shown}, {objective}: {error}", flush=True)
+                    continue
+                rows.append({"configuration": shown, "objective": objective} | row)
+                print(table(rows), flush=True)
+                write(arguments.work, rows)  # as far as it has come
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ def erase(cli: Cli, folder: Path, *words: object) -> dict[str, torch.Tensor]:
         ("--objective.name", "uce", "--training.steps", "0"),
         ("--adapter.start", "closed_form"),
         ("--training.gradient_accumulation", "4"),
+        ("--training.gradient_accumulation", "auto"),
+        ("--training.one_pass", "true"),
     ],
     ids=lambda words: "-".join(word.removeprefix("--").rpartition(".")[2] for word in words),
 )
@@ -77,6 +79,23 @@ def test_it_goes_on_where_it_stopped_and_does_the_same(cli: Cli, tmp_path: Path)
     halves = erase(cli, tmp_path / "halves", "--training.steps", 4, "--resume")
     for name, tensor in whole.items():
         torch.testing.assert_close(halves[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_card_that_is_too_small_takes_the_batch_in_parts(cli: Cli, tmp_path: Path) -> None:
+    """With room for a quarter of the batch, as the plan has it, and no plan asked."""
+    words = {"model.device": "cuda", "training.batch_size": 256, "training.gradient_accumulation": 4}
+    planned = plan(Recipe.load(DEMO_RECIPE, demo_overrides("cat") | words), ["train"])
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(planned.peak / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        where = ("--model.device", "cuda", "--output", tmp_path / "run", "--cache", tmp_path / "cache")
+        batch = ("--training.batch_size", 256, "--training.gradient_accumulation", "auto")
+        result = cli("demo", *where, *SHORT, "--training.steps", 2, "--sampling.batch_size", 4, *batch)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert result.status == 0, result.err
+    assert "memory ran out with one micro-batch: auto goes on with" in result.err
 
 
 def test_attacks_and_judges_of_the_card(cli: Cli, tmp_path: Path) -> None:
