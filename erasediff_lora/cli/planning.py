@@ -43,6 +43,7 @@ def _plan(parsed: argparse.Namespace, rest: list[str]) -> None:
 
 def _plan_time(recipe: Recipe, device: str, *, anyhow: bool) -> None:
     """Print the passes of each stage, and how long they take, if that can be found out here."""
+    from erasediff_lora.machine.progress import duration
     from erasediff_lora.timing.halving import half
     from erasediff_lora.timing.speed import Speed, is_at_hand, measure
     from erasediff_lora.timing.stages import effort, stages
@@ -70,14 +71,6 @@ def _plan_time(recipe: Recipe, device: str, *, anyhow: bool) -> None:
         overrides, left = shorter
         flags = " ".join(f"--{name} {'[]' if value == [] else value}" for name, value in overrides.items())
         print(f"half the time: {flags} ({duration(left)})")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 VERBS = {"plan": Verb("predict what memory a run takes and how long, and what would help", _arguments, _plan, FIELDS)}

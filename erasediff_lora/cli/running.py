@@ -98,21 +98,24 @@ def _prepare_sets(recipe: Recipe) -> None:
 def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
     from accelerate import PartialState
 
+    from erasediff_lora.machine.progress import whole
     from erasediff_lora.memory.room import require_room
     from erasediff_lora.storage.run_folder import RECIPE_FILE
+    from erasediff_lora.timing.stages import work
     from erasediff_lora.training.loop import train
     from erasediff_lora.training.trackers import tell_evaluation
 
     recipe = _recipe(parsed, rest)
     micro_batches = require_room(recipe)
-    began = time.perf_counter()
-    folder = train(recipe, resume=parsed.resume, overwrite=parsed.overwrite, micro_batches=micro_batches)
-    if PartialState().is_main_process:
-        print(f"erasing took {time.perf_counter() - began:.0f} s")
-        for line in lines_of_folder(folder):
-            print(line)
-        recipe = load_recipe(folder / RECIPE_FILE, [])  # with what the run found of its own
-        tell_evaluation(recipe, folder, evaluate_adapter(recipe, folder))
+    with whole.of(work(recipe)):
+        began = time.perf_counter()
+        folder = train(recipe, resume=parsed.resume, overwrite=parsed.overwrite, micro_batches=micro_batches)
+        if PartialState().is_main_process:
+            print(f"erasing took {time.perf_counter() - began:.0f} s")
+            for line in lines_of_folder(folder):
+                print(line)
+            recipe = load_recipe(folder / RECIPE_FILE, [])  # with what the run found of its own
+            tell_evaluation(recipe, folder, evaluate_adapter(recipe, folder))
 
 
 VERBS = {

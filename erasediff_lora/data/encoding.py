@@ -25,7 +25,7 @@ from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.denoisers.noise_schedule import cannot_draw
 from erasediff_lora.denoisers.side_by_side import drawing_threads, in_order
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.machine.progress import tqdm
+from erasediff_lora.machine.progress import tqdm, whole
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import sha256, write_text
 
@@ -71,6 +71,9 @@ class Entry:
     def __init__(self, folder: Path, recipe: Recipe, denoiser: Denoiser, kind: Kind, samples: Sequence[Sample]) -> None:
         self.folder, self.denoiser, self.kind, self.samples = folder, denoiser, kind, samples
         self.prompts = list(dict.fromkeys([""] + [text for s in samples for text in (s.caption, *s.anchors)]))
+        self.passes = recipe.sampling.steps * denoiser.rows_drawn(
+            recipe.sampling.guidance
+        )  # of a picture that is drawn
         sizes = picture_sizes(recipe, denoiser, kind, samples)
         self.plans = {"latents": plan_pictures(recipe, denoiser, kind, samples, sizes)}
         self.counterparts: Tensor | None = None
@@ -122,8 +125,9 @@ class Entry:
             label = f"{self.kind} set" if name == "latents" else name
             threads = drawing_threads(self.denoiser) if plan.drawn else 1
             made = in_order(partial(self._shard, name), range(len(plan.shards)), threads)
-            for _ in tqdm(made, total=len(plan.shards), desc=label, unit="shard", leave=False):
-                pass
+            shown = tqdm(made, total=len(plan.shards), desc=label, unit="shard", leave=False)
+            for rows, _ in zip(plan.shards, shown, strict=True):
+                whole.add(len(rows) * (self.passes if plan.drawn else 1))
         for number in range(len(self.layouts["embeddings"].rows)):
             self.layouts["embeddings"].make(number, partial(self._embeddings, number))
         encoded = self._opened(cut)

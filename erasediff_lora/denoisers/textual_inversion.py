@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasediff_lora.denoisers.base import Denoiser, NoisedBatch
-from erasediff_lora.machine.progress import tqdm
+from erasediff_lora.machine.progress import tqdm, whole
 from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
 
@@ -164,6 +164,8 @@ def invert(
             total = total + loss.detach()
         optimizer.step()
         losses.append(total)
+        if label is not None:  # a search of an evaluation's
+            whole.add(3 * len(batch[3]))
     return vectors.detach() * unit, torch.stack(losses).tolist() if losses else []  # one wait for the device
 
 

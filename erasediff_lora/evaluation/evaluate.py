@@ -37,6 +37,7 @@ from erasediff_lora.evaluation.report import write_report
 from erasediff_lora.evaluation.report.strips import Look, Pair, Sheet, save_strips
 from erasediff_lora.evaluation.score import score
 from erasediff_lora.evaluation.verdict import verdict
+from erasediff_lora.machine.progress import whole
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.public import is_sensitive, public_recipe
 from erasediff_lora.registry import FAMILIES, SURVIVAL
@@ -79,6 +80,7 @@ def evaluate(
     require_ours(folder, "evaluation")
     if not force:
         check_same_erasure(recipe, adapter, file)
+    whole.enter("evaluate")
     asked, recipe = recipe, _drawn_by(_with_listed_prompts(recipe))
     check_means(recipe)
     clock = Clock()

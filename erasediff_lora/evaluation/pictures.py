@@ -18,7 +18,7 @@ from erasediff_lora.data.prompts import Prompt, balanced, expand
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.denoisers.side_by_side import in_order
 from erasediff_lora.evaluation.picture_store import PictureStore
-from erasediff_lora.machine.progress import tqdm
+from erasediff_lora.machine.progress import tqdm, whole
 from erasediff_lora.recipe import Recipe, Sampling
 from erasediff_lora.storage.files import atomic
 
@@ -126,6 +126,7 @@ def generate(
     for asked in tqdm(asked_for, desc=label, unit="batch", leave=False):
         images, was_stored = next(done)
         stored += len(images) * was_stored
+        whole.add(len(images) * asked.sampling.steps * (1 + (asked.sampling.guidance > 1)), is_done=not was_stored)
         for row, own_seed, image in zip(asked.rows, asked.seeds, images, strict=True):
             drawn[row] = Drawn(prompts[row], own_seed, image)
     if store is not None and stored:

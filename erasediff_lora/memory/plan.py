@@ -237,6 +237,7 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         at_work = memory.peak - before
     gradients = min(trained, at_work)
     apart = min(len(recipe.forget.concepts), room(recipe.training.batch_size))  # concepts, each with a gradient
+    apart += recipe.training.one_pass  # and the retained samples
     return {
         "weights": frozen + encoders,
         # An adapter, or the copy that is kept of the base's own weights; and the sum that the mean is taken of.

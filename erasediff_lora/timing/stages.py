@@ -126,14 +126,23 @@ def counted(network: nn.Module, passes: Passes) -> Iterator[None]:
         handle.remove()
 
 
-def stages(recipe: Recipe, found: Effort) -> list[Stage]:
-    """The stages of a run, in order, those left out that it has not."""
+def stages(recipe: Recipe, found: Effort, *, read: bool = True) -> list[Stage]:
+    """The stages of a run, in order, those left out that it has not.
+
+    Args:
+        recipe: The run.
+        found: What a step takes.
+        read: Whether to count the pictures that are read, which takes a look at their folders.
+
+    Raises:
+        UserError: For sets or files of prompts that are not readable.
+    """
     once = recipe.sampling.steps * found.denoiser.rows_drawn(recipe.sampling.guidance)
-    made = [*_sets(recipe, once), *_training(recipe, found, once), _evaluation(recipe, found.denoiser)]
+    made = [*_sets(recipe, once, read=read), *_training(recipe, found, once), _evaluation(recipe, found.denoiser)]
     return [stage for stage in made if stage.looked or stage.trained or stage.encoded]
 
 
-def _sets(recipe: Recipe, once: int) -> Iterator[Stage]:
+def _sets(recipe: Recipe, once: int, *, read: bool) -> Iterator[Stage]:
     if recipe.steps == 0:
         return
     forget, retain = recipe.forget, recipe.retain
@@ -141,8 +150,9 @@ def _sets(recipe: Recipe, once: int) -> Iterator[Stage]:
     if recipe.objective.counterparts:
         drawn += recipe.forget.count
     yield Stage("draw the sets", f"{drawn:,} pictures, those in the cache included", looked=drawn * once)
-    read = count_pictures("forget", forget) + count_pictures("retain", retain)
-    yield Stage("encode the sets", f"{read:,} pictures", encoded=read)
+    if read:
+        count = count_pictures("forget", forget) + count_pictures("retain", retain)
+        yield Stage("encode the sets", f"{count:,} pictures", encoded=count)
 
 
 def _training(recipe: Recipe, found: Effort, once: int) -> Iterator[Stage]:
@@ -185,3 +195,15 @@ def _evaluation(recipe: Recipe, denoiser: Denoiser) -> Stage:
     drawn = total.drawn * steps * denoiser.rows_drawn(guidance)
     detail = f"{round(total.drawn):,} pictures" + (", searches" if total.trained else "")
     return Stage("evaluate", detail, drawn + total.looked, total.trained)
+
+
+def work(recipe: Recipe) -> dict[str, float]:
+    """The work of a run's three parts, for bars: as `stages`, without the look at the very step that takes a while."""
+    size = recipe.training.batch_size
+    denoiser = denoisers.load(recipe.model)
+    found = Effort(denoiser, step=Passes(looked=size, trained=2 * size))
+    parts = {"sets": 0.0, "steps": 0.0, "evaluate": 0.0}
+    for stage in stages(recipe, found, read=False):
+        part = {"draw the sets": "sets", "evaluate": "evaluate"}.get(stage.name, "steps")
+        parts[part] += stage.looked + 3 * stage.trained + stage.encoded
+    return parts

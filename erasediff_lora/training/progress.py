@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from accelerate import Accelerator
 
 from erasediff_lora.machine.devices import peak_memory
-from erasediff_lora.machine.progress import tqdm
+from erasediff_lora.machine.progress import tqdm, whole
 from erasediff_lora.objectives import Direction
 from erasediff_lora.storage.run_folder import LOG_FILE, JsonLog
 from erasediff_lora.training import trackers
@@ -26,6 +26,9 @@ class Progress:
         trackers.begin(accelerator, run.recipe)
         self.log = JsonLog(run.recipe.output / LOG_FILE, run.start) if run.processes.is_main else None
         steps = run.recipe.steps
+        whole.enter("steps")
+        self.work = whole.stages.get("steps", 0.0) / steps
+        whole.add(self.work * run.start, is_done=False)
         self.bar = tqdm(
             range(run.start, steps),
             initial=run.start,
@@ -44,6 +47,7 @@ class Progress:
             UserError: If the disk is full.
         """
         run = self.run
+        whole.add(self.work)
         values = direction.metrics | {
             "learning_rate": run.optimizer.param_groups[0]["lr"],
             "samples_per_second": 2 * run.recipe.training.batch_size / seconds,

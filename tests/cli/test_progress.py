@@ -35,3 +35,39 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: 
 def test_a_redirected_run_has_no_bars(recipe_file: RecipeFile, cli: Cli) -> None:
     result = cli("train", recipe_file())
     assert result.status == 0 and "\r" not in result.err and "%|" not in result.err, result.err
+
+
+def test_what_is_left_is_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 20 of 100 in 10 s, what was there already aside; then the rest of a stage is skipped."""
+    now = 0.0
+    monkeypatch.setattr("erasediff_lora.machine.progress.time.monotonic", lambda: now)
+    run = progress.WholeRun()
+    assert run.told() == "", "no run, no word"
+    with run.of({"sets": 40.0, "steps": 50.0, "evaluate": 10.0}):
+        assert run.told() == "", "nothing is known yet"
+        now = 10.0
+        run.add(10.0)
+        run.add(10.0)
+        assert run.told() == " [whole run: 20%, about 40 s left]"
+        run.add(5.0, is_done=False)
+        assert run.told() == " [whole run: 25%, about 38 s left]"
+        run.enter("steps")
+        assert run.told() == " [whole run: 40%, about 30 s left]"
+        run.add(1000.0)
+        assert run.told().startswith(" [whole run: 90%"), "no more than was planned"
+    assert run.told() == ""
+
+
+def test_every_part_of_a_run_says_what_is_left_of_it(
+    recipe_file: RecipeFile, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0)
+    result = cli("train", recipe_file(training={"steps": 3, "batch_size": 2}))
+    assert result.status == 0, result.err
+    for stage in ("retain set: ", "erase: ", "retain, erased: "):
+        told = [line for line in result.err.splitlines() if line.startswith(stage)]
+        assert any("[whole run: " in line and "left]" in line for line in told), (stage, told)
+    shares = [
+        int(line.split("whole run: ")[1].split("%")[0]) for line in result.err.splitlines() if "whole run" in line
+    ]
+    assert shares == sorted(shares) and shares[-1] > 80

@@ -139,7 +139,7 @@ def test_the_plan_finds_the_fewest_that_fit(recipe_file: RecipeFile, cli: Cli, m
     assert "training.gradient_accumulation: auto takes 2" in cli("plan", file).out
     result = cli("train", file)
     assert result.status == 0 and "auto: a batch in 2 part(s) of 8" in result.err
-    monkeypatch.setattr(room, "capacity_of", lambda found: little - 1)
+    monkeypatch.setattr(room, "capacity_of", lambda found: little // 2)
     refused(cli("train", file, "--overwrite"), "to train takes", "even with one picture at once")
 
 
