@@ -92,7 +92,7 @@ def as_lora(
     provenance = adapter.provenance
     if adapter.architecture is None and checkpoint is not None and len(checkpoint.architectures) == 1:
         provenance = replace(provenance, architecture=checkpoint.architectures[0])
-    made = LoraAdapter(layers, provenance, adapter.header)
+    made = LoraAdapter(layers, provenance, adapter.header, adapter.possible)
     if exact < len(layers):
         made = replace(made, layers=with_one_alpha(dict(in_factors(made).layers)))
     return Reduced(made.with_history(f"made a LoRA, energy kept {kept:.6f}"), kept, exact, unheld)

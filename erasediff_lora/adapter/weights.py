@@ -145,11 +145,13 @@ class Adapter(Generic[L]):
             bias has '.bias' behind it.
         provenance: Where the adapter comes from.
         header: What else stood in the file's header, such as another trainer's notes.
+        possible: Architectures that the file's spelling and header leave, where they leave several.
     """
 
     layers: Mapping[str, L]
     provenance: Provenance = field(default_factory=Provenance)
     header: dict[str, str] = field(default_factory=dict)
+    possible: tuple[str, ...] = ()
 
     @property
     def components(self) -> list[str]:
@@ -183,9 +185,9 @@ class Adapter(Generic[L]):
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """The architectures that it can be for: the recorded one, or those that the layers fit."""
+        """The architectures that it can be for: the recorded one, or those that the file leaves, or the layers fit."""
         recorded = self.provenance.architecture
-        return candidates_of(self.layers) if recorded is None else (recorded,)
+        return self.possible or candidates_of(self.layers) if recorded is None else (recorded,)
 
     def require_architecture(self) -> str:
         """The architecture, where it must be known.
@@ -249,7 +251,7 @@ class Adapter(Generic[L]):
                     + ", or merge it.",
                 )
             )
-        return LoraAdapter(layers, self.provenance, self.header, biases)
+        return LoraAdapter(layers, self.provenance, self.header, self.possible, biases)
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ class StoredAdapter(Adapter[AnyStored]):
             UserError: If a factor holds NaN or Inf.
         """
         layers = {name: self._loaded(name, layer) for name, layer in self.layers.items()}
-        return MixedAdapter(layers, self.provenance, self.header)
+        return MixedAdapter(layers, self.provenance, self.header, self.possible)
 
     def _loaded(self, name: str, stored: AnyStored) -> AnyLayer:
         if isinstance(stored, StoredComposite):

@@ -5,6 +5,7 @@ Nothing is taken for granted: what cannot be told stays open, and whoever needs 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,8 @@ from erasediff_lora.families.names import Modules, Shape, Size, of_any_size, sha
 from erasediff_lora.registry import FAMILIES
 
 OWN_HEADER = "erasediff.architecture"
+_SEPARATORS = re.compile(r"[^a-z0-9]|(?<![a-z])v(?=\d)")
+"""What versions are written with or without, and the v of a number."""
 Names = Mapping[str, Shape | None]
 """Name of an adapted module, in any spelling, -> shape of its weight, None where it is not known."""
 
@@ -84,13 +87,24 @@ def _said_by_kohya(metadata: Mapping[str, str], known: Collection[Architecture])
         return tuple(one.id for one in known if one.id.startswith("stable-diffusion-3"))
     if version.startswith("sdxl"):
         version = "sdxl_base_v1-0"
-    predicts_v = version.endswith("_v") or metadata.get("modelspec.prediction_type") == "v"
+    predicts_v: bool | None = version.endswith("_v") or metadata.get("modelspec.prediction_type") == "v"
     plain = version.removesuffix("_v")
-    if not plain and metadata.get("ss_v2") == "True":
+    if not plain and metadata.get("ss_v2", "").lower() == "true":
         plain = "sd_v2"
     found = [one.id for one in known if one.kohya == plain]
-    of_prediction = [name for name in found if name.endswith("-v") == predicts_v]
+    if not found:
+        found, predicts_v = _said_loosely(plain, known), predicts_v or None
+    of_prediction = [name for name in found if predicts_v is not None and name.endswith("-v") == predicts_v]
     return tuple(of_prediction or found)
+
+
+def _said_loosely(version: str, known: Collection[Architecture]) -> list[str]:
+    """The same as trainers spell it that do not say what is predicted: 'sd_v1-5', 'sd_1.5', 'flux.1-dev', 'z-image'."""
+    exact = [one.id for one in known if _SEPARATORS.sub("", one.id) == _SEPARATORS.sub("", version)]
+    fitting = {one.kohya: _SEPARATORS.sub("", one.kohya) for one in known if one.kohya}
+    fitting = {name: flat for name, flat in fitting.items() if _SEPARATORS.sub("", version).startswith(flat)}
+    longest = max(fitting, key=lambda name: len(fitting[name]), default=None)
+    return exact or [one.id for one in known if longest is not None and one.kohya == longest]
 
 
 def recognise(names: Names, metadata: Mapping[str, str], wanted: Collection[str] = ()) -> Recognised:

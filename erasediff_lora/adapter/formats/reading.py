@@ -142,7 +142,7 @@ def read(parts: Sequence[Part], asked: Asked = NOTHING) -> StoredAdapter:
     header = other_header(main.metadata)
     if recognised.contradicted is not None:
         header = {key: value for key, value in header.items() if key not in _ARCHITECTURE}
-    return StoredAdapter(checked(layers, main.path), provenance, header)
+    return StoredAdapter(checked(layers, main.path), provenance, header, recognised.candidates)
 
 
 def other_header(metadata: Mapping[str, str]) -> dict[str, str]:
