@@ -68,7 +68,7 @@ def invert(cli: Cli, run: Path, cache: Path) -> dict[str, Any]:
     result = cli(
         "evaluate", run, "--name", "inverted", "--cache", cache,
         "--evaluation.metrics", "[]", "--evaluation.attacks", "[inversion]",
-        "--evaluation.inversion.restarts", "1", "--evaluation.inversion.batch_size", "8",
+        "--evaluation.inversion.restarts", "1",
         "--evaluation.forget_samples", "30", "--evaluation.retain_samples", "30",
     )  # fmt: skip
     assert result.status == 0, result.err
