@@ -1,5 +1,4 @@
-# docker build -t erasediff-lora . && docker run --rm -v "$PWD/runs:/work/runs" erasediff-lora demo --concept cat
-# With CUDA: --build-arg INDEX=https://pypi.org/simple, and `docker run --gpus all`.
+# How to build and run it, with and without CUDA: docs/install.md.
 FROM python:3.11-slim
 
 ARG INDEX=https://download.pytorch.org/whl/cpu
@@ -10,7 +9,9 @@ RUN pip install --no-cache-dir --extra-index-url "$INDEX" '/src[8bit]' && rm -r 
 
 # Small models are fastest on one thread; a GPU does not mind.
 ENV OMP_NUM_THREADS=1
-RUN useradd --create-home --uid 1000 someone && mkdir /work && chown someone /work
+# Whoever runs it, by --user, has a home, a name and a folder to write to.
+ENV HOME=/home/someone USER=someone
+RUN useradd --create-home --uid 1000 someone && mkdir /work && chmod 1777 /work /home/someone
 USER someone
 WORKDIR /work
 ENTRYPOINT ["erasediff-lora"]
