@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 CACHE = (600, 3600)
 """Every so many seconds, pictures of so many are deleted from Gradio's folder."""
-THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-"""Without the fonts that it would fetch."""
 SIDE = 384
 
 
@@ -119,7 +117,8 @@ def page(studio: Studio, facts: Facts) -> gr.Blocks:
     with gr.Blocks(title=facts.title, analytics_enabled=False, delete_cache=CACHE) as blocks:
         gr.Markdown(facts.headline())
         with gr.Row():
-            prompt = gr.Textbox(facts.prompts[0], label="Prompt", lines=2, scale=4, elem_id="prompt")
+            options = {"lines": 2, "max_lines": 4, "scale": 4, "min_width": 300}
+            prompt = gr.Textbox(facts.prompts[0], label="Prompt", elem_id="prompt", **options)
             seed = gr.Number(0, label="Seed", scale=1, elem_id="seed")
         strengths = [
             _slider(0, STRONGEST, 1 if number == 0 else 0, step=0.05, label=f"Strength of {name}")
@@ -142,9 +141,11 @@ def page(studio: Studio, facts: Facts) -> gr.Blocks:
             )
             embedding = gr.File(label="Embedding", file_types=[".safetensors"], type="filepath", elem_id="embedding")
         with gr.Accordion("Attack prompts", open=False):
-            prompts = gr.Textbox(label="One a line", lines=4, elem_id="prompts")
+            prompts = gr.Textbox(label="One a line", lines=4, max_lines=8, elem_id="prompts")
             attack = gr.Button("Try them", elem_id="attack")
-            gallery = gr.Gallery(label="Without and with the adapter", columns=4, object_fit="contain", format="png")
+            gallery = gr.Gallery(
+                label="Without and with the adapter", columns=4, object_fit="contain", format="png", height="auto"
+            )
             table = gr.Dataframe(headers=["prompt", "without", "with"], label="What the judge sees", interactive=False)
         gr.Examples([[text] for text in facts.prompts], [prompt], label="Prompts of the recipe")
         fields = [prompt, seed, steps, embedding, *strengths]

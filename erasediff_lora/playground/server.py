@@ -68,7 +68,8 @@ def start(recipe: Recipe, adapters: Sequence[Path], *, port: int, share: bool = 
     """
     require_gradio()
     port = free_port(port)
-    from erasediff_lora.playground.page import THEME, page
+    from erasediff_lora.playground.looks import SHOWN
+    from erasediff_lora.playground.page import page
 
     studio = Studio(recipe, adapters)
     blocks = page(studio, Facts.of(recipe, adapters))
@@ -81,7 +82,7 @@ def start(recipe: Recipe, adapters: Sequence[Path], *, port: int, share: bool = 
             share=share,
             prevent_thread_lock=True,
             quiet=True,
-            theme=THEME,
+            **SHOWN,
             **options,
         )
     except OSError as error:

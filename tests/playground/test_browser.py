@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import psutil
 import pytest
 import yaml
-from browser import CHROMIUM
+from browser import CHROMIUM, axe
 from played import needs
 
 from erasediff_lora.cli import main
@@ -101,6 +101,40 @@ def test_draw_judge_and_be_told(page: Any, run: Path) -> None:
     message.wait_for()
     assert "<img" in message.inner_text(), "shown as text"
     assert console == [] and elsewhere == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_it_is_accessible(process: psutil.Process, width: int, scheme: str) -> None:
+    """At first, with everything drawn and unfolded, and with a message over it."""
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.goto(f"http://127.0.0.1:{PORT}/")
+        page.locator("#draw").wait_for()
+        found = violations(page)
+        page.click("#draw")
+        page.wait_for_function("document.querySelector('#done')?.innerText.includes('Drawn')", timeout=120_000)
+        for name in ("A found embedding", "Attack prompts"):
+            page.get_by_role("button", name=name).click()
+        page.fill("#prompts textarea", "a cat")
+        page.click("#attack")
+        page.locator(".thumbnail-item").nth(1).wait_for(timeout=120_000)
+        found += violations(page)
+        assert page.get_by_role("button", name="without: a cat").count() == 1, "a caption names its picture"
+        page.fill("#prompt textarea", "x" * 10_000)
+        page.click("#draw")
+        page.get_by_test_id("toast-text").wait_for()
+        found += violations(page)
+        assert found == [] and page.evaluate("document.documentElement.scrollWidth") <= width
+        browser.close()
+
+
+def violations(page: Any) -> list[str]:
+    page.wait_for_timeout(700)  # what moves in has come to rest
+    page.evaluate(axe())
+    result = page.evaluate("axe.run(document)")
+    assert len(result["passes"]) > 20
+    return [f"{found['id']}: {node['html'][:200]}" for found in result["violations"] for node in found["nodes"]]
 
 
 def test_it_listens_on_this_machine_only(process: psutil.Process) -> None:
