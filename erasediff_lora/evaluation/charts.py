@@ -34,6 +34,8 @@ STYLE: Any = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
+UPRIGHT, ROOM = 12, 200
+"""From so many columns on their names stand upright; points that all of them have together."""
 SCHEME = "<style>svg{color:#1c1e21}@media (prefers-color-scheme:dark){svg{color:#e4e6ea}}</style>"
 
 
@@ -115,7 +117,11 @@ def heat_map(
             if numbers:
                 text = "–" if share is None else f"{100 * share:.0f}" if share >= 0.005 else ""
                 axes.text(x, y, text, ha="center", va="center", size=7)
-    axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor")
+    many = len(columns) > UPRIGHT
+    axes.set_xticks(
+        range(len(columns)), columns, rotation=90 if many else 60, ha="right", va="center" if many else "baseline",
+        rotation_mode="anchor", size=min(9, ROOM / len(columns)),
+    )  # fmt: skip
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -232,7 +238,7 @@ def bars(
                 low, high = interval(value, count)
                 axes.hlines(place, 100 * low, 100 * high, colors=INK, linewidth=1)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=len(values))
 

@@ -17,6 +17,8 @@ from erasediff_lora.evaluation.report.strips import Strip
 
 SIGNS = {True: "✓", False: "✗", None: "?"}
 """Before a word that says whether something holds: colour alone tells not everybody."""
+LONG = 16
+"""Rows from which on a table of numbers is folded."""
 
 
 @dataclass(frozen=True)
@@ -160,14 +162,19 @@ class Section(Protocol):
 
 
 def tables(found: Iterable[Table], name: str) -> list[Block]:
-    """Paragraphs and tables."""
+    """Paragraphs and tables; long ones are folded."""
     blocks: list[Block] = []
     for number, table in enumerate(found, 1):
         if table.intro:
             blocks.append(Text(table.intro))
         if table.rows:
-            blocks.append(Rows(table, f"{name}-{number}.csv"))
+            blocks.append(unless_long(Rows(table, f"{name}-{number}.csv")))
     return blocks
+
+
+def unless_long(rows: Rows) -> Block:
+    """A table, folded if it would push what follows off the page."""
+    return rows if len(rows.table.rows) <= LONG else Folded(f"All {len(rows.table.rows)} rows", [rows])
 
 
 def csv_uri(rows: Iterable[Sequence[object]]) -> str:

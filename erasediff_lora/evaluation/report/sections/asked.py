@@ -44,9 +44,10 @@ def pictures(page: Page, section: str, worst: Sequence[str]) -> Sequence[Block]:
 
 def folded(strips: Sequence[Strip], blur: bool, words: tuple[str, str], level: int = 3) -> Sequence[Block]:
     """The first strips, and the others folded."""
-    found: list[Block] = [Strips(strips[:OPEN], blur, words, level)]
-    if rest := strips[OPEN:]:
-        found.append(Folded(f"{len(rest)} more concept{'s' * (len(rest) > 1)}", [Strips(rest, blur, words, level)]))
+    shown = OPEN if len(strips) > OPEN + 1 else OPEN + 1  # a single one is not worth folding
+    found: list[Block] = [Strips(strips[:shown], blur, words, level)]
+    if rest := strips[shown:]:
+        found.append(Folded(f"{len(rest)} more concepts", [Strips(rest, blur, words, level)]))
     return found
 
 

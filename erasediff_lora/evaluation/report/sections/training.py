@@ -15,7 +15,7 @@ from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation import charts
 from erasediff_lora.evaluation.charts import Chart
 from erasediff_lora.evaluation.parts import Table
-from erasediff_lora.evaluation.report.blocks import Block, Charts, Heading, Page, Rows, Text
+from erasediff_lora.evaluation.report.blocks import Block, Charts, Heading, Page, Rows, Text, unless_long
 from erasediff_lora.evaluation.shares import percent
 from erasediff_lora.objectives import Objective
 from erasediff_lora.registry import OBJECTIVES
@@ -37,8 +37,10 @@ def blocks(page: Page) -> Sequence[Block]:
     sets = read_data_report(page.run)
     found: list[Block] = [Heading("What it was trained on")] if sets else []
     for kind, rows in sets.items():
-        cells = [(what, str(count), examples) for what, count, examples in rows]
-        found += [Text(SETS[kind]), Rows(Table(head=("", "pictures", "examples"), rows=cells), f"{kind}-set.csv")]
+        columns = 3 if any(examples for *_, examples in rows) else 2
+        cells = [(what, str(count), examples)[:columns] for what, count, examples in rows]
+        table = Table(head=("", "pictures", "examples")[:columns], rows=cells)
+        found += [Text(SETS[kind]), unless_long(Rows(table, f"{kind}-set.csv"))]
     if curves := _curves(page):
         found.append(Charts(curves))
     return found + _selection(page.run)
