@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,10 @@ class Wanted:
 
     @property
     def slug(self) -> str:
-        """As a file may be called."""
-        return re.sub(r"[^a-z0-9]+", "-", " ".join(self.names).lower()).strip("-")[:60] or self.kind
+        """As a file may be called: letters of any script, without their accents."""
+        letters = unicodedata.normalize("NFKD", " ".join(self.names).lower())
+        plain = unicodedata.normalize("NFC", "".join(c for c in letters if not unicodedata.combining(c)))
+        return re.sub(r"[\W_]+", "-", plain).strip("-")[:60].rstrip("-") or self.kind
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def draft(wanted: Wanted, base: Base) -> dict[str, Any]:
     Raises:
         UserError: If the embedded model does not know the concept.
     """
-    values = _for_demo(wanted) if base.family is None else _for_base(wanted, base)
+    values = _for_demo(wanted, base) if base.family is None else _for_base(wanted, base)
     model = {"base": base.name, "family": base.family, "config": None if base.config is None else str(base.config)}
     values["model"] = {name: value for name, value in model.items() if value is not None}
     if wanted.images is not None:
@@ -160,11 +163,13 @@ def _next(known: Sequence[str], name: str, kept: Sequence[str]) -> str:
     return next(other for other in following if other in kept)
 
 
-def _for_demo(wanted: Wanted) -> dict[str, Any]:
+def _for_demo(wanted: Wanted, base: Base) -> dict[str, Any]:
     values = read_yaml(DEMO_RECIPE)
     if not wanted.names:
-        raise UserError(Problem("--base", "demo", f"does not draw {wanted.kind}.", "Name the model that does."))
-    for name, table in of_demo(wanted.names, f"--{wanted.kind}", "Or name your own model: --base MODEL.").items():
+        raise UserError(Problem("--base", base.name, f"does not draw {wanted.kind}.", "Name the model that does."))
+    own = base.config is not None
+    remedy = f"{base.name} is the demo model, in one file." if own else "Or name your own model: --base MODEL."
+    for name, table in of_demo(wanted.names, f"--{wanted.kind}", remedy).items():
         values[name] |= table
     return values
 

@@ -139,3 +139,25 @@ def test_no_recipe_is_overwritten(cli: Cli, tmp_path: Path) -> None:
     refused(cli("init", "--object", "cat"), "output = 'erase-cat.yaml': exists already.")
     assert mine.read_text() == "mine"
     assert cli("init", "--object", "cat", "--overwrite").status == 0 and "concepts:" in mine.read_text()
+
+
+@pytest.mark.parametrize(("name", "file"), [
+    ('Vincent "Willem" van Gogh', "erase-vincent-willem-van-gogh.yaml"),
+    ("O'Keeffe, Georgia", "erase-o-keeffe-georgia.yaml"),
+    ("Albrecht Dürer", "erase-albrecht-durer.yaml"),
+    ("宮崎 駿", "erase-宮崎-駿.yaml"),
+    ("x" * 200, f"erase-{'x' * 60}.yaml"),
+    ("[a] {concept}: #1 *&`$HOME`", "erase-a-concept-1-home.yaml"),
+    ("null", "erase-null.yaml"),
+])  # fmt: skip
+def test_odd_names_come_through(cli: Cli, name: str, file: str) -> None:
+    result = cli("init", "--style", name, "--base", "own/er", "--family", "sd_v1")
+    assert result.status == 0 and result.out.startswith(f"{file}: ")
+    assert [concept.name for concept in Recipe.load(file).forget.concepts] == [name]
+
+
+def test_the_embedded_model_under_another_name_is_told(cli: Cli, tmp_path: Path) -> None:
+    packed = pack(demo.MODEL_DIR, tmp_path / "model.safetensors")
+    result = cli("init", "--style", "Vincent van Gogh", "--base", packed.name)
+    refused(result, "the demo model does not know it.", "model.safetensors is the demo model, in one file.")
+    refused(cli("init", "--nudity", "--base", packed.name), "--base = 'model.safetensors': does not draw nudity.")
