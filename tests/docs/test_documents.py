@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,18 @@ def test_the_site_leads_to_files_of_the_repository() -> None:
     assert expanded("[a](y.md#b) [c](https://d/e)", "x.md") == "[a](y.md#b) [c](https://d/e)"
     assert "](programs.md)" in expanded("<!-- include CHANGELOG.md -->", "changelog.md")
     assert "](demo_cat.webp)" in expanded("<!-- include README.md -->", "index.md"), "the site has the picture itself"
+
+
+def test_every_extra_is_explained() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = "".join(re.findall(r"^\|.*", (ROOT / "docs/install.md").read_text(), re.MULTILINE))
+    assert not [name for name in extras if f"`{name}`" not in table]
+
+
+@pytest.mark.parametrize("kind", ["ATTACKS", "METRICS", "JUDGES", "SURVIVAL", "PROTOCOLS", "OBJECTIVES", "FAMILIES"])
+def test_every_part_is_on_a_page(kind: str) -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    assert not [name for name in getattr(registry, kind) if not re.search(rf"`{name}[`:]", pages)]
 
 
 def test_the_citation_is_of_this_version() -> None:
