@@ -48,6 +48,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora.recipe import shipped
     from erasediff_lora.storage.run_folder import RECIPE_FILE, WEIGHTS_FILE
+    from erasediff_lora.training.trackers import tell_evaluation
 
     target: Path = parsed.target
     rest = [*rest, *_prompts(parsed), *(["--evaluation.protocol", parsed.protocol] if parsed.protocol else [])]
@@ -75,7 +76,7 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
     if (is_recipe or is_run) and not trained:
         raise UserError(Problem("run", str(adapter), "holds no adapter.", "Train first: erasediff-lora train RECIPE."))
     name = parsed.name or ("quick" if parsed.quick else "full" if parsed.full else "evaluation")
-    evaluate_adapter(recipe, adapter, name=name, force=parsed.force)
+    tell_evaluation(recipe, evaluate_adapter(recipe, adapter, name=name, force=parsed.force))
 
 
 def _prompts(parsed: argparse.Namespace) -> list[str]:

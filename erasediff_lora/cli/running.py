@@ -115,7 +115,7 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> None:
             for line in lines_of_folder(folder):
                 print(line)
             recipe = load_recipe(folder / RECIPE_FILE, [])  # with what the run found of its own
-            tell_evaluation(recipe, folder, evaluate_adapter(recipe, folder))
+            tell_evaluation(recipe, evaluate_adapter(recipe, folder))
 
 
 VERBS = {

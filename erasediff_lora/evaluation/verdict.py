@@ -47,6 +47,8 @@ RULES = {
     f" lies at {ROBUST:.0%} or below, above what it reaches on a model that never learned the concept.",
 }
 """Claim -> when it holds. It fails where the share itself is on the wrong side, and is not decided otherwise."""
+ANSWERS = {True: "yes", False: "no", None: "not decided"}
+"""Whether a claim holds, in words."""
 
 
 @dataclass(frozen=True)

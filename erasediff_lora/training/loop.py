@@ -21,7 +21,7 @@ from erasediff_lora.objectives.base import unflatten
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import write_text
 from erasediff_lora.storage.run_folder import RECIPE_FILE
-from erasediff_lora.training import distributed
+from erasediff_lora.training import distributed, trackers
 from erasediff_lora.training.checkpoints import save_checkpoint
 from erasediff_lora.training.closed_form_start import start_from_closed_form
 from erasediff_lora.training.nonfinite import MOST_SKIPPED, find_nonfinite_sample, is_finite, not_finite
@@ -46,11 +46,12 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, micr
         The output folder.
 
     Raises:
-        UserError: If something in the recipe cannot be used, what the evaluation needs is not there, or a loss is not
-            finite.
+        UserError: If something in the recipe cannot be used, what the evaluation or a tracker needs is not there, or
+            a loss is not finite.
         Interrupted: On SIGINT or SIGTERM, after saving a checkpoint.
     """
     check_means(recipe)
+    trackers.require_installed(recipe)
     accelerator = distributed.start(recipe)
     folder = recipe.output
     with (
@@ -60,6 +61,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, micr
         if recipe.steps == 0:
             save_start(recipe, accelerator)
             return folder
+        trackers.begin(accelerator, recipe)
         run = set_up(recipe, accelerator, resume=resume, micro_batches=micro_batches)
         settle_micro_batches(run, accelerator)
         progress = Progress(run, accelerator)

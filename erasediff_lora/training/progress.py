@@ -23,7 +23,6 @@ class Progress:
 
     def __init__(self, run: Run, accelerator: Accelerator) -> None:
         self.run, self.accelerator = run, accelerator
-        trackers.begin(accelerator, run.recipe)
         self.log = JsonLog(run.recipe.output / LOG_FILE, run.start) if run.processes.is_main else None
         steps = run.recipe.steps
         whole.enter("steps")

@@ -145,8 +145,12 @@ class Selection(Hook):
         forgotten = generate(paint, self.recipe, forget, seed, f"forget, step {step}")
         retained = generate(paint, self.recipe, retain, seed + len(forget), f"retain, step {step}")
         prompt_sheet([*forgotten, *retained], self._sheet(step))
+        gone: dict[str, list[bool]] = {}
+        for item, seen in zip(forgotten, success(judge, forgotten), strict=True):
+            gone.setdefault(str(item.prompt.concept), []).append(not seen)
         return {
-            "unlearning_accuracy": share([not seen for seen in success(judge, forgotten)]) or 0.0,
+            "unlearning_accuracy": share([told for each in gone.values() for told in each]) or 0.0,
+            **{f"unlearning_accuracy/{name}": share(each) or 0.0 for name, each in gone.items()},
             "retain_accuracy": share([row[0] for row in kept(judge, retained)]) or 0.0,
             "floor": floor,
         }

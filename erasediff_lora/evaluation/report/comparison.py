@@ -18,7 +18,7 @@ from erasediff_lora.evaluation.report.strips import embedded_strips
 from erasediff_lora.evaluation.results import asked, attacked, damage, measured, recognition, survived
 from erasediff_lora.evaluation.score import score, spqr
 from erasediff_lora.evaluation.survival.base import BEFORE
-from erasediff_lora.evaluation.verdict import damaged, read_judged
+from erasediff_lora.evaluation.verdict import ANSWERS, damaged, read_judged
 from erasediff_lora.storage.files import require_free, write_text
 
 Row = tuple[str, Sequence[str | None]]
@@ -126,8 +126,7 @@ def _rows(runs: Mapping[str, Mapping[str, Any]]) -> list[Row]:
 
 
 def _answers(claims: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    words = {True: "yes", False: "no", None: "not decided"}
-    return {claim["claim"]: words[claim["holds"]] for claim in claims}
+    return {claim["claim"]: ANSWERS[claim["holds"]] for claim in claims}
 
 
 def _given(parts: Iterable[tuple[Part, Found]]) -> dict[str, str | None]:

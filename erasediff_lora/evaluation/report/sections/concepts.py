@@ -8,7 +8,7 @@ from typing import Any
 from erasediff_lora.evaluation.parts import Table
 from erasediff_lora.evaluation.report.blocks import SIGNS, Block, Folded, Items, Page, Rows, Text
 from erasediff_lora.evaluation.shares import interval, percent
-from erasediff_lora.evaluation.verdict import RULES
+from erasediff_lora.evaluation.verdict import ANSWERS, RULES
 from erasediff_lora.recipe.names import few
 
 HEAD = ("concept", "erased", "base shows it", "still seen", "95% interval", "pictures", "robust", "strongest attack")
@@ -18,7 +18,6 @@ INTRO = (
 )
 CLAIMS = ("erased", "robust")
 """Those that are about each forgotten concept."""
-WORDS = {True: "yes", False: "no", None: "not decided"}
 
 
 def title(page: Page) -> str:
@@ -68,7 +67,7 @@ def _row(
 
 def answer(holds: bool | None) -> str:
     """Whether something holds, as a cell."""
-    return f"{SIGNS[holds]} {WORDS[holds]}"
+    return f"{SIGNS[holds]} {ANSWERS[holds]}"
 
 
 def _left_out(result: Mapping[str, Any]) -> list[Block]:
