@@ -33,6 +33,11 @@ def on_page_markdown(markdown: str, page: Any, **others: Any) -> str:
     return expanded(markdown, page.file.src_uri)
 
 
+def on_post_page(output: str, **others: Any) -> str:
+    """What mkdocs calls for every built page: the theme would ask GitHub for numbers of stars."""
+    return output.replace(' data-md-component="source"', "")
+
+
 def expanded(markdown: str, page: str) -> str:
     """A page with all that is asked of the program, and with links that lead somewhere on the site.
 

@@ -86,7 +86,7 @@ def test_every_erasure_of_the_embedded_model() -> None:
 ])  # fmt: skip
 def test_what_the_readme_says_of_memory_and_time(name: str, label: str) -> None:
     measured = results("gpu")
-    memory, seconds = {row[0]: row[1:] for row in rows(README, "| | memory")}[label]
+    memory, seconds = {row[0]: row[1:] for row in rows(README, "| model | memory")}[label]
     assert f"{measured['memory']['rows'][name]['measured_bytes'] / GIB:.1f} GiB to train" in memory
     steps = [row["step"] for row in measured["step"]["rows"] if row["configuration"].startswith(name)]
     assert any(f"{step:.2f} s" in seconds or f"{step:.1f} s" in seconds for step in steps)
