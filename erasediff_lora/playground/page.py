@@ -30,6 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 CACHE = (600, 3600)
 """Every so many seconds, pictures of so many are deleted from Gradio's folder."""
 SIDE = 384
+STRENGTHS = f"0 leaves it out, 1 is as it was trained, {STRONGEST:g} is the most."
 
 
 def said(function: F) -> F:
@@ -121,7 +122,7 @@ def page(studio: Studio, facts: Facts) -> gr.Blocks:
             prompt = gr.Textbox(facts.prompts[0], label="Prompt", elem_id="prompt", **options)
             seed = gr.Number(0, label="Seed", scale=1, elem_id="seed")
         strengths = [
-            _slider(0, STRONGEST, 1 if number == 0 else 0, step=0.05, label=f"Strength of {name}")
+            _slider(0, STRONGEST, 1 if number == 0 else 0, step=0.05, label=f"Strength of {name}", info=STRENGTHS)
             for number, name in enumerate(facts.adapters)
         ]
         with gr.Row():
@@ -172,8 +173,9 @@ def _picture(label: str) -> gr.Image:
     )
 
 
-def _whole(value: float | None) -> int:
-    return int(value) if value is not None and float(value).is_integer() else -1
+def _whole(value: float | None) -> Any:
+    """A whole number as such; what is none is refused with the rest of the wish."""
+    return int(value) if value is not None and float(value).is_integer() else value
 
 
 def _sent(image: Image.Image) -> Image.Image:

@@ -56,8 +56,8 @@ class Wish:
             raise UserError(*problems)
 
 
-def _whole(field: str, value: int, low: int, high: int) -> list[Problem]:
-    if low <= value <= high:
+def _whole(field: str, value: object, low: int, high: int) -> list[Problem]:
+    if isinstance(value, int) and low <= value <= high:
         return []
     return [Problem(field, value, f"must be a whole number of {low} to {high:,}.", "Choose another.")]
 

@@ -120,10 +120,13 @@ def test_a_found_embedding(client: Any, tmp_path: Path) -> None:
     ("x" * 10_000, 0, STEPS, 1, "has 10,000 characters"),
     ("a cat", 0, STEPS, 1000, "strength of adapter 1 = 1000.0: must be 0 to 4"),
     ("", 0, STEPS, 1, "is empty"),
-    ("a cat", 0.5, STEPS, 1, "seed = -1"),
+    ("a cat", 0.5, STEPS, 1, "seed = 0.5: must be a whole number"),
+    ("a cat", None, STEPS, 1, "seed = None: must be a whole number"),
     ("a cat", 0, 0, 1, "steps = 0"),
 ])  # fmt: skip
-def test_an_error_is_a_message(client: Any, prompt: str, seed: float, steps: int, strength: float, says: str) -> None:
+def test_an_error_is_a_message(
+    client: Any, prompt: str, seed: float | None, steps: int, strength: float, says: str
+) -> None:
     with pytest.raises(Exception, match=says):
         client.predict(prompt, seed, steps, None, strength, 0, api_name="/draw")
 
