@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ from fixtures import Cli
 from PIL import Image
 from refusals import refused
 from single_file import pack
-from tiny import tiny_class_pipeline
+from tiny import tiny_class_pipeline, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
+from tiny_transformers import (
+    tiny_flux_2_klein_pipeline,
+    tiny_flux_pipeline,
+    tiny_qwen_image_pipeline,
+    tiny_z_image_pipeline,
+)
 
 from erasediff_lora import demo
 from erasediff_lora.recipe import Recipe
@@ -59,6 +66,24 @@ def test_a_base_of_full_size(cli: Cli, family: str, what: str) -> None:
     if what == "--style":
         assert recipe["evaluation"]["paraphrases"]["names"] == {"Claude Monet": ["Monet"]}
         assert recipe["retain"]["neighbours"] == 5 and recipe["evaluation"]["forget_samples"] == 160
+
+
+@pytest.mark.parametrize(("family", "make"), [
+    ("stable_diffusion", tiny_pipeline), ("stable_diffusion_xl", tiny_xl_pipeline),
+    ("stable_diffusion_3", tiny_sd3_pipeline), ("flux", tiny_flux_pipeline),
+    ("flux_2_klein", tiny_flux_2_klein_pipeline), ("z_image", tiny_z_image_pipeline),
+    ("qwen_image", tiny_qwen_image_pipeline),
+])  # fmt: skip
+def test_a_folder_of_every_family_gets_a_recipe_that_can_be_planned(
+    cli: Cli, family: str, make: Callable[[], Any], tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path / "base")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "1.png")
+    for words in (["--style", "Claude Monet"], ["--nudity"], ["--object", "dog", "--images", "photos"]):
+        assert init(cli, *words, "--base", "base")["model"] == {"base": "base", "family": family}
+    planned = cli("plan", "mine.yaml", "--vram", "64GiB")
+    assert planned.status == 0 and "fits in 64" in planned.out, planned.err
 
 
 def test_flags_stand_in_the_recipe(cli: Cli) -> None:
