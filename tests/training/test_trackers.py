@@ -30,7 +30,7 @@ def watched(cli: Cli, recipe_file: RecipeFile, folder: Path, tracker: str) -> Pa
     result = cli(
         *("train", recipe_file(), "--training.log_with", f"[{tracker}]", "--training.evaluate_every", "2"),
         *("--evaluation.judge", f"transformers:{judge}", "--retain.concepts", "[dog]", "--forget.concepts", concepts),
-        *("--evaluation.metrics", "[accuracy]", "--evaluation.forget_samples", "2"),
+        *("--evaluation.metrics", "[accuracy]", "--evaluation.forget_samples", "2", "--training.batch_size", "4"),
     )
     assert result.status == 0, result.err
     result = cli("evaluate", folder / "run", "--name", "again")
