@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
+LATER = 1.0
+"""Seconds that the page has for itself before the weights are read."""
 
 
 def require_gradio() -> None:
@@ -87,7 +89,9 @@ def start(recipe: Recipe, adapters: Sequence[Path], *, port: int, share: bool = 
         )
     except OSError as error:
         raise UserError(Problem("--port", port, f"cannot be used: {error}.", "Choose another.")) from None
-    threading.Thread(target=_load, args=(studio,), daemon=True).start()
+    loading = threading.Timer(LATER, _load, [studio])
+    loading.daemon = True
+    loading.start()
     return blocks, str(public or address)
 
 
