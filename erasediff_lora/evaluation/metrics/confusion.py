@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from erasediff_lora.evaluation.parts import Found, Table
-from erasediff_lora.evaluation.shares import percent
+from erasediff_lora.evaluation.shares import ROUNDING, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,4 +79,6 @@ def _share(became: Mapping[str, float], label: str, seen: list[str]) -> float:
 
 
 def _cell(became: Mapping[str, float], label: str, seen: list[str]) -> str:
-    return percent(_share(became, label, seen))
+    """A share; what never happens is shown as quietly as it can be."""
+    found = _share(became, label, seen)
+    return percent(found) if found >= ROUNDING else "0"
