@@ -64,6 +64,12 @@ def test_the_probe_is_told_of_beside_base_and_budget(result: tuple[Path, dict[st
     assert all(row["attack"] != "linear_probe" for row in numbers["verdict"][-1]["attacks"]), "it brings nothing back"
 
 
+def test_comparisons_call_the_probe_no_success(result: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path) -> None:
+    told = cli("compare", result[0] / "run", "--output", tmp_path / "c.html").out
+    assert "| linear probe, told apart, base (50% by chance) |" in told and "attack success, linear probe" not in told
+    assert "| budget, other words | words: 2 of language, 1 of parts; 4 pictures for each kind |" in told
+
+
 def test_the_same_protocol_gives_the_same_probe(result: tuple[Path, dict[str, Any]], tiny_base: Path) -> None:
     root, numbers = result
     elsewhere = ["evaluate", str(root / "run"), "--cache", str(root / "other"), "--output", str(root / "again")]

@@ -6,7 +6,7 @@ apart too. What it says lies between the base's number and that model's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -89,6 +89,12 @@ class LinearProbe(Attack):
 
     def words(self, found: Found) -> str:
         return f"{percent(found['success'])} of {found['held_out']} told apart (50% by chance)"
+
+    def rows(self, found: Mapping[str, Any]) -> dict[str, str | None]:
+        return {
+            f"linear probe, told apart, {model} (50% by chance)": percent(achieved["success"])
+            for model, achieved in found["models"].items()
+        }
 
 
 def pictures_of(evidence: Evidence, concept: str, count: int) -> tuple[list[Drawn], list[Drawn]]:
