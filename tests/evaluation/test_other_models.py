@@ -178,6 +178,16 @@ def test_another_persons_adapter_has_a_report_of_its_own(asked: Path, cli: Cli, 
     assert (tmp_path / "stranger-evaluation/report.html").is_file()
 
 
+def test_a_merged_copy_has_the_numbers_of_its_adapter(asked: Path, tiny_base: Path, cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", asked, "--training.learning_rate", "0.05").status == 0
+    assert cli("merge", tiny_base, tmp_path / "run", "--output", tmp_path / "merged").status == 0
+    told = cli("evaluate", tmp_path / "merged", "--recipe", asked)
+    assert told.status == 0, told.err
+    own, merged = drift(tmp_path / "run"), drift(tmp_path / "merged-evaluation")
+    assert merged["prediction"]["drift"] == pytest.approx(own["prediction"]["drift"], rel=1e-3)
+    assert merged["structural_similarity"] == pytest.approx(own["structural_similarity"], abs=0.02)
+
+
 def test_survival_of_another_model(eraser: Path, asked: Path, cli: Cli, tmp_path: Path) -> None:
     assert cli("train", asked).status == 0
     more = ["--evaluation.survival", "[quantise, stack, other_base]", "--evaluation.survival_samples", "2"]
