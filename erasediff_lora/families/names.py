@@ -26,6 +26,8 @@ Modules = tuple[str, ...]
 Shape = tuple[int, ...]
 _NETWORK = ("lora_unet_", "lycoris_", "diffusion_model_", "model_diffusion_model_", "base_model_model_", "")
 _ENCODER = ("base_model_model_", "")
+_WRAPPERS = re.compile(r"(?<![a-z])_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)[._]")
+"""What torch puts around modules that are compiled, split, or computed again, and trainers forget to take off."""
 _NUMBER = re.compile(r"(?<=_)\d+(?=_|$)")
 _COUNTED = re.compile(r"(?<=s\.|k\.)\d+(?=\.|$)")
 """Of blocks, layers and the like; the numbers in to_out.0 and net.2 are names."""
@@ -33,7 +35,7 @@ _COUNTED = re.compile(r"(?<=s\.|k\.)\d+(?=\.|$)")
 
 def spelled(name: str) -> str:
     """A name as it is looked up: 'mid_block.attentions.0.attn1.processor.to_q' with underscores, no processor."""
-    return name.replace(".", "_").replace("_processor_", "_")
+    return _WRAPPERS.sub("", name).replace(".", "_").replace("_processor_", "_")
 
 
 def squeezed(shape: Shape) -> Shape:

@@ -125,6 +125,19 @@ def test_a_network_that_peft_has_wrapped(tiny_base: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        f"unet._orig_mod.{QUERY}",
+        f"lora_unet__orig_mod_{QUERY.replace('.', '_')}",
+        "unet._fsdp_wrapped_module." + QUERY.replace("attn1", "_checkpoint_wrapped_module.attn1"),
+    ],
+)
+def test_what_torch_wraps_around_modules_is_no_part_of_their_names(name: str, tmp_path: Path) -> None:
+    save_file(pair(name, 16, 16), tmp_path / "a.safetensors")
+    assert list(formats.read(tmp_path / "a.safetensors").layers) == [f"unet.{QUERY}"]
+
+
+@pytest.mark.parametrize(
     ("part", "value", "kind"),
     [
         ("on_input", torch.tensor(1.0), "(IA)³"),
