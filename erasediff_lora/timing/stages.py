@@ -190,6 +190,7 @@ def _evaluation(recipe: Recipe, denoiser: Denoiser) -> Stage:
     models = 3 if options.never_learned else 2
     for name in options.attacks:
         total += attack(name).work(options, concepts).times(models)
+    total += Work(drawn=len(given.attack)).times(models)
     steps = options.steps or recipe.sampling.steps
     guidance = recipe.sampling.guidance if options.guidance is None else options.guidance
     drawn = total.drawn * steps * denoiser.rows_drawn(guidance)
