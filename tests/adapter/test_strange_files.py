@@ -180,6 +180,16 @@ def test_folders_whose_adapter_is_a_pickle_or_lies_deeper(tmp_path: Path, cli: C
     refused(cli("inspect", tmp_path / "several"), "holds no adapter file. Give the file, or one of: cat, dog.")
 
 
+def test_several_adapters_in_one_place(tmp_path: Path, cli: Cli) -> None:
+    key = f"unet.{QUERY}.lora_"
+    tensors = {f"{key}{letter}.{name}.weight": torch.randn(16, 16) for name in ("cat", "dog") for letter in "AB"}
+    save_file(tensors, tmp_path / "cat.safetensors")
+    words = f"has 2 tensors of layers that it has already, the first {key}A.dog.weight. Export one adapter at a time."
+    refused(cli("inspect", tmp_path / "cat.safetensors"), words)
+    save_file(pair(QUERY, 8, 8), tmp_path / "dog.safetensors")
+    refused(cli("inspect", tmp_path), "holds 2 safetensors files. Give one of: cat.safetensors, dog.safetensors.")
+
+
 def test_kinds_of_peft_that_are_not_read_are_named(tmp_path: Path, cli: Cli) -> None:
     peft = pytest.importorskip("peft")
     network = nn.ModuleDict({"mid_block": nn.ModuleDict({"to_q": nn.Linear(8, 8)})})

@@ -86,7 +86,9 @@ def locate(path: Path) -> Path:
     if len(files) != 1:
         what = f"holds {len(files)} safetensors files" if files else "holds no adapter file"
         deeper = sorted({file.parent.name for file in path.glob("*/*.safetensors")} if not files else ())
-        remedy = f"Give the file, or one of: {', '.join(deeper[:5])}." if deeper else "Give the adapter's file."
+        inside = deeper or [file.name for file in files]
+        remedy = f"Give {'one of' if files else 'the file, or one of'}: {', '.join(inside[:5])}."
+        remedy = remedy if inside else "Give the adapter's file."
         raise UserError(Problem("adapter", str(path), what + ".", remedy))
     return files[0]
 

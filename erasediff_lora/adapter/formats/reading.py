@@ -158,6 +158,8 @@ def _recognise(found: Sorted, parts: Sequence[Part], main: TensorFile, asked: As
     """
     real = {part.whole(key): key for part in parts for key in part.stored.tensors}
     shown = {key: tensor for part in parts for key, tensor in part.stored.tensors.items()}
+    if found.again:
+        raise refusals.repeated([real[key] for key in found.again], main)
     if found.unknown:
         raise refusals.unknown_tensors([real[key] for key in found.unknown], shown, main)
     shapes = {name: weight_shape(parts) for name, parts in found.modules.items()}
@@ -178,10 +180,11 @@ def _without_text(found: Sorted, asked: Asked) -> Sorted:
     def is_text(name: str) -> bool:
         return name.startswith(_ENCODER)
 
-    if left := [name for name in (*found.modules, *found.unknown) if is_text(name)]:
+    if left := [name for name in (*found.modules, *found.unknown, *found.again) if is_text(name)]:
         log.warning("warning: %d layers of text encoders are left out, the first %s", len(left), left[0])
     modules = {name: parts for name, parts in found.modules.items() if not is_text(name)}
-    return Sorted(modules, found.keys, [name for name in found.unknown if not is_text(name)], found.skipped)
+    unknown, again = ([name for name in names if not is_text(name)] for names in (found.unknown, found.again))
+    return Sorted(modules, found.keys, unknown, again, found.skipped)
 
 
 def _of_components(layers: Mapping[str, AnyStored], only: Collection[str], source: Path) -> dict[str, AnyStored]:

@@ -47,6 +47,12 @@ def unknown_tensors(unknown: Sequence[str], tensors: Mapping[str, StoredTensor],
     return unusable(stored.path, what, _like(others.by_names(unknown, {}), stored) or ADAPTERS)
 
 
+def repeated(names: Sequence[str], stored: TensorFile) -> UserError:
+    """The complaint about tensors of what the file has already, as where several adapters lie in it."""
+    what = f"has {_count(len(names))} of layers that it has already, the first {names[0]}."
+    return unusable(stored.path, what, "Export one adapter at a time.")
+
+
 def kind_of(name: str) -> str | None:
     """What kind of update, of those that are not read, a tensor's name tells of."""
     return next((kind for pattern, kind in _KINDS.items() if re.search(pattern, name)), None)

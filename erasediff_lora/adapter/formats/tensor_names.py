@@ -40,12 +40,14 @@ class Sorted:
         modules: Name of a module, in the file's spelling -> part -> tensor.
         keys: Name of a module -> the names of its tensors in the file.
         unknown: Names that say nothing.
+        again: Names of what the file has already, as where several adapters lie in it.
         skipped: Embeddings that lie in the file too.
     """
 
     modules: dict[str, dict[str, StoredTensor]] = field(default_factory=dict)
     keys: dict[str, list[str]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
@@ -77,8 +79,10 @@ def sort(tensors: Mapping[str, StoredTensor]) -> Sorted:
         name, part = split(key, others) or (key, "")
         if part == PEFT_MAGNITUDE:
             part, tensor = MAGNITUDE, replace(tensor, shape=(tensor.count,))
-        if not part or part in found.modules.get(name, {}):
+        if not part:
             found.unknown.append(key)
+        elif part in found.modules.get(name, {}):
+            found.again.append(key)
         else:
             found.modules.setdefault(name, {})[part] = tensor
             found.keys.setdefault(name, []).append(key)
