@@ -68,6 +68,15 @@ FLUX_2_KLEIN: dict[str, Any] = {
     "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 7680, "guidance_embeds": False,
     "mlp_ratio": 3.0, "axes_dims_rope": [32, 32, 32, 32], "rope_theta": 2000, "patch_size": 1,
 }  # fmt: skip
+GEMMA_2_2B: dict[str, Any] = {
+    "architectures": ["Gemma2Model"], "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216,
+    "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000,
+}  # fmt: skip
+LUMINA_2: dict[str, Any] = {
+    "_class_name": "Lumina2Transformer2DModel", "in_channels": 16, "hidden_size": 2304, "num_layers": 26,
+    "num_refiner_layers": 2, "num_attention_heads": 24, "num_kv_heads": 8, "multiple_of": 256, "sample_size": 128,
+    "axes_dim_rope": [32, 32, 32], "axes_lens": [300, 512, 512], "cap_feat_dim": 2304, "patch_size": 2,
+}  # fmt: skip
 BASES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
     "flux": (
         "FluxPipeline",
@@ -95,6 +104,15 @@ BASES: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
             "vae": ("diffusers", QWEN_VAE),
             "scheduler": ("diffusers", SCHEDULER | {"shift": 1.0, "max_shift": 0.9, "max_image_seq_len": 8192}),
             "text_encoder": ("transformers", QWEN_VL_7B),
+        },
+    ),
+    "lumina_2": (
+        "Lumina2Pipeline",
+        {
+            "transformer": ("diffusers", LUMINA_2),
+            "vae": ("diffusers", FLUX_VAE),
+            "scheduler": ("diffusers", SCHEDULER | {"shift": 6.0, "use_dynamic_shifting": False}),
+            "text_encoder": ("transformers", GEMMA_2_2B),
         },
     ),
     "flux_2_klein": (

@@ -320,7 +320,7 @@ def trains_on_a_network_of_its_own(case: Case, base: Path, recipe: Any, cli: Any
     save_file({f"model.diffusion_model.{key}": one for key, one in theirs.items()}, file)
     for given in ({"base": str(folder)}, {"base": str(rest), "network": str(file)}):
         out = tmp_path / f"run-{len(given)}"
-        sets = {"forget": {"count": 2}, "retain": {"count": 2}, "sampling": {"steps": 1, "resolution": SIDE}}
+        sets = {"forget": {"count": 2}, "retain": {"count": 2}, "sampling": {"steps": 2, "resolution": SIDE}}
         model = {"model": given | {"family": case.family}, "output": str(out)}
         result = cli("train", recipe(**model, **sets), "--training.steps", "1")
         assert result.status == 0, result.err

@@ -12,13 +12,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from erasediff_lora.errors import Problem
+from erasediff_lora.recipe.adversary import Adversary
 from erasediff_lora.recipe.concept_checks import CONCEPTS
 from erasediff_lora.recipe.data_checks import check_set
 from erasediff_lora.recipe.evaluation import Evaluation
 from erasediff_lora.recipe.schema import Section
 from erasediff_lora.recipe.tables import (
     AdapterSettings,
-    Adversary,
     ForgetSet,
     Model,
     ObjectiveSettings,

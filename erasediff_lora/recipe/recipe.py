@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, TypeAdapter, ValidationEr
 
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import shipped
+from erasediff_lora.recipe.adversary import Adversary
 from erasediff_lora.recipe.checks import Sections, cross_check
 from erasediff_lora.recipe.concept_lists import beside, expand, file_of
 from erasediff_lora.recipe.evaluation import Evaluation
@@ -20,7 +21,6 @@ from erasediff_lora.recipe.renames import current_keys, current_names
 from erasediff_lora.recipe.schema import Section, restated, section_types
 from erasediff_lora.recipe.tables import (
     AdapterSettings,
-    Adversary,
     ForgetSet,
     Model,
     ObjectiveSettings,

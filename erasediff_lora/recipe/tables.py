@@ -239,43 +239,6 @@ class Sampling(Section):
     seed: int = Field(0, ge=0, description="seed of the first picture")
 
 
-SearchedIn = Literal["auto", "tokens", "outputs"]
-IN_SPACE: Any = Field(
-    "auto",
-    description="where they are searched for: tokens, a word in the name's place, read by the text encoder; outputs,"
-    " tokens of the text encoder's output behind the prompt's own, which it need not be in memory for; auto: outputs"
-    " where the family's encoders take gigabytes",
-)
-
-
-def searched_in(space: str, model: Model) -> str:
-    """Where conditions are searched for, by a field such as `adversary.space`: 'tokens' or 'outputs'."""
-    return FAMILIES[model.family].searched_in if space == "auto" else space
-
-
-class Adversary(Section):
-    """Conditions that bring the concept back, searched for as training goes on and trained against."""
-
-    pool: int = Field(0, ge=0, description="conditions kept for a concept, the newest ones; 0: none")
-    share: float = Field(0.5, gt=0, le=1, description="share of the forget batch that is trained under them")
-    refresh_every: int = Field(5, ge=1, description="outer steps between searches for a new one")
-    searches: int = Field(
-        3, ge=1, description="concepts that are searched for at a time, in turn: those first that come back most"
-    )
-    steps: int = Field(20, ge=1, description="optimisation steps of a search")
-    batch_size: int = Field(8, ge=1, description="forget pictures a step of the search")
-    continued: float = Field(
-        0.0, ge=0, le=1, description="share of the searches that go on from a condition of the pool; others start anew"
-    )
-    vectors: int = Field(1, ge=1, description="token embeddings of a condition")
-    space: SearchedIn = IN_SPACE
-    learning_rate: float = Field(0.15, gt=0, description="of AdamW, in units of the embeddings' spread")
-
-    def needs_encoders(self, model: Model) -> bool:
-        """Whether the searches differentiate through the text encoders of this base."""
-        return self.pool > 0 and searched_in(self.space, model) == "tokens"
-
-
 class AdapterSettings(Variant):
     """What is trained; each kind has a class of its own."""
 

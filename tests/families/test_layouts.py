@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from architectures import SD_1_5, SD_2_1, SDXL
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from published_configs import BASES
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
@@ -73,6 +76,14 @@ PUBLISHED: dict[str, tuple[Layout, Callable[[], nn.Module]]] = {
     ),
     "t5": (layout("stable_diffusion_3", 0, "text_encoder_3"), t5),
 }
+
+
+def transformer(family: str) -> nn.Module:
+    _, config = BASES[family][1]["transformer"]
+    return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+PUBLISHED |= {name: (layout(name, 0, "transformer"), partial(transformer, name)) for name in BASES}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -312,3 +312,10 @@ def test_without_the_encoders_it_trains_in_less_and_offloads(file: Any, cli: Cli
     assert reading.parts["weights"] - without.parts["weights"] == pytest.approx(stay, rel=0.01)
     refused(cli("prepare", file, "--model.offload", "true"), "model.offload = True", "set adversary.space: outputs")
     Recipe.load(file, {"model.offload": True, "adversary.space": "outputs"})
+
+
+def test_a_family_without_text_encoders_has_no_outputs(recipe_file: RecipeFile, cli: Cli, tiny_base: Path) -> None:
+    file = recipe_file(model={"base": str(tiny_base), "family": "class_conditional"})
+    for flag in ("--adversary.space", "--evaluation.inversion.space"):
+        result = cli("prepare", file, flag, "outputs")
+        refused(result, f"{flag[2:]} = 'outputs': is what text encoders hand out; this family has none.")

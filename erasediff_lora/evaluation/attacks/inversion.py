@@ -14,16 +14,18 @@ from pydantic import Field
 
 from erasediff_lora.evaluation.attacks.base import of_each_concept
 from erasediff_lora.evaluation.attacks.restarts import Condition, Restarts, SearchSettings
-from erasediff_lora.recipe.tables import IN_SPACE, SearchedIn, searched_in
+from erasediff_lora.recipe.adversary import IN_SPACE, SearchedIn, check_space, searched_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from erasediff_lora.denoisers import Denoiser
     from erasediff_lora.denoisers.textual_inversion import SearchSpace
+    from erasediff_lora.errors import Problem
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.objectives.condition import Condition as Told
+    from erasediff_lora.recipe.checks import Sections
 
 
 class InversionSettings(SearchSettings):
@@ -34,6 +36,9 @@ class InversionSettings(SearchSettings):
     steps: int = Field(200, ge=1, description="optimisation steps of a restart")
     restarts: int = Field(3, ge=1, description="starting points; the best one counts")
     learning_rate: float = Field(0.05, gt=0, description="of AdamW, in units of the embeddings' spread")
+
+    def check(self, sections: Sections) -> list[Problem]:
+        return check_space("evaluation.inversion.space", self.space, sections.model)
 
 
 class Inversion(Restarts):
