@@ -335,6 +335,43 @@ def trains_on_a_network_of_its_own(case: Case, base: Path, recipe: Any, cli: Any
     refused(cli("train", recipe(model=model)), "model.network", "lacks", "such as", "Give a file of the whole network")
 
 
+def encodes_by_files_of_its_own(case: Case, base: Path, recipe: Any, cli: Any, tmp_path: Path) -> None:
+    """Text encoders as ComfyUI's files have them, in 8 bits: what a folder with those values encodes."""
+    rest, folder = tmp_path / "rest", tmp_path / "folder"
+    for copy in (rest, folder):
+        shutil.copytree(base, copy)
+    files = {}
+    for name in FAMILIES[case.family].encoders:
+        (rest / name / "model.safetensors").unlink()
+        weights = load_file(folder / name / "model.safetensors")
+        small = {key: one.to(torch.float8_e4m3fn) if one.ndim == 2 else one for key, one in weights.items()}
+        save_file(
+            {key: one.float() for key, one in small.items()}, folder / name / "model.safetensors", {"format": "pt"}
+        )
+        files[name] = tmp_path / f"{name}.safetensors"
+        save_file(small, files[name])
+    files["vae"] = tmp_path / "vae.safetensors"
+    weights = load_file(base / "vae" / Path(WEIGHTS).name)
+    save_file({key: one * 1.1 if one.ndim == 4 else one for key, one in weights.items()}, files["vae"])
+    shutil.copy(files["vae"], folder / "vae" / Path(WEIGHTS).name)
+    prompts = ["a photo of a cat", ""]
+    theirs = denoisers.load(Model(base=str(folder), family=case.family)).encode_prompts(prompts)
+    own = Model(base=str(rest), family=case.family, parts=files)
+    ours = denoisers.load(own)
+    for name, tensor in ours.encode_prompts(prompts).parts.items():
+        assert torch.equal(tensor, theirs.parts[name]), name
+    pixels = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    plain = denoisers.load(Model(base=str(folder), family=case.family))
+    assert torch.equal(ours.encode_images(pixels), plain.encode_images(pixels))
+    save_file({"nothing.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    for name, words in (("text_encoder", "lacks"), ("nose", "is no part of")):
+        model = {"base": str(rest), "family": case.family, "parts": {name: str(tmp_path / "other.safetensors")}}
+        refused(cli("prepare", recipe(model=model)), f"model.parts.{name}", words)
+    gone = tmp_path / "gone.safetensors"
+    for name, value in (("network", str(gone)), ("parts", f"{{vae: {gone}}}")):
+        refused(cli("prepare", recipe(), f"--model.{name}", value), f"model.{name}", "there is no such file.")
+
+
 def on_every_layer(case: Case, weights: dict[str, Tensor], rank: int = 2) -> LoraAdapter:
     generator = torch.Generator().manual_seed(3)
     layers = {}

@@ -184,6 +184,22 @@ def locate(model: Model, pipeline_class: Any) -> Path:
         )
 
 
+def own_files(model: Model) -> dict[str, Path]:
+    """The files that take the place of parts of the base: 'network', and names of the pipeline's components.
+
+    Raises:
+        UserError: If one is not there.
+    """
+    network = {} if model.network is None else {"network": model.network}
+    found = {}
+    for name, path in (network | model.parts).items():
+        field = "model.network" if name in network else f"model.parts.{name}"
+        found[name] = existing(path, field)
+        if not found[name].is_file():
+            raise UserError(Problem(field, str(path), "there is no such file.", "Give a safetensors file."))
+    return found
+
+
 def described(model: Model) -> Model:
     """The base by its configuration files alone: of a hub model no weights are fetched.
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from erasediff_lora.denoisers import loading, network_file, noise_schedule, on_meta
+from erasediff_lora.denoisers import loading, network_file, noise_schedule, on_meta, part_files
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.machine import devices
 from erasediff_lora.objectives.condition import Condition
@@ -52,6 +52,7 @@ class PipelineDenoiser:
         self.device = loading.device(model)
         self.dtype = loading.dtype(model, self.device)
         self.source = loading.locate(model, self.pipeline_class)
+        self.files = loading.own_files(model)
         is_file = self.source.is_file()
         self._quantization = loading.quantization(model, self.device, self.dtype, is_file=is_file)
         self._in_bits = loading.quantized_encoders(model, self.encoders, self.device, self.dtype, is_file=is_file)
@@ -82,6 +83,9 @@ class PipelineDenoiser:
         if self.source.is_dir():
             options |= {name: None for name in self.optional if not (self.source / name).is_dir()}
         with loading.readable(self.model):
+            for name, path in self.files.items():
+                if name != "network":
+                    options[name] = part_files.load(name, self.described or self.source, path, self.dtype)
             pipeline = self._read_file(options) if self.source.is_file() else self._read_folder(options)
         pipeline.set_progress_bar_config(disable=True)
         for name in {self.component, "vae", *self.encoders} - options.keys():  # a network at hand may be in training
@@ -118,11 +122,11 @@ class PipelineDenoiser:
 
     @property
     def weights(self) -> Path:
-        return self.model.network or self.source
+        return self.files.get("network", self.source)
 
     def _load_network(self) -> Any:
-        if self.model.network:
-            file, described = self.model.network, self.described or self.source
+        if (file := self.files.get("network")) is not None:
+            described = self.described or self.source
             network = network_file.load(self.network_class, described, self.component, file, self.dtype)
             return network.requires_grad_(False).to(self.device)
         with loading.readable(self.model):
@@ -176,8 +180,7 @@ class PipelineDenoiser:
             files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
         marks = "-tiled" if self.model.vae_tiling else ""
         marks += noise_schedule.mark(self.model) + loading.mark(self.model)
-        if (network := self.model.network) is not None:
-            marks += f"-network:{fingerprint([network], network)}"
+        marks += "".join(f"-{name}:{fingerprint([file], file)}" for name, file in self.files.items())
         return fingerprint(files, self.source) + marks
 
     def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:

@@ -166,6 +166,11 @@ def _family(sections: Sections) -> Iterator[Problem]:
     if model.network is not None and family.component != "transformer":
         what = f"is for the transformers, which {model.family} is not."
         yield Problem("model.network", str(model.network), what, "Omit it.")
+    known = (*family.encoders, "vae") if family.component == "transformer" else ()
+    for name in model.parts.keys() - set(known):
+        what = f"is no part of {model.family} that can have a file of its own."
+        remedy = f"Known are: {', '.join(known)}." if known else "Omit it."
+        yield Problem(f"model.parts.{name}", str(model.parts[name]), what, remedy)
     if model.network is not None and model.quantize:
         what = f"is not of {model.network.name}: only the base's own network is quantised when it is loaded."
         yield Problem("model.quantize", model.quantize, what, "Omit it, or model.network.")

@@ -46,6 +46,7 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe without this machine's folders."""
     values: dict[str, Any] = recipe.model_dump(mode="json", exclude={"output", "cache"})
     values["model"]["base"] = recipe.model.public_name
+    values["model"]["parts"] = {name: file.name for name, file in recipe.model.parts.items()}
     values["evaluation"] = recipe.evaluation.without_folders()
     for table, key in PATHS:
         found = values[table][key]

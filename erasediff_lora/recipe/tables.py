@@ -51,6 +51,11 @@ class Model(Section):
         description="single file with the transformer, alone or among others, by the authors' names or diffusers', in"
         " 16 or 8 bits: it takes the place of the base's own",
     )
+    parts: dict[str, Path] = Field(
+        default_factory=dict,
+        description="files of text encoders and the autoencoder, as in ComfyUI's folders, that take the places of a"
+        " transformer's own: {text_encoder_2: FILE, vae: FILE}",
+    )
     config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
     revision: str | None = Field(None, description="hub revision")
     variant: str | None = Field(None, description="hub weight variant, such as fp16")

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformer_family import (
     Case,
     draws_as_the_pipeline,
+    encodes_by_files_of_its_own,
     goes_through_every_verb,
     has_the_loss_of,
     merges_a_single_file,
@@ -121,3 +122,7 @@ def test_packed_bases_are_refused(base: Any, cli: Any, tmp_path: Any) -> None:
 
 def test_a_network_of_its_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
     trains_on_a_network_of_its_own(CASE, base, recipe, cli, tmp_path)
+
+
+def test_text_encoders_of_their_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
+    encodes_by_files_of_its_own(CASE, base, recipe, cli, tmp_path)
