@@ -44,7 +44,7 @@ def load(name: str, described: Path, path: Path, dtype: torch.dtype) -> nn.Modul
             part = kind(kind.config_class.from_pretrained(described / name))
     file = WeightFile(path, name)
     wanted = part.state_dict()
-    found = {key: _find(file, key, wanted[key].shape) for key in wanted}
+    found = {key: _find(file, key, like) for key, like in wanted.items()}
     lacking = [key for key, tensor in found.items() if tensor is None]
     if lacking and name == VAE and hasattr(kind, "from_single_file"):  # by the authors' names
         options: dict[str, Any] = {"config": str(described), "subfolder": name, "local_files_only": True}
@@ -53,12 +53,12 @@ def load(name: str, described: Path, path: Path, dtype: torch.dtype) -> nn.Modul
     if lacking:
         what = f"lacks {len(lacking)} of {len(found)} weights of a {class_name} of this size, such as {lacking[0]}."
         raise UserError(Problem(field, str(path), what, f"Give a file of the base's own {name}."))
-    state = {key: tensor.to(dtype) for key, tensor in found.items() if tensor is not None}
+    state = {key: one.to(dtype) if one.is_floating_point() else one for key, one in found.items() if one is not None}
     part.load_state_dict(state, assign=True)
     return part.eval().requires_grad_(False)
 
 
-def _find(file: WeightFile, key: str, shape: torch.Size) -> Tensor | None:
+def _find(file: WeightFile, key: str, like: Tensor) -> Tensor | None:
     """A weight by its name in transformers; None: it is not there in this shape."""
     names = (
         *(key, f"text_model.{key}", f"model.{key}"),
@@ -66,6 +66,8 @@ def _find(file: WeightFile, key: str, shape: torch.Size) -> Tensor | None:
         key.replace("encoder.embed_tokens.", "shared."),
         key.replace("lm_head.", "model.embed_tokens."),  # tied, and so written once
     )
-    there = (name for name in names if name in file.tensors and file.tensors[name].shape == tuple(shape))
+    if not like.is_floating_point():
+        return like  # a counter, of no use
+    there = (name for name in names if name in file.tensors and file.tensors[name].shape == tuple(like.shape))
     found = next(there, None)
     return None if found is None else file.read(found)
