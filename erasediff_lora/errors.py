@@ -22,9 +22,8 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        return printable(
-            f"{self.field} = {brief(self.value)}: {self.what}" + (f" {self.remedy}" if self.remedy else "")
-        )
+        text = f"{self.field} = {brief(self.value)}: {self.what}" + (f" {self.remedy}" if self.remedy else "")
+        return printable(text).replace("\n", "\\n")  # one line, whatever a name has in it
 
 
 def brief(value: object) -> str:
@@ -37,6 +36,15 @@ def brief(value: object) -> str:
 def printable(text: str) -> str:
     """Text as a terminal may show it: names from foreign files can hold commands to it."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written and read: JSON may hold halves of characters, which no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class UserError(Exception):

@@ -236,7 +236,7 @@ def require_disk(folder: Path, needed: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        what = f"cannot be used: {error.strerror or error}"
+        what = f"cannot be used: {error.strerror or error}."
         raise UserError(Problem("cache", str(folder), what, "Set cache to another folder.")) from error
     if free < needed:
         what = f"has {free // MEGABYTE} MiB free, the set takes up to {needed // MEGABYTE + 1}."

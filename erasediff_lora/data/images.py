@@ -19,7 +19,7 @@ from erasediff_lora.data.prompts import attributes_in, attributes_of, templates_
 from erasediff_lora.data.rows import Kind, find_rows
 from erasediff_lora.data.rows_base import Row
 from erasediff_lora.data.set_report import LeftOut, Noted, SetReport, summary
-from erasediff_lora.errors import Problem, UserError, nearest
+from erasediff_lora.errors import Problem, UserError, is_text, nearest
 from erasediff_lora.recipe import ForgetSet, Images, RetainSet
 from erasediff_lora.recipe.templates import fill, fill_known, names_in
 from erasediff_lora.storage.files import sha256
@@ -97,6 +97,7 @@ def read(
     found: list[Picture] = []
     with picture_index(cache, images.background) as index:
         for row in rows:
+            _require_text(kind, row)
             concept, left_out = asked.concept_of(_labels(kind, images, row), row.folders)
             if left_out is not None:
                 report.leave_out(*left_out)
@@ -124,6 +125,14 @@ def count_pictures(kind: Kind, data: ForgetSet | RetainSet) -> int:
         return 0
     names = [concept if isinstance(concept, str) else concept.name for concept in data.concepts]
     return sum(1 for _ in find_rows(kind, images, names, SetReport()))
+
+
+def _require_text(kind: Kind, row: Row) -> None:
+    """What is written about a picture is text, also where JSON can write what no text is."""
+    for name, value in row.values.items():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, str) and not is_text(part):
+                raise _unusable(kind, row, f"has half of a character in {name!r}: {part!r}.", "Correct the text.")
 
 
 def _note_columns(images: Images, rows: Sequence[Row], attributes: Collection[str], report: SetReport) -> None:

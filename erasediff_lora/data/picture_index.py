@@ -1,6 +1,7 @@
 """What is known of pictures that were looked at before: a set of many files is not decoded anew whenever it is used.
 
-A file counts as the one that was looked at as long as its path, size and time of writing are the same.
+A file counts as the one that was looked at as long as its path, size and times are the same: that of writing, which
+programs set, and that of the last change of any kind, which they cannot.
 """
 
 from __future__ import annotations

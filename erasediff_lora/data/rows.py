@@ -13,7 +13,7 @@ from PIL import Image
 
 from erasediff_lora.data import captions, layouts, streaming, tars
 from erasediff_lora.data.labels import LABEL_COLUMNS, match
-from erasediff_lora.data.rows_base import Row
+from erasediff_lora.data.rows_base import Row, file_of_set
 from erasediff_lora.data.set_report import SetReport
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.recipe import Images
@@ -48,9 +48,17 @@ def find_rows(
         yield from tars.rows(kind, images, report)
     else:
         for picture in captions.find(kind, images, report):
-            folders, found = picture.relative.parts[:-1], picture.file.stat()
-            mark = f"{picture.file.absolute()} {found.st_size} {found.st_mtime_ns}"
-            yield Row(str(picture.file), partial(Path, picture.file), picture.values, folders, mark=mark)
+            folders = picture.relative.parts[:-1]
+            yield Row(str(picture.file), partial(Path, picture.file), picture.values, folders, mark=_mark(picture.file))
+
+
+def _mark(file: Path) -> str | None:
+    try:
+        found = file.stat()
+    except OSError:  # such as of a link that leads nowhere: said when it is opened
+        return None
+    name = str(file.absolute()).encode("utf-8", "backslashreplace").decode()
+    return f"{name} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
 def _require_classes(kind: Kind, classes: Sequence[str], known: Sequence[str]) -> None:
@@ -100,21 +108,24 @@ def _dataset_rows(kind: Kind, images: Images, concepts: Sequence[str]) -> Iterat
         if labels is not None:
             values = values | {images.concept_column: values[labels]}
         mark = f"{data._fingerprint} {column} {index}"
-        yield Row(f"{images.dataset}[{index}]", partial(_source, data, index, column), values, (), classes, mark)
+        source = partial(_source, data, index, column, images)
+        yield Row(f"{images.dataset}[{index}]", source, values, (), classes, mark)
 
 
-def _source(data: Any, index: int, column: str) -> Any:
+def _source(data: Any, index: int, column: str, images: Images) -> Any:
     """What a row of `datasets` has for a picture, as `open_picture` takes it.
 
     Raises:
-        OSError: If it has nothing of the kind.
+        OSError: If it has nothing of the kind, or names a file that is not of the set.
     """
     value = data[index][column]
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if isinstance(value, bytes):
         return io.BytesIO(value)
-    if isinstance(value, str | Image.Image):
+    if isinstance(value, str):
+        return file_of_set(value, images)
+    if isinstance(value, Image.Image):
         return value
     raise OSError("there is none" if value is None else f"it is of type {type(value).__name__}")
 

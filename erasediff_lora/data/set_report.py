@@ -83,11 +83,11 @@ class SetReport:
 
     def leave_out(self, reason: LeftOut, example: str) -> None:
         """Count what does not come into the set."""
-        self.left_out.setdefault(reason, Counter())[example] += 1
+        self.left_out.setdefault(reason, Counter())[_storable(example)] += 1
 
     def note(self, what: Noted, example: str) -> None:
         """Count something about the set."""
-        self.noted.setdefault(what, Counter())[example] += 1
+        self.noted.setdefault(what, Counter())[_storable(example)] += 1
 
     def add_picture(self, name: str, pixels: str) -> None:
         """Count a picture, and whether it is there a second time."""
@@ -119,6 +119,11 @@ class SetReport:
         width = max((len(what) for what, _, _ in rows), default=0)
         lines = [f"  {what:{width}}  {count:6}  {examples}".rstrip() for what, count, examples in rows]
         return printable("\n".join(lines))
+
+
+def _storable(name: str) -> str:
+    """A name as files in UTF-8 take it: of a file it may have bytes that are none."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def summary(found: Mapping[str, int], limit: int = NAMED) -> str:

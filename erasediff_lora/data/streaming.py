@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from erasediff_lora.data import tars
-from erasediff_lora.data.rows_base import Row
+from erasediff_lora.data.rows_base import Row, file_of_set
 from erasediff_lora.data.set_report import SetReport
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.machine.progress import tqdm
@@ -94,20 +94,29 @@ def _write(
             for name, names in classes.items():  # `datasets` writes -1 where there is none
                 label = values.pop(name, -1)
                 values |= {name: names[label]} if isinstance(label, int) and 0 <= label < len(names) else {}
-            _add(tar, f"{number:09}.png", _encoded(example.get(images.image_column)))
+            _add(tar, f"{number:09}.png", _encoded(example.get(images.image_column), images))
             _add(tar, f"{number:09}.json", json.dumps(values).encode())
 
 
-def _encoded(picture: Any) -> bytes:
+def _encoded(picture: Any, images: Images) -> bytes:
     """The file that a picture is; its name says nothing of its format. What is none is found out when it is opened."""
     if isinstance(picture, Mapping):
         content, path = picture.get("bytes"), picture.get("path")
-        return content if content is not None else Path(path).read_bytes() if path else b""
+        return content if content is not None else _content(path, images) if path else b""
     if isinstance(picture, Image.Image):
         stream = io.BytesIO()
         picture.save(stream, format="PNG")
         return stream.getvalue()
     return picture if isinstance(picture, bytes) else b""
+
+
+def _content(path: str, images: Images) -> bytes:
+    """Of a file of the set; of any other nothing, which is said when it is opened."""
+    try:
+        return file_of_set(path, images).read_bytes()
+    except OSError as error:
+        log.warning("%s: %s", images.dataset, error)
+        return b""
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

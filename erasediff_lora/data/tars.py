@@ -58,7 +58,7 @@ def rows(field: str, images: Images, report: SetReport) -> Iterator[Row]:
 def _samples(file: Path, images: Images, report: SetReport) -> Iterator[Row]:
     name, parts = "", dict[str, tarfile.TarInfo]()
     found = file.stat()
-    stamp = f"{found.st_size} {found.st_mtime_ns}"
+    stamp = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
     with tarfile.open(file, "r:") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep them all

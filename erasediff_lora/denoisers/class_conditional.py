@@ -265,6 +265,7 @@ class ClassConditional:
         if negative is not None:
             what = "has no prompt that could be a negative one."
             raise UserError(Problem("model.family", "class_conditional", what, "Leave it out."))
+        noise_schedule.require_steps(self.noise_scheduler, sampling.steps)
         pixels = self._draw(prompts, seeds, sampling)
         return pixels if output == "latent" else self.decode(pixels)
 

@@ -143,3 +143,19 @@ def _no_betas(model: Model, name: str) -> UserError:
             "Choose a base that was trained with a DDPM-like schedule, or another model.family.",
         )
     )
+
+
+def require_steps(scheduler: Any, steps: int, field: str = "sampling.steps") -> None:
+    """See that a schedule has as many steps as a picture is to be drawn in.
+
+    Args:
+        scheduler: Of the base.
+        steps: Denoising steps.
+        field: What the user calls them, for the message.
+
+    Raises:
+        UserError: If it has not.
+    """
+    if steps > (total := int(scheduler.config.num_train_timesteps)):
+        what = f"is more than the {total} steps that the base's schedule has."
+        raise UserError(Problem(field, steps, what, f"Set it to {total} or less."))

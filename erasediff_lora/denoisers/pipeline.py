@@ -226,6 +226,7 @@ class PipelineDenoiser:
         size: tuple[int, int] | None = None,
         negative: str | None = None,
     ) -> Any:
+        noise_schedule.require_steps(self.noise_scheduler, sampling.steps)
         side = sampling.resolution or self.resolution
         width, height = size or (side, side)
         if negative is not None and self.rows_drawn(sampling.guidance) < 2:

@@ -12,6 +12,7 @@ import torch
 
 from erasediff_lora.denoisers.base import Denoiser
 from erasediff_lora.denoisers.pipeline import PipelineDenoiser
+from erasediff_lora.machine.launcher import told
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,7 +25,7 @@ def drawing_threads(denoiser: Denoiser) -> int:
     if denoiser.device.type != "cpu" or not isinstance(denoiser, PipelineDenoiser):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // torch.get_num_threads() // int(os.environ.get("WORLD_SIZE", 1)), MOST))
+    return max(1, min(cores // torch.get_num_threads() // told("WORLD_SIZE", 1), MOST))
 
 
 def in_order(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:

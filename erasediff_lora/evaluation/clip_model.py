@@ -80,5 +80,17 @@ def _called(field: str, given: str) -> Iterator[None]:
         raise UserError(*(replace(problem, field=field, value=given) for problem in error.problems)) from error
 
 
+@torch.no_grad()
+def rehearse(weights: str) -> object:
+    """As `Judge.rehearse`: the embeddings of a batch of pictures."""
+    from transformers import CLIPConfig, CLIPModel
+
+    config: Any = CLIPConfig.from_pretrained(local(weights))
+    network = CLIPModel(config).eval()
+    side = config.vision_config.image_size
+    network.get_image_features(pixel_values=torch.zeros(BATCH, 3, side, side))
+    return network
+
+
 def _tensor(found: Any) -> Tensor:
     return found if isinstance(found, Tensor) else found.pooler_output

@@ -27,7 +27,7 @@ from erasediff_lora.evaluation.erasures import digest, locate, size
 from erasediff_lora.evaluation.evidence import Evidence
 from erasediff_lora.evaluation.exports import export
 from erasediff_lora.evaluation.judging import unjudged
-from erasediff_lora.evaluation.means import check_means, check_same_erasure, warn_of_resolution
+from erasediff_lora.evaluation.means import check_means, check_same_erasure, require_steps_of_base, warn_of_resolution
 from erasediff_lora.evaluation.metrics import metric
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
 from erasediff_lora.evaluation.other_models import at_hand
@@ -90,6 +90,7 @@ def evaluate(
         candidates = load_candidates(recipe, file)
         recipe = choose_near(recipe, candidates.base.denoiser)
         evidence = Evidence(recipe, candidates)
+    require_steps_of_base(recipe, evidence.candidates.base.denoiser)
     warn_of_resolution(recipe, evidence.candidates.base.denoiser)
     with clock.time("pictures"):
         pictures = _drawn(evidence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from erasediff_lora.errors import Problem, UserError
 
@@ -43,6 +44,26 @@ def local(weights: str) -> str:
     """The weights as loaders take them: a path of this machine without '~', or a hub id as it is."""
     path = Path(weights).expanduser()
     return str(path) if path.exists() else weights
+
+
+class Rehearsed(Protocol):
+    """What looks at pictures, and tells `plan` how much memory that takes."""
+
+    @classmethod
+    def rehearse(cls, weights: str) -> object:
+        """Look at a batch of pictures without weights, where tensors have shapes only, so that it can be counted.
+
+        Args:
+            weights: What follows its name in the recipe.
+
+        Returns:
+            What stays in memory; by default as many bytes as the file or folder of the weights has.
+        """
+        import torch
+
+        path = Path(local(weights)) if weights else None
+        files = [] if path is None else [path] if path.is_file() else path.rglob("*.safetensors")
+        return torch.empty(sum(file.stat().st_size for file in files), dtype=torch.uint8)
 
 
 def _is_missing_path(weights: str) -> bool:

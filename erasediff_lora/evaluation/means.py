@@ -10,6 +10,7 @@ from pathlib import Path
 from erasediff_lora.adapter.provenance import Provenance
 from erasediff_lora.data.prompt_files import file_prompts
 from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.denoisers.noise_schedule import require_steps
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.attacks import attack
 from erasediff_lora.evaluation.candidates import locate_never_learned
@@ -87,6 +88,16 @@ def _erased_by(adapter: Path, file: Path) -> list[str]:
         return [concept.name for concept in Recipe.of_run(adapter).forget.concepts]
     except UserError:  # its pictures may be gone by now
         return []
+
+
+def require_steps_of_base(recipe: Recipe, denoiser: Denoiser) -> None:
+    """See that the base's schedule has as many steps as pictures are to be drawn in.
+
+    Raises:
+        UserError: If it has not.
+    """
+    require_steps(denoiser.noise_scheduler, recipe.sampling.steps)
+    require_steps(denoiser.noise_scheduler, recipe.evaluation.steps or 1, "evaluation.steps")
 
 
 def warn_of_resolution(recipe: Recipe, denoiser: Denoiser) -> None:

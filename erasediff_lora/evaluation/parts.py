@@ -6,7 +6,7 @@ the functions that use it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Found = Mapping[str, Any]
 """What stands in evaluation.json of a metric or an attack."""
+Rehearsal = Callable[[], object]
+"""Looks at a batch of pictures on the meta device, so that what it takes is counted; returns what stays in memory."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class Part(Protocol):
             concepts: How many are forgotten.
         """
         return Work()
+
+    def networks(self, evaluation: Evaluation) -> Mapping[str, Rehearsal]:
+        """What it looks at pictures with besides the judge, by name, for `plan`."""
+        return {}
 
     def charts(self, found: Found) -> Sequence[Chart]:
         """What the report draws of its numbers."""

@@ -17,7 +17,7 @@ from erasediff_lora.data.imaging import contact_sheet
 from erasediff_lora.data.prompts import Prompt, balanced, expand
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.denoisers.side_by_side import in_order
-from erasediff_lora.evaluation.picture_store import PictureStore
+from erasediff_lora.evaluation.picture_store import OneByOne, PictureStore, read_kept
 from erasediff_lora.machine.progress import tqdm, whole
 from erasediff_lora.recipe import Recipe, Sampling
 from erasediff_lora.storage.files import atomic
@@ -27,11 +27,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture with the prompt and the seed that made it."""
+    """A picture with the prompt and the seed that made it.
+
+    Attributes:
+        prompt: Of the picture.
+        seed: Of the picture.
+        picture: It, or the file that the store has of it.
+    """
 
     prompt: Prompt
     seed: int
-    image: Image.Image
+    picture: Image.Image | Path
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture.
+
+        Raises:
+            UserError: If it has been removed from the store.
+        """
+        return read_kept(self.picture) if isinstance(self.picture, Path) else self.picture
+
+
+def images_of(drawn: Sequence[Drawn]) -> OneByOne:
+    """The pictures, none of which is read before it is asked for."""
+    return OneByOne(len(drawn), lambda row: drawn[row].image)
 
 
 def forget_prompts(recipe: Recipe) -> list[Prompt]:
@@ -127,8 +147,11 @@ def generate(
         images, was_stored = next(done)
         stored += len(images) * was_stored
         whole.add(len(images) * asked.sampling.steps * (1 + (asked.sampling.guidance > 1)), is_done=not was_stored)
-        for row, own_seed, image in zip(asked.rows, asked.seeds, images, strict=True):
-            drawn[row] = Drawn(prompts[row], own_seed, image)
+        kept: Sequence[Image.Image | Path] = images
+        if store is not None:
+            kept = _store_of(store, asked, recipe).keep(asked.texts, asked.seeds, images)
+        for row, own_seed, picture in zip(asked.rows, asked.seeds, kept, strict=True):
+            drawn[row] = Drawn(prompts[row], own_seed, picture)
     if store is not None and stored:
         log.info("%s: %d of %d pictures from the cache %s", label, stored, len(prompts), store.folder)
     return [drawn[row] for row in range(len(prompts))]

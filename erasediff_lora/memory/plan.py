@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from erasediff_lora import denoisers
@@ -17,6 +18,9 @@ from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.data.micro_batches import MicroBatches
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser, loading
+from erasediff_lora.evaluation.picture_store import MOST_HELD, PIXEL_BYTES
+from erasediff_lora.evaluation.rehearsal import rehearsals
+from erasediff_lora.machine.launcher import told
 from erasediff_lora.memory.tracker import MemoryTracker, on_meta
 from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import mean_squared_error
@@ -30,6 +34,7 @@ from erasediff_lora.training.fsdp import largest_group
 from erasediff_lora.training.optimizers import create_schedule, state_bytes
 from erasediff_lora.training.setup import Run, adapt, create_objective
 
+log = logging.getLogger(__name__)
 CUDA_CONTEXT = 450 * 2**20
 """Bytes that a process takes of a GPU before its first tensor."""
 CPU_LIBRARIES = 64 * 2**20
@@ -40,8 +45,12 @@ LONGEST_PROMPT = 77
 """Tokens that a search is counted with."""
 GATHERED_BLOCKS = 2
 """Blocks of a split network that are whole at once: the one that computes, and the next."""
+STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""What safetensors calls floats -> torch's."""
 SLACK = 0.05
 """Share of the activations that the allocator takes on top."""
+KINDS_DRAWN = 5
+"""Of an evaluation: forget and retain pictures of two models, and those that distances are measured from."""
 QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
 """A weight of a linear layer, with its share of a block's scale."""
 
@@ -107,10 +116,13 @@ def plan(recipe: Recipe, phases: Sequence[str] = ("draw", "train", "evaluate")) 
     if recipe.steps == 0:
         phases = ["start", *(phase for phase in phases if phase == "evaluate")]
     if device == "cpu":  # where what waits takes memory too
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"offload": False})})
+        own = recipe.model.model_copy(update={"offload": False, "device": device})
+        recipe = recipe.model_copy(update={"model": own})
     else:
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"average": 1})})
     found = {name: PHASES[name](recipe, copy.copy(denoiser)) for name in phases}
+    if device == "cpu" and "evaluate" in found:
+        found["evaluate"] |= _looking(recipe, copy.copy(denoiser))
     runtime = CUDA_CONTEXT  # and on a CPU what the process takes already, its libraries loaded by now
     if device == "cpu":
         runtime = psutil.Process().memory_info().rss + CPU_LIBRARIES
@@ -132,7 +144,19 @@ def _drawing(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         if not any(has_images):
             count = min(count, max(recipe.forget.count, recipe.retain.count))
         draws = not all(has_images) or recipe.objective.counterparts
+        if not draws and recipe.model.device == "cpu" and _stays_on_disk(denoiser):
+            networks = {name: part for name, part in networks.items() if part is not denoiser.network}
         return _sampled(recipe, denoiser, networks, memory, count, draws=draws, encodes=any(has_images))
+
+
+def _stays_on_disk(denoiser: Denoiser) -> bool:
+    """Whether the network is mapped from its file as it is, and so takes no memory where nothing asks for it."""
+    files = denoiser.source.glob(f"{denoiser.component}/*.safetensors") if denoiser.source.is_dir() else []
+    for file in sorted(files):
+        with safe_open(file, framework="pt") as stored:
+            name = next(iter(stored.keys()), None)
+            return name is not None and STORED.get(stored.get_slice(name).get_dtype()) == denoiser.dtype
+    return False
 
 
 def _sampled(
@@ -160,7 +184,7 @@ def _sampled(
         if encodes:
             denoiser.encode_with(vae, torch.empty(count, 3, side, side, dtype=denoiser.dtype))
     activations = memory.peak - before
-    kernels = max(map(_kernel_bytes, networks.values()))
+    kernels = max(map(_kernel_bytes, networks.values()), default=0)
     return {"weights": weights, "activations": int(activations * (1 + SLACK)), "kernels": kernels}
 
 
@@ -188,6 +212,25 @@ def _evaluating(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         parts["trained"] *= min(training.average, 2) + bool(training.evaluate_every)  # the one that is measured
         parts["optimizer"] = state_bytes(training, trainable.parameters)
     return parts
+
+
+def _looking(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
+    """The judge, the networks of metrics, and the pictures that they look at: in the memory of the processor."""
+    options, held, at_work = recipe.evaluation, 0, 0
+    for name, rehearse in rehearsals(options).items():
+        try:
+            with on_meta() as memory:
+                kept = rehearse()
+                held, at_work = held + memory.live, max(at_work, memory.peak - memory.live)
+                del kept
+        except Exception as error:  # of a package or of weights that are missing: a run names them before it begins
+            log.warning("what %s takes is not counted: %s", name, " ".join(str(error).split()))
+    with on_meta():
+        denoiser.without_weights()  # which say how large its pictures are
+    side = recipe.sampling.resolution or denoiser.resolution
+    count = max(options.forget_samples, options.retain_samples)
+    kinds = KINDS_DRAWN + 2 * len(options.attacks)  # those of the base, and of the erased model
+    return {"judges": held + at_work, "pictures": min(MOST_HELD, kinds * count * PIXEL_BYTES * side**2)}
 
 
 def _starting(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
@@ -348,7 +391,7 @@ PHASES = {"draw": _drawing, "train": _training, "start": _starting, "evaluate": 
 
 def processes() -> int:
     """Processes that share a batch: launchers set WORLD_SIZE before any of them starts to talk."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return told("WORLD_SIZE", 1)
 
 
 def _latent_shape(recipe: Recipe, denoiser: Denoiser) -> tuple[int, int, int]:
@@ -364,8 +407,11 @@ def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
 
 def _pipeline_bytes(recipe: Recipe, denoiser: Denoiser, networks: Mapping[str, nn.Module]) -> int:
     """Weights of all networks, or of the largest if they take turns."""
-    sizes = [*_other_bytes(recipe, networks, denoiser.network), _frozen_bytes(recipe, denoiser.network)]
-    return max(sizes) if recipe.model.offload else sum(sizes)
+    own = denoiser.network
+    sizes = _other_bytes(recipe, networks, own)
+    if any(part is own for part in networks.values()):
+        sizes.append(_frozen_bytes(recipe, own))
+    return max(sizes, default=0) if recipe.model.offload else sum(sizes)
 
 
 def _weight_bytes(network: nn.Module) -> int:
@@ -373,7 +419,9 @@ def _weight_bytes(network: nn.Module) -> int:
 
 
 def _kernel_bytes(network: nn.Module) -> int:
-    return KERNEL_COPIES * max(parameter.nbytes for parameter in network.parameters())
+    modules = (module for module in network.modules() if not isinstance(module, nn.Embedding))  # rows are taken of it
+    own = (parameter.nbytes for module in modules for parameter in module.parameters(recurse=False))
+    return KERNEL_COPIES * max(own, default=0)
 
 
 def _other_bytes(recipe: Recipe, networks: Mapping[str, nn.Module], network: nn.Module) -> list[int]:

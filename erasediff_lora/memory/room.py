@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from erasediff_lora import denoisers
 from erasediff_lora.data.micro_batches import divisors
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.machine import devices
+from erasediff_lora.machine.launcher import told
 from erasediff_lora.memory.plan import CUDA_CONTEXT, MemoryPlan, cut_into, plan, processes
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.yaml_io import overlay
@@ -189,12 +189,12 @@ def decided(recipe: Recipe, capacity: int | None = None) -> tuple[Recipe, Memory
 def capacity_of(found: MemoryPlan) -> int:
     """Bytes of the device that this process may fill: what is free there, and what it holds itself."""
     if found.device == "cuda":
-        card = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
+        card = told("LOCAL_RANK", 0) % max(1, torch.cuda.device_count())
         free, whole = torch.cuda.mem_get_info(card)  # by now this process has its context there
         return int(min(whole, free + torch.cuda.memory_reserved(card) + CUDA_CONTEXT))
     if (own := devices.capacity(found.device)) is not None:
         return own
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    here = told("LOCAL_WORLD_SIZE", 1)
     available = min([psutil.virtual_memory().available, *_left_in_container()])
     return available // here + psutil.Process().memory_info().rss
 

@@ -45,7 +45,7 @@ class Adversary(Section):
         3, ge=1, description="concepts that are searched for at a time, in turn: those first that come back most"
     )
     steps: int = Field(20, ge=1, description="optimisation steps of a search")
-    batch_size: int = Field(8, ge=1, description="forget pictures a step of the search")
+    batch_size: int = Field(8, ge=1, le=65_536, description="forget pictures a step of the search")
     continued: float = Field(
         0.0, ge=0, le=1, description="share of the searches that go on from a condition of the pool; others start anew"
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from PIL import ImageColor
 
@@ -26,6 +29,26 @@ def check_set(name: str, data: ForgetSet | RetainSet) -> Iterator[Problem]:
         yield from _placeholders(place, placeholders)
     if data.images:
         yield from _images(name, data, data.images)
+
+
+def check_places(fields: Mapping[str, Any]) -> Iterator[Problem]:
+    """Problems of what is written where pictures are read, so that the next run would be trained on it.
+
+    Args:
+        fields: Of the recipe, those that are valid by themselves.
+    """
+    places = {name: fields[name].absolute() for name in ("output", "cache") if name in fields}
+    if len(places) == 2 and len({os.path.realpath(place) for place in places.values()}) == 1:
+        what = "is the cache as well, whose pictures would be taken for the run's."
+        yield Problem("output", str(fields["output"]), what, "Choose another folder for one of them.")
+    for kind in ("forget", "retain"):
+        images = fields[kind].images if kind in fields else None
+        if images is None or images.folder is None or not images.folder.is_dir():
+            continue
+        for name, place in places.items():
+            if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(images.folder)):
+                what = f"lies in {kind}.images.folder, so that what is drawn there would be read as pictures to {kind}."
+                yield Problem(name, str(fields[name]), what, "Choose a folder outside of it.")
 
 
 def _placeholders(place: str, placeholders: Placeholders) -> Iterator[Problem]:

@@ -72,7 +72,9 @@ class Evaluation(Section):
     forget_samples: int = Field(
         200, ge=1, description="pictures for forget prompts, shared by all concepts; several get at least 8 each"
     )
-    retain_samples: int = Field(200, ge=1, description="pictures for retain prompts, drawn with and without adapter")
+    retain_samples: int = Field(
+        200, ge=1, le=10_000_000, description="pictures for retain prompts, drawn with and without adapter"
+    )
     seed: int = Field(1_000_000, ge=0, description="seed of the first picture")
     never_learned: str | None = Field(
         None, description="base that never learned the concept (folder): the floor that attacks are compared with"

@@ -15,6 +15,7 @@ from erasediff_lora.recipe import shipped
 from erasediff_lora.recipe.adversary import Adversary
 from erasediff_lora.recipe.checks import Sections, cross_check
 from erasediff_lora.recipe.concept_lists import beside, expand, file_of
+from erasediff_lora.recipe.data_checks import check_places
 from erasediff_lora.recipe.evaluation import Evaluation
 from erasediff_lora.recipe.protocols import filled, over_recipe
 from erasediff_lora.recipe.renames import current_keys, current_names
@@ -145,6 +146,7 @@ class Recipe(Section):
             except UserError as error:
                 problems += error.problems
         problems += cross_check(Sections(**{name: fields[name] for name in tables if name in fields}))
+        problems += check_places(fields)
         if problems:
             raise UserError(*lists.located(problems))
         if fields["adapter"].trains_base and fields["model"].dtype == "auto":

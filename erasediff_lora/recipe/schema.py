@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from erasediff_lora.recipe.checks import Sections
 
 
+LARGEST_NUMBER = 2**32
+"""Seeds of other programs go up to here; nothing else comes near."""
+
+
 class Section(BaseModel):
     """A table of the recipe: unknown keys are errors."""
 
@@ -26,7 +30,12 @@ class Section(BaseModel):
     @field_validator("*", check_fields=False)
     @classmethod
     def _expand(cls, value: Any) -> Any:
-        return expanded(value, "path") if isinstance(value, Path) else value
+        if isinstance(value, int) and value > LARGEST_NUMBER:
+            raise ValueError(f"is more than {LARGEST_NUMBER}. Correct the value.")
+        try:
+            return expanded(value, "path") if isinstance(value, Path) else value
+        except UserError as error:
+            raise ValueError(error.problems[0].what) from None
 
     def check(self, sections: Sections) -> list[Problem]:
         """What is wrong between these fields and those of the recipe's other tables.
@@ -131,7 +140,7 @@ def restated(section: str, model: type[BaseModel], error: Any) -> Problem:
         case "dict_type" | "model_type" if not isinstance(value, dict):
             return Problem(field, value, "is no table.", "Write {NAME: VALUE}.")
         case "value_error":
-            return Problem(field, value, str(context["error"]))
+            return Problem(field, str(value) if isinstance(value, Path) else value, str(context["error"]))
         case _:
             return Problem(field, value, error["msg"].replace("Input should", "must") + ".", "Correct the value.")
 

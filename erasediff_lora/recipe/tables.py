@@ -155,7 +155,9 @@ class ForgetSet(Section):
     )
     placeholders: Placeholders = Field(default_factory=dict, description="values of further {names} in templates")
     images: Images | None = Field(None, description="pictures from disk; omit to let the base draw them")
-    count: int = Field(64, ge=1, description="pictures that the base draws; where pictures are given, of their anchors")
+    count: int = Field(
+        64, ge=1, le=10_000_000, description="pictures that the base draws; where pictures are given, of their anchors"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -186,7 +188,7 @@ class RetainSet(Section):
     templates: Templates
     placeholders: Placeholders = Field(default_factory=dict, description="values of further {names} in templates")
     images: Images | None = Field(None, description="pictures from disk; omit to let the base draw them")
-    count: int = Field(160, ge=1, description="pictures that the base draws")
+    count: int = Field(160, ge=1, le=10_000_000, description="pictures that the base draws")
     neighbours: Annotated[int | dict[str, list[str]], BeforeValidator(_as_neighbours)] = Field(
         0,
         description="how many of the words nearest to each forgotten concept in the text encoder are retained as well,"
@@ -237,10 +239,10 @@ class RetainSet(Section):
 class Sampling(Section):
     """How the base draws pictures, for the data sets and the evaluation alike."""
 
-    resolution: int | None = Field(None, ge=8, multiple_of=8, description="pixels; omit for the model's own")
+    resolution: int | None = Field(None, ge=8, le=16_384, multiple_of=8, description="pixels; omit for the model's own")
     steps: int = Field(20, ge=1, description="denoising steps")
     guidance: float = Field(4.0, ge=0, description="classifier-free guidance scale")
-    batch_size: int = Field(32, ge=1, description="pictures drawn at once")
+    batch_size: int = Field(32, ge=1, le=65_536, description="pictures drawn at once")
     seed: int = Field(0, ge=0, description="seed of the first picture")
 
 
@@ -340,7 +342,7 @@ class Training(Section):
     gone: float = Field(
         0.25, gt=0, lt=1, description="steps: auto: share of the base's own forget loss at which a concept is gone"
     )
-    batch_size: int = Field(16, ge=1, description="samples of each set a step, over all processes")
+    batch_size: int = Field(16, ge=1, le=65_536, description="samples of each set a step, over all processes")
     gradient_accumulation: Annotated[int | str, BeforeValidator(_number_or_auto(1))] = Field(
         1, description="micro-batches that a batch is cut into; auto: as few as memory allows"
     )
@@ -372,7 +374,7 @@ class Training(Section):
     compile: bool = Field(False, description="compile the network's blocks with torch.compile")
     channels_last: bool = Field(False, description="lay pictures out as convolutions on a GPU like them")
     seed: int = Field(0, ge=0, description="seed of the adapter, the batches, the noise")
-    threads: int | None = Field(None, ge=1, description="CPU threads; small models are fastest with 1")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; small models are fastest with 1")
     check_memory: bool = Field(True, description="refuse in advance what `plan` says does not fit")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")

@@ -41,7 +41,10 @@ UNWRITABLE = {
         "See that you may write there and no program has it open, or choose another place.",
     ),
     **dict.fromkeys(
-        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EXDEV, errno.EBUSY),
+        (
+            *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EXDEV),
+            *(errno.EBUSY, errno.ELOOP, errno.ENXIO, errno.EILSEQ),
+        ),
         "Choose another place.",
     ),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -16,7 +16,7 @@ from typing import Literal
 
 from erasediff_lora.errors import Interrupted, Problem, UserError
 from erasediff_lora.storage.files import remove, writable, write_text
-from erasediff_lora.storage.inside import inside, parse_json
+from erasediff_lora.storage.inside import LARGEST, inside, parse_json, read_plain
 
 Kind = Literal["evaluation", "run"]
 LOCK_FILE = ".erasediff.lock"
@@ -33,7 +33,11 @@ RUN = (
     *("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"),
 )
 """What a run may have at its top; with wildcards. 'erasediff-lora' is TensorBoard's."""
+PREPARED = ("near.json", "data_report.json", "forget_set.png", "retain_set.png")
+"""What there is before the first step: beside a mark it is ours, also where the folder was copied."""
 NAMES: dict[Kind, tuple[str, ...]] = {"evaluation": EVALUATION, "run": RUN}
+LARGEST_LOG = 2**40
+"""Bytes: of a log the first line is read, however many follow."""
 MOST_NAMED = 5
 """Files that a message lists."""
 
@@ -52,7 +56,7 @@ def require_ours(folder: Path, kind: Kind, field: str = "output") -> None:
         UserError: If something is in the way.
     """
     before = kind_of(folder)
-    mine = () if before is None else NAMES[before]
+    mine = PREPARED if before is None and (folder / MARK_FILE).is_file() else () if before is None else NAMES[before]
     if taken := [name for name in _entries(folder, NAMES[kind]) if not _matches(name, mine)]:
         what = f"was not made by this program, and holds {_few(taken)}, which would be replaced."
         raise UserError(Problem(field, str(folder), what, "Choose another folder, or move that away."))
@@ -65,10 +69,24 @@ def claim(folder: Path, kind: Kind, field: str = "output") -> None:
         UserError: If something is in the way that is not ours, or the folder cannot be written.
     """
     before = kind_of(folder)
-    if before in (kind, "run") and (folder / MARK_FILE).exists():
+    if before in (kind, "run") and _is_marked(folder):
         return
     require_ours(folder, kind, field)
-    write_text(folder / MARK_FILE, json.dumps({"holds": "run" if before == "run" else kind}) + "\n", field)
+    with writable(folder, field):
+        folder.mkdir(parents=True, exist_ok=True)
+    _mark(folder, "run" if before == "run" else kind, field)
+
+
+def _mark(folder: Path, holds: Kind, field: str = "output") -> None:
+    """Say whose the folder is. A mark that is copied into another folder, as whole folders are, says nothing there."""
+    write_text(folder / MARK_FILE, json.dumps({"holds": holds, "folder": folder.stat().st_ino}) + "\n", field)
+
+
+def _is_marked(folder: Path) -> bool:
+    try:
+        return (file := inside(folder, MARK_FILE)) is not None and _by_mark(file) is not None
+    except (UserError, OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 @contextmanager
@@ -89,26 +107,29 @@ def kind_of(folder: Path) -> Kind | None:
     """What of ours a folder holds, also without a mark, of an earlier version; None if it is not ours."""
     for name, told in ((MARK_FILE, _by_mark), ("training_log.jsonl", _by_log), ("evaluation.json", _by_evaluation)):
         try:
-            if (file := inside(folder, name)) is not None and (kind := told(file)) is not None:
+            if (file := inside(folder, name, LARGEST_LOG)) is not None and (kind := told(file)) is not None:
                 return kind
-        except (UserError, OSError, ValueError, TypeError, RecursionError):
+        except (UserError, OSError, ValueError, TypeError, KeyError, RecursionError):
             continue
     return None
 
 
 def _by_mark(file: Path) -> Kind | None:
-    holds = json.loads(file.read_bytes())["holds"]
-    return holds if holds in NAMES else None
+    told = json.loads(read_plain(file))
+    return told["holds"] if told["holds"] in NAMES and told["folder"] == file.parent.stat().st_ino else None
 
 
 def _by_log(file: Path) -> Kind | None:
     with file.open("rb") as lines:
-        is_step = "step" in dict(json.loads(next(lines, b"{}")))
+        first = lines.readline(LARGEST)
+    is_marked = not first and (file.parent / MARK_FILE).is_file()  # stopped before the first step, and copied
+    is_step = is_marked or "step" in dict(json.loads(first or "{}"))
     return "run" if is_step and (file.parent / "recipe.yaml").is_file() else None
 
 
 def _by_evaluation(file: Path) -> Kind | None:
-    return "evaluation" if {"metrics", "attacks", "verdict", "recipe"} <= set(parse_json(file.read_bytes())) else None
+    found = parse_json(read_plain(file))
+    return "evaluation" if {"metrics", "attacks", "verdict", "recipe"} <= set(found) else None
 
 
 def strangers(folder: Path, kind: Kind, others: Iterable[str] = ()) -> list[str]:
@@ -203,9 +224,17 @@ def is_waiting(folder: Path) -> bool:
 
 
 def _aside(folder: Path) -> Path:
-    """Where a replaced run waits: beside the folder itself, which a link may lead to."""
+    """Where a replaced run waits: beside the folder itself, which a link may lead to; in it if that is another disk."""
     folder = folder.resolve()
-    return folder.with_name(f".{folder.name}.erasediff-replaced")
+    beside, within = folder.with_name(f".{folder.name}.erasediff-replaced"), folder / ".erasediff.replaced"
+    if within.is_dir() or (not beside.is_dir() and not _can_move(folder)):
+        return within
+    return beside
+
+
+def _can_move(folder: Path) -> bool:
+    """Whether files can be moved out of a folder into the one that it is in: not out of the volume of a container."""
+    return not os.path.ismount(folder) and os.access(folder.parent, os.W_OK | os.X_OK)
 
 
 def _put_aside(folder: Path) -> None:
@@ -228,12 +257,13 @@ def _keep_unfinished(folder: Path) -> None:
     """Put a failed run that could go on from a checkpoint into a folder of its own."""
     if not any((folder / "checkpoints").glob("step-*")):
         return
-    number, kept = 1, folder.resolve().with_name(f"{folder.resolve().name}.unfinished")
+    whole = folder.resolve()
+    number, kept = 1, whole.with_name(f"{whole.name}.unfinished") if _can_move(whole) else whole / "run.unfinished"
     while kept.exists():
         number, kept = number + 1, kept.with_suffix(f".unfinished-{number + 1}")
     with writable(kept):
         kept.mkdir()
-        shutil.copyfile(folder / MARK_FILE, kept / MARK_FILE)
+        _mark(kept, "run")
         for name in _entries(folder, RUN):
             (folder / name).replace(kept / name)
     log.warning("what the new run had saved is in %s: --resume goes on from there", kept)

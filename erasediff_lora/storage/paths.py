@@ -27,7 +27,9 @@ def expanded(path: Path | str, field: str) -> Path:
         found = Path(path).expanduser()
         found.is_symlink()  # the system's opinion of its length
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(Problem(field, str(path), f"is no path: {error}.", "Give another one.")) from None
+        raise UserError(
+            Problem(field, str(path), f"is no path: {str(error).rstrip('.')}.", "Give another one.")
+        ) from None
     return found
 
 

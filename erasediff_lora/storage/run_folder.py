@@ -14,7 +14,16 @@ from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.files import sweep, writable, write_text
 from erasediff_lora.storage.inside import inside, parse_json, read_inside
 from erasediff_lora.storage.locks import Held, lock
-from erasediff_lora.storage.ownership import LOCK_FILE, bring_back, claimed, finishing, is_waiting, replacing
+from erasediff_lora.storage.ownership import (
+    LOCK_FILE,
+    bring_back,
+    claimed,
+    finishing,
+    is_waiting,
+    kind_of,
+    replacing,
+    require_ours,
+)
 
 RECIPE_FILE = "recipe.yaml"
 EVALUATION_FILE = "evaluation.json"
@@ -73,6 +82,8 @@ def _in_its_place(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[No
     """What is there of the run is left as it is, or put aside until what takes its place is whole."""
     if not is_waiting(folder) or not (resume or overwrite or (folder / RECIPE_FILE).exists()):
         bring_back(folder)
+    if (folder / RECIPE_FILE).exists() and kind_of(folder) != "run":
+        require_ours(folder, "run")
     if (folder / RECIPE_FILE).exists() and not (resume or overwrite):
         raise UserError(
             Problem(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from erasediff_lora.storage.files import atomic, atomic_folder, sha256
 from erasediff_lora.storage.run_folder import ADAPTER_FILE, CHECKPOINTS, RECIPE_FILE, TRAINER_FILE
 
 log = logging.getLogger(__name__)
+NAME = re.compile(r"step-\d{6,}")
 CHOOSE = {"seed", "judge", "judge_labels", "retain_floor"}
 """Fields of `evaluation` by which `training.evaluate_every` chooses."""
 
@@ -88,10 +90,16 @@ def save_checkpoint(folder: Path, step: int, adapter: dict[str, Tensor], trainer
                 torch.save(trainer | {"step": step}, stream)
             mark = {TRAINER_FILE: sha256((partial / TRAINER_FILE).read_bytes())}
             checksummed.write(adapter, partial / ADAPTER_FILE, mark, field="output")
-    older = sorted(folder for folder in final.parent.glob("step-*") if folder.name < final.name)
+    older = [path for taken, path in _saved(folder) if taken < step]
     for old in older[: max(0, len(older) - keep + 1)]:
         shutil.rmtree(old)
     return final
+
+
+def _saved(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run by their steps; what else lies beside them, such as a copy of one, is the user's."""
+    found = (path for path in (folder / CHECKPOINTS).glob("step-*") if NAME.fullmatch(path.name))
+    return sorted((int(path.name.removeprefix("step-")), path) for path in found if path.is_dir())
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -100,8 +108,8 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     Raises:
         UserError: If there are some, and all of them are damaged, or the newest is of an earlier version.
     """
-    checkpoints = sorted((folder / CHECKPOINTS).glob("step-*"), reverse=True)
-    for path in checkpoints:
+    checkpoints = _saved(folder)
+    for _, path in reversed(checkpoints):
         if (found := _checkpoint(path)) is not None:
             if "hooks" not in found.trainer:
                 what = f"its checkpoint {path.name} is of an earlier version."
@@ -125,5 +133,11 @@ def _checkpoint(path: Path) -> Checkpoint | None:
     if mark.get(TRAINER_FILE) != sha256(content):
         log.warning("the checkpoint %s is damaged (%s does not match its hash)", path, TRAINER_FILE)
         return None
-    trainer = torch.load(io.BytesIO(content), weights_only=True)
+    try:
+        trainer = torch.load(io.BytesIO(content), weights_only=True)
+        if trainer["step"] != int(path.name.removeprefix("step-")):
+            raise ValueError(f"it says that it is of step {brief(trainer['step'])}")
+    except Exception as error:  # a stranger's pickle is not run, and raises whatever it does
+        log.warning("the checkpoint %s is damaged (%s: %s)", path, type(error).__name__, brief(str(error)))
+        return None
     return Checkpoint(trainer["step"], adapter, trainer)

@@ -16,7 +16,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 from torch import Tensor
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.machine import devices
+from erasediff_lora.machine import devices, launcher
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import OURS, writable
 from erasediff_lora.storage.run_folder import lock_run
@@ -71,8 +71,10 @@ def start(recipe: Recipe) -> Accelerator:
     """Join the other processes, if there are any.
 
     Raises:
-        UserError: If a batch cannot be shared evenly, or the launcher asks for an engine that steps by itself.
+        UserError: If a batch cannot be shared evenly, the launcher asks for an engine that steps by itself, or what
+            stands in the environment is no launcher's.
     """
+    launcher.check()
     if engines := [name for variable, name in ENGINES.items() if parse_flag_from_env(variable)]:
         raise UserError(
             Problem(

@@ -40,9 +40,13 @@ class Origin:
 
     @classmethod
     def read(cls, trainer: Mapping[str, Any]) -> Origin | None:
-        """That of a checkpoint; None if it does not say."""
-        stored = trainer.get("origin")
-        return None if stored is None else cls(**stored)
+        """That of a checkpoint; None if it does not say, or not in these words."""
+        stored: Any = trainer.get("origin")
+        try:
+            found = cls(**stored)
+        except TypeError:
+            return None
+        return found if isinstance(found.pictures, dict) and isinstance(found.circumstances, dict) else None
 
     def state(self) -> dict[str, Any]:
         """What `read` reads."""

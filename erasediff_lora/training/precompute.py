@@ -42,8 +42,8 @@ def prepared(
 ) -> Preparation:
     """From the cache, or made by all processes together and cached.
 
-    The first process of the job alone reads, locks and writes, and tells the others: they never wait for a lock, so
-    that it may wait for them while it holds one.
+    The first process of the job alone reads and writes, and tells the others. Where there are others it holds no lock
+    while it waits for them: two jobs that meet make the tensors twice, and none waits for the other's processes.
 
     Args:
         recipe: All but where it is written determines the tensors.
@@ -60,8 +60,9 @@ def prepared(
     file = recipe.cache.expanduser() / f"prepared-{key[:32]}.safetensors"
     if (found := _told(file, accelerator)) is not None:
         return found
-    with making(file, "what the objective prepares") if accelerator.is_main_process else nullcontext():
-        if (found := _told(file, accelerator)) is not None:  # made by the run that was waited for
+    is_alone = accelerator.num_processes == 1
+    with making(file, "what the objective prepares") if is_alone else nullcontext():
+        if is_alone and (found := _told(file, accelerator)) is not None:  # made by the run that was waited for
             return found
         began = time.perf_counter(), time.process_time()
         tensors = [tensor.detach().cpu() for tensor in make()]

@@ -20,7 +20,8 @@ from erasediff_lora.data.rows import KINDS
 from erasediff_lora.data.set_report import write_data_report
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.evaluation.means import warn_of_resolution
+from erasediff_lora.errors import Problem, UserError, brief
+from erasediff_lora.evaluation.means import require_steps_of_base, warn_of_resolution
 from erasediff_lora.objectives import Network, Objective
 from erasediff_lora.objectives.base import assign
 from erasediff_lora.objectives.condition import Condition
@@ -118,6 +119,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, *, resume: bool, micro_batc
     recipe = find_near(recipe, denoiser, accelerator)
     saved = find_checkpoint(recipe, denoiser) if resume else None
     require_same_step(accelerator, recipe.output, 0 if saved is None else saved.step)
+    require_steps_of_base(recipe, denoiser)
     if not recipe.training.shard:  # to look takes the network, which is loaded elsewhere then
         warn_of_resolution(recipe, denoiser)
     before = None if saved is None else Origin.read(saved.trainer)
@@ -382,15 +384,23 @@ def prepare(run: Run, accelerator: Accelerator) -> None:
 
 
 def restore(run: Run, saved: Checkpoint) -> None:
-    """Go on from a checkpoint, and say what is not as it was."""
+    """Go on from a checkpoint, and say what is not as it was.
+
+    Raises:
+        UserError: If it is not one of such a run.
+    """
     run.start = saved.step
-    run.trainable.load_state(saved.adapter)
-    run.optimizer.load_state_dict(saved.trainer["optimizer"])
-    run.schedule.load_state_dict(saved.trainer["schedule"])
-    run.hooks.load_state(saved.trainer["hooks"])
-    run.skipped = saved.trainer.get("skipped", 0)
-    if run.micro_batches.may_grow and (at_once := saved.trainer.get("at_once")) is not None:
-        run.micro_batches.keep(at_once)
+    try:
+        run.trainable.load_state(saved.adapter)
+        run.optimizer.load_state_dict(saved.trainer["optimizer"])
+        run.schedule.load_state_dict(saved.trainer["schedule"])
+        run.hooks.load_state(saved.trainer["hooks"])
+        run.skipped = int(saved.trainer.get("skipped", 0))
+        if run.micro_batches.may_grow and (at_once := saved.trainer.get("at_once")) is not None:
+            run.micro_batches.keep(at_once)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = f"its checkpoint of step {saved.step} is not one of this run: {brief(' '.join(str(error).split()))}."
+        raise UserError(Problem("--resume", str(run.recipe.output), what, "Start anew with --overwrite.")) from error
     before = Origin.read(saved.trainer)
     if before is None or run.origin is None:
         return

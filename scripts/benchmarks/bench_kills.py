@@ -11,7 +11,9 @@ evaluations and pictures, and leave nothing half-written. Prints a Markdown tabl
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import math
 import mmap
 import os
 import shutil
@@ -21,8 +23,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +47,7 @@ CHANGES = {
 """Audit events of what changes files, beside `open` and `fsync`."""
 VOLATILE = {"samples_per_second", "peak_memory_bytes"}
 """What two logs of the same run may differ in."""
-LONGEST = 120
+LONGEST = 300
 """Seconds after which a run counts as hung."""
 
 SHORT: dict[str, Any] = {"training": {"steps": 4, "checkpoint_every": 2, "batch_size": 2, "threads": 1}}
@@ -269,36 +273,72 @@ def recipes(work: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def preload(name: str, values: Mapping[str, Any], work: Path) -> None:
+    """Import here what a run imports, so that its forks need not: it is done once in a fork, which says what it had."""
+    root = work / "preload"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+
+    def work_once() -> None:
+        train(Recipe.parse({**values, "output": str(root / "run"), "cache": str(root / "cache")}))
+        (root / "modules.json").write_text(json.dumps(list(sys.modules)))
+
+    if ended([fork(work_once)]) != [0]:
+        raise RuntimeError(f"{name} fails by itself")
+    for module in json.loads((root / "modules.json").read_text()):
+        with suppress(ImportError):
+            importlib.import_module(module)
+    shutil.rmtree(root)
+
+
+def spread(count: int, every: int) -> list[int]:
+    """Operations 1 to `count`, each `every`th, in an order whose beginnings are spread evenly as well."""
+    return sorted(range(1, count + 1, every), key=lambda at: at * (math.sqrt(5) - 1) / 2 % 1)
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """In Markdown."""
+    lines = ["| run | file operations | killed at | resumed runs that differ |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {row['operations']} | {len(row['tried'])} | {len(row['wrong'])} |" for name, row in rows.items()
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Kill, resume, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/kills"))
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="RUN")
     parser.add_argument("--every", type=int, default=1, help="kill at every so many operations")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end after these; another call goes on")
     arguments = parser.parse_args()
+    until = time.monotonic() + arguments.seconds
     work = arguments.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    file = work / "kills.json"
-    rows = json.loads(file.read_text()) if file.is_file() else {}
+    benches = {}
     for name, values in recipes(work).items():
-        if name not in arguments.only:
-            continue
-        began = time.perf_counter()
-        bench = Bench(name, values, work / name)
-        outcomes = [bench.killed_at(at) for at in range(1, bench.operations + 1, arguments.every)]
-        wrong = [vars(outcome) for outcome in outcomes if outcome.problems]
-        rows[name] = {
-            "operations": bench.operations,
-            "kills": len(outcomes),
-            "wrong": wrong,
-            "seconds": round(time.perf_counter() - began, 1),
-        }
-        print(name, json.dumps(rows[name], indent=1), flush=True)
-        file.write_text(json.dumps(rows, indent=2) + "\n")
-    print("| run | file operations | killed at | resumed runs that differ |\n|---|---|---|---|")
-    for name, row in rows.items():
-        print(f"| {name} | {row['operations']} | {row['kills']} | {len(row['wrong'])} |")
+        if name in arguments.only:
+            preload(name, values, work)
+            benches[name] = Bench(name, values, work / name)
+    file = work / "kills.json"
+    rows: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+    points = {}
+    for name, bench in benches.items():
+        row = rows.setdefault(name, {"operations": bench.operations, "tried": [], "wrong": []})
+        points[name] = [at for at in spread(bench.operations, arguments.every) if at not in row["tried"]]
+    for turn in zip_longest(*points.values()):  # by turns, so that one that is stopped has tried something of each
+        for (name, bench), at in zip(benches.items(), turn, strict=True):
+            if at is None or time.monotonic() > until:
+                continue
+            outcome = bench.killed_at(at)
+            rows[name]["tried"].append(at)
+            if outcome.problems:
+                rows[name]["wrong"].append(vars(outcome))
+                print(name, vars(outcome), flush=True)
+            file.write_text(json.dumps(rows, indent=2) + "\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -24,18 +24,19 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent
 PREPARE = """
-import resource, sys
+import sys, torch
 from erasediff_lora.recipe import Recipe
 from erasediff_lora import denoisers
 from erasediff_lora.data import sets
+from erasediff_lora.machine.devices import peak_memory
 
 recipe = Recipe.load(sys.argv[1])
 denoiser = denoisers.load(recipe.model)
 denoiser.pipeline
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory(torch.device("cpu"))
 for kind in ("forget", "retain"):
     sets.prepare(recipe, denoiser, kind)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak_memory(torch.device("cpu")) - before)
 """
 TRAIN = """
 import sys, time, psutil
@@ -62,14 +63,12 @@ def draw(folder: Path, count: int, side: int) -> None:
     if (folder / "metadata.jsonl").is_file():
         return
     generator = np.random.default_rng(0)
-    across = np.linspace(0, 1, side)[None, :, None] * np.ones((side, 1, 1))
     lines = []
     for number in range(count):
         place = Path(f"{number // 1000:03}") / f"{number:06}.jpg"
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        colours = generator.integers(0, 255, (2, 3))
-        pixels = across * colours[0] + across.transpose(1, 0, 2) * (colours[1] - colours[0] / 2)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / place, quality=90)
+        colours = Image.fromarray(generator.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+        colours.resize((side, side), Image.Resampling.BILINEAR).save(folder / place, quality=75)
         lines.append(json.dumps({"file_name": place.as_posix(), "text": f"a photo of a dog, number {number}"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -105,7 +104,7 @@ def measured(work: Path, base: Path, count: int, side: int, resolution: int) -> 
     prepared, seconds = run(PREPARE, file)
     row: dict[str, Any] = {
         "drawing_seconds": round(drawn), "prepare_seconds": round(seconds),
-        "prepare_MiB": round(int(prepared) / 1024),
+        "prepare_MiB": round(int(prepared) / 2**20),
     }  # fmt: skip
     trained, _ = run(TRAIN, file)
     first, resident = trained.split()

@@ -2,10 +2,10 @@
 
     python scripts/benchmarks/bench_memory.py --work build/memory [--only sd15-256] [--steps 2]
 
-The bases have random weights. The sets are prepared in a process of their own, as they may
-be on a small machine; the training then never loads the autoencoder and the text encoders. Peak memory: what the GPU
-allocator held, or without a GPU the resident set. Prints a Markdown table and writes memory.json under --work; what is
-there is not measured again.
+The bases have random weights. The sets are prepared in a process of their own, as they may be on a small machine; the
+training then never loads the autoencoder and the text encoders. Configurations called `whole` are measured in every
+phase. Peak memory: what the GPU allocator held, or without a GPU the resident set. Prints a Markdown table and writes
+memory.json under --work; what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -51,6 +51,31 @@ GRID: dict[str, dict[str, Any]] = {
     "sdxl-1024-checkpointing-8bit": CHECKPOINTING | EIGHT_BIT,
 }  # fmt: skip
 """Name -> overrides. It starts with the base and the resolution; without more: bfloat16, batch 1, rank 8."""
+ROBUST: dict[str, Any] = {"preset": "robust", "adversary.refresh_every": 1, "adversary.steps": 1}
+WHOLE_GRID: dict[str, dict[str, Any]] = {
+    "sd15-256-whole": {},
+    "sd15-256-whole-robust": ROBUST,
+    "sd15-512-whole-checkpointing": CHECKPOINTING,
+    "sd15-512-whole-robust-checkpointing": ROBUST | CHECKPOINTING,
+    "sdxl-512-whole-checkpointing": CHECKPOINTING,
+    "sdxl-512-whole-robust-checkpointing": ROBUST | CHECKPOINTING,
+}
+"""What is measured in every phase: drawing or encoding the sets, a step of training, an evaluation with a judge."""
+EVALUATION: dict[str, Any] = {
+    "judge": "demo", "forget_samples": 2, "retain_samples": 2, "metrics": ["accuracy", "drift"],
+    "attacks": ["inversion"], "inversion": {"restarts": 1, "steps": 1, "samples": 1, "batch_size": 1},
+}  # fmt: skip
+PHASE = """
+import sys, torch
+from erasediff_lora.cli import main
+from erasediff_lora.machine.devices import peak_memory
+
+status = main(sys.argv[2:])
+print(peak_memory(torch.device(sys.argv[1])))
+sys.exit(status)
+"""
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(256 * 2**10)}
+"""glibc keeps what is freed below 32 MiB; from here on it is given back, so that what is resident is what is held."""
 NF4: dict[str, Any] = {"model.quantize": "nf4"} | CHECKPOINTING | EIGHT_BIT
 GPU_GRID: dict[str, dict[str, Any]] = {
     "sd15-512-nf4-checkpointing-8bit": NF4,
@@ -58,7 +83,7 @@ GPU_GRID: dict[str, dict[str, Any]] = {
     "sdxl-1024-nf4-checkpointing-8bit": NF4,
 }
 """What takes a GPU, as quantised weights do."""
-EVERY = GRID | GPU_GRID
+EVERY = GRID | GPU_GRID | WHOLE_GRID
 
 
 def recipe_values(name: str, work: Path, steps: int) -> dict[str, Any]:
@@ -78,12 +103,13 @@ def recipe_values(name: str, work: Path, steps: int) -> dict[str, Any]:
     values: dict[str, Any] = {
         "model": {"base": str(folder), "dtype": dtype, "family": family},
         "forget": {
-            "concepts": [{"name": "tench", "anchor": "church"}], "templates": ["a {concept}"], "images": images,
+            "concepts": [{"name": "cat", "anchor": "car"}], "templates": ["a {concept}"], "images": images,
         },
         "retain": {
-            "concepts": ["church"], "templates": ["a {concept}"], "images": images | {"caption": "a church"},
+            "concepts": ["car"], "templates": ["a {concept}"], "images": images | {"caption": "a car"},
         },
-        "sampling": {"resolution": int(resolution)},
+        "sampling": {"resolution": int(resolution), "steps": 1, "batch_size": 2},
+        "evaluation": EVALUATION,
         "adapter": {"rank": 8, "targets": "attention"},
         "objective": {"target": "anchor", "barrier": "gap"},
         "training": {"steps": steps, "batch_size": 1},
@@ -99,22 +125,30 @@ def measured(name: str, work: Path, steps: int) -> dict[str, Any]:
     file.write_text(yaml.safe_dump(recipe_values(name, work, steps)))
     recipe = Recipe.load(file)
     began = time.perf_counter()
-    planned = plan(recipe, ["train"])
+    phases = ["draw", "train", "evaluate"] if name in WHOLE_GRID else ["train"]
+    planned = plan(recipe, phases)
     seconds = time.perf_counter() - began
-    prepare = [sys.executable, "-m", "erasediff_lora.cli", "prepare", str(file)]
-    subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
+    found = {"draw": peak_of("prepare", file, planned.device)}
     only_training = (
         "import sys, pathlib; from erasediff_lora.recipe import Recipe; from erasediff_lora.training.loop import train;"
         "train(Recipe.load(pathlib.Path(sys.argv[1])), overwrite=True)"
     )
-    # glibc keeps what is freed below 32 MiB; from here on it is given back, so that what is resident is what is held.
-    given_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(256 * 2**10)}
-    subprocess.run([sys.executable, "-c", only_training, file], check=True, env=given_back)
+    subprocess.run([sys.executable, "-c", only_training, file], check=True, env=os.environ | GIVEN_BACK)
     lines = [json.loads(line) for line in (recipe.output / "training_log.jsonl").read_text().splitlines()]
     peak = lines[-1]["peak_memory_bytes"]
+    if name in WHOLE_GRID:
+        found |= {"train": peak, "evaluate": peak_of("evaluate", recipe.output, planned.device)}
     held_elsewhere = {"runtime"} if planned.device == "cuda" else set()  # than in the allocator
     parts = {name: size for name, size in planned["train"].parts.items() if name not in held_elsewhere}
+    compared = {
+        phase: {
+            "predicted_bytes": sum(size for part, size in planned[phase].parts.items() if part not in held_elsewhere),
+            "measured_bytes": found[phase],
+        }
+        for phase in phases
+    }
     return {
+        "phases": compared,
         "parts": parts,
         "predicted_bytes": sum(parts.values()),
         "measured_bytes": peak,
@@ -122,6 +156,13 @@ def measured(name: str, work: Path, steps: int) -> dict[str, Any]:
         "plan_seconds": round(seconds, 1),
         "seconds_per_step": round(2 * recipe.training.batch_size / lines[-1]["samples_per_second"], 2),
     }
+
+
+def peak_of(verb: str, target: Path, device: str) -> int:
+    """Bytes that a verb takes at its peak, in a process of its own."""
+    command = [sys.executable, "-c", PHASE, device, verb, str(target)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | GIVEN_BACK)
+    return int(done.stdout.splitlines()[-1])
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -132,6 +173,11 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             f"| {name} | {gib(row['predicted_bytes'])} | {gib(row['measured_bytes'])} "
             f"| {row['error']:+.1%} | {row['plan_seconds']} s | {row['seconds_per_step']} s |"
         )
+    lines += ["", "| configuration | phase | predicted | measured | error |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        for phase, sizes in row.get("phases", {}).items() if len(row.get("phases", {})) > 1 else ():
+            predicted, peak = sizes["predicted_bytes"], sizes["measured_bytes"]
+            lines.append(f"| {name} | {phase} | {gib(predicted)} | {gib(peak)} | {predicted / peak - 1:+.1%} |")
     return "\n".join(lines)
 
 

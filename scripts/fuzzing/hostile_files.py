@@ -237,5 +237,9 @@ SETS: dict[str, Callable[[Path], None]] = {
     "a picture that is a link to a text": _linked("0.png", "../secret.txt"),
     "a picture that is a text": _written("0.png", b"xyzzy-the-password"),
     "a picture of 10 GB": _sparse("0.png", 10 * 2**30),
+    "a picture that is a link to itself": _linked("0.png", "0.png"),
+    "a picture that is a link to nothing": _linked("0.png", "gone.png"),
+    "a caption of half a character": _written("metadata.jsonl", b'{"file_name": "0.png", "text": "a \\ud800"}\n'),
+    "a label of half a character": _written("metadata.jsonl", b'{"file_name": "0.png", "concept": "\\udfff"}\n'),
 }
 """What it is -> spoils a folder of two pictures, beside which lies secret.txt."""

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from erasediff_lora.evaluation.metrics import distances
 from erasediff_lora.evaluation.metrics.distances import compare, frechet_distance, kernel_distance, precision_recall
 from erasediff_lora.evaluation.metrics.drift import structural_similarity
 
@@ -79,6 +80,21 @@ def test_precision_and_recall_tell_a_lost_mode_from_an_invented_one() -> None:
     assert precision == 1.0 and recall == pytest.approx(0.5)
     precision, recall = precision_recall(here, both)
     assert precision == pytest.approx(0.5) and recall == 1.0
+
+
+@pytest.mark.parametrize("block", [1, 7, 1024])
+def test_precision_and_recall_in_parts(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against all distances at once, as Kynkäänniemi et al. write it."""
+    monkeypatch.setattr(distances, "BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    for count, others, k in ((2, 2, 1), (5, 9, 3), (60, 40, 3)):
+        one = torch.randn(count, 16, generator=generator, dtype=torch.float64)
+        other = 1.2 * torch.randn(others, 16, generator=generator, dtype=torch.float64)
+        radii = [torch.cdist(own, own).sort(dim=1).values[:, min(k, len(own) - 1)] for own in (one, other)]
+        between = torch.cdist(other, one)
+        precision = (between <= radii[0]).any(dim=1).double().mean()
+        recall = (between <= radii[1][:, None]).any(dim=0).double().mean()
+        assert precision_recall(one, other, k) == (float(precision), float(recall))
 
 
 def test_structural_similarity() -> None:

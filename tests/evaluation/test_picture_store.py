@@ -8,7 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fixtures import Cli, RecipeFile
+
+from erasediff_lora.data.prompts import Prompt
+from erasediff_lora.errors import UserError
+from erasediff_lora.evaluation import picture_store, pictures
 
 
 def numbers(run: Path) -> dict[str, Any]:
@@ -35,6 +40,23 @@ def test_second_evaluation_draws_nothing_and_says_the_same(recipe_file: RecipeFi
     }
     assert numbers(run) == before
     assert (run / "before_after.png").read_bytes() == grid
+
+
+def test_pictures_that_stay_on_the_disk(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of thousands of prompts: all metrics say the same, and what is removed meanwhile is named."""
+    file = recipe_file(evaluation={"retain_samples": 6})
+    assert cli("train", file).status == 0
+    run = tmp_path / "run"
+    before, grid = numbers(run), (run / "before_after.png").read_bytes()
+    monkeypatch.setattr(picture_store, "MOST_HELD", 0)
+    again = cli("evaluate", run)
+    assert again.status == 0, again.err
+    assert numbers(run) == before and (run / "before_after.png").read_bytes() == grid
+    taken = pictures.images_of([pictures.Drawn(Prompt("a"), 0, tmp_path / "gone.png")])
+    with pytest.raises(UserError, match="has lost a picture that is in use"):
+        taken[0:1]
 
 
 def test_missing_and_damaged_pictures_are_drawn_anew(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
+import torch
 import yaml
 from fixtures import Cli, RecipeFile, Result
 from hostile_files import RUNS, SETS
@@ -20,6 +24,8 @@ from refusals import refused
 
 from erasediff_lora.data.captions import LARGEST_LISTING
 from erasediff_lora.evaluation.report import write_report
+from erasediff_lora.storage import checksummed
+from erasediff_lora.storage.files import sha256
 
 SECRET = "xyzzy-the-password"
 
@@ -156,3 +162,151 @@ def test_links_out_of_a_set_are_counted(recipe_file: RecipeFile, cli: Cli, tmp_p
     result = cli("prepare", recipe_file(forget={"images": {"folder": str(folder)}}))
     assert result.status == 0, result.err
     assert "files outside the folder, which links in it lead to" in result.out and "1.png" in result.out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
+def test_names_of_files_that_are_no_text(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "set", (32, 32), (32, 32))
+    (folder / "0.png").rename(os.fsdecode(os.fsencode(folder / "0") + b"\xff\n.png"))
+    for _ in range(2):  # with the index of pictures, the second time
+        result = cli("prepare", recipe_file(forget={"images": {"folder": str(folder)}}))
+        assert result.status == 0 and "is left out" not in result.err, result.err
+    (folder / "1.png").rename(os.fsdecode(os.fsencode(folder / "1") + b"\xfe\n.png"))
+    with next(folder.iterdir()).open("wb") as file:
+        file.write(b"no picture")
+    result = cli("prepare", recipe_file(forget={"images": {"folder": str(folder)}}))
+    refused(result, "is not a readable picture")
+    assert len(result.err.splitlines()) == 2, "one line for the problem"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_name_files_outside_of_a_data_set(
+    streaming: bool, recipe_file: RecipeFile, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the user's own sets they are read, and that is said; a stranger's from the hub does not get them."""
+    folder, others = pictures(tmp_path / "set", (32, 32)), pictures(tmp_path / "others", (32, 32))
+
+    def asked(path: str, name: str = str(folder)) -> Any:
+        rows = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": path}], "text": ["a cat"]})
+        rows.to_parquet(folder / "train.parquet")
+        load = datasets.load_dataset
+        monkeypatch.setattr(datasets, "load_dataset", lambda given, **more: load(str(folder), **more))
+        images = {"dataset": name, "streaming": streaming}
+        cache = tmp_path / f"cache {len(list(tmp_path.iterdir()))}"
+        result = cli("prepare", recipe_file(forget={"images": images}, cache=str(cache)))
+        monkeypatch.undo()
+        return result
+
+    assert asked(str(folder / "0.png")).status == 0
+    elsewhere = asked(str(others / "0.png"))
+    assert elsewhere.status == 0 and f"rows of {folder} name files elsewhere" in elsewhere.err
+    for path in (others / "0.png", Path("/dev/zero")):
+        with bounded():
+            refused(asked(str(path), "stranger/set"), "forget.images", "is not a readable picture")
+    with bounded():
+        refused(asked("/dev/zero"), "forget.images", "is not a readable picture")
+
+
+def test_a_run_does_not_lie_among_its_pictures(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    """Its samples and drawn pictures would be trained on the next time."""
+    folder = pictures(tmp_path / "set", (32, 32))
+    (tmp_path / "linked").symlink_to(folder)
+    for name in ("output", "cache"):
+        for place in (folder, folder / "runs/a", tmp_path / "linked"):
+            file = recipe_file(forget={"images": {"folder": str(folder)}}, **{name: str(place)})
+            refused(cli("train", file), f"{name} = '{place}': lies in forget.images.folder")
+    assert [path.name for path in folder.iterdir()] == ["0.png"]
+    refused(cli("train", recipe_file(output=str(tmp_path / "x/../cache"))), "is the cache as well")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("training.batch_size", 10**30),
+        ("sampling.batch_size", 65_537),
+        ("training.seed", 2**70),
+        ("evaluation.seed", 2**33),
+        ("forget.count", 10**12),
+        ("sampling.resolution", 10**9),
+        ("adapter.rank", 10**12),
+        ("training.threads", 10**6),
+        ("training.checkpoint_every", 10**400),
+        ("evaluation.inversion.steps", 10**30),
+    ],
+)
+def test_numbers_beyond_all_use(field: str, value: int, recipe_file: RecipeFile, cli: Cli) -> None:
+    with bounded():
+        refused(cli("train", recipe_file(), f"--{field}", value), f"{field} = ")
+
+
+def test_prompts_that_are_no_text(measured: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a \\ud800"}\n')
+    given = f"[{tmp_path / 'prompts.jsonl'}]"
+    refused(cli("evaluate", measured, "--evaluation.prompts", given), "has half of a character")
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train"])
+def test_more_steps_than_the_schedule_has(verb: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    refused(cli(verb, recipe_file(), "--sampling.steps", 5000), "sampling.steps = 5000: is more than the 1000 steps")
+    if verb == "train":
+        refused(cli(verb, recipe_file(), "--evaluation.steps", 5000), "evaluation.steps = 5000: is more than")
+    assert not (tmp_path / "run/checkpoints").exists(), "before it trains"
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["x", "-1", "1e3"])
+def test_an_environment_that_no_launcher_leaves(
+    variable: str, value: str, recipe_file: RecipeFile, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    refused(cli("train", recipe_file()), f"{variable} = '{value}': is no number")
+
+
+def test_locks_that_are_links(run: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (run / ".erasediff.lock").symlink_to(tmp_path / "precious")
+    refused(
+        cli("train", run, "--resume", "--training.steps", 6), "cannot be written: Too many levels of symbolic links"
+    )
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+class RunsCode:
+    def __reduce__(self) -> Any:
+        return exec, ("open('pwned', 'w').close()",)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        RunsCode(),
+        {"step": "x"},
+        {"step": -3},
+        {"step": 10**9},
+        {"optimizer": {}},
+        {"schedule": None},
+        {"skipped": []},
+        {"origin": {"base": "x", "pictures": 3}},
+        {"origin": {"unknown": 3}},
+    ],
+    ids=str,
+)
+def test_checkpoints_of_strangers(
+    changes: Any, run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their hashes are right: whoever makes one can reckon them."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (run / "checkpoints").iterdir():
+        adapter, _ = checksummed.read(folder / "adapter.safetensors")
+        state = changes
+        if isinstance(changes, dict):
+            state = torch.load(folder / "trainer.pt", weights_only=True) | changes
+        torch.save(state, folder / "trainer.pt")
+        mark = {"trainer.pt": sha256((folder / "trainer.pt").read_bytes())}
+        checksummed.write(adapter, folder / "adapter.safetensors", mark)
+    result = cli("train", run, "--resume", "--training.steps", 6)
+    if isinstance(changes, dict) and "origin" in changes:  # it does not say what it is of, as earlier ones did not
+        assert result.status == 0, result.err
+    else:
+        refused(result, f"--resume = '{run}': ")
+    assert not (tmp_path / "pwned").exists()

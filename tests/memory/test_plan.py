@@ -11,14 +11,26 @@ import psutil
 import pytest
 import torch
 from fixtures import Cli, RecipeFile
+from picture_folder import pictures
 from refusals import refused
 from safetensors.torch import load_file
 from single_file import pack
-from tiny import tiny_base_recipe, tiny_class_pipeline, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
+from tiny import (
+    tiny_base_recipe,
+    tiny_class_pipeline,
+    tiny_classifier,
+    tiny_clip,
+    tiny_pipeline,
+    tiny_sd3_pipeline,
+    tiny_xl_pipeline,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AutoModelForImageClassification, CLIPModel
 
-from erasediff_lora import denoisers, registry
+from erasediff_lora import demo, denoisers, registry
+from erasediff_lora.evaluation.judges.classifier import Classifier
+from erasediff_lora.evaluation.rehearsal import rehearsals
 from erasediff_lora.memory import room
 from erasediff_lora.memory.plan import CUDA_CONTEXT, MemoryPlan, plan
 from erasediff_lora.memory.tracker import on_meta
@@ -302,6 +314,50 @@ def test_the_evaluation_is_planned(recipe_file: RecipeFile, cli: Cli) -> None:
     midst = plan(Recipe.load(file, {"training.sample_every": 2}), ["evaluate"])["evaluate"].parts
     assert midst["optimizer"] == plain["train"].parts["optimizer"]
     assert "evaluate" in cli("plan", file, "--vram", "64GiB").out
+
+
+def test_what_is_only_encoded_takes_no_network(recipe_file: RecipeFile, tmp_path: Path) -> None:
+    """On a CPU its file is mapped and never read, unless it is converted."""
+    drawn = plan(Recipe.load(recipe_file()), ["draw"])["draw"].parts["weights"]
+    images = {"images": {"folder": str(pictures(tmp_path / "set", (32, 32)))}}
+    file = recipe_file(forget=images, retain=images | {"templates": ["a photo of a dog"]})
+
+    def planned(**more: Any) -> int:
+        return plan(Recipe.load(file, more), ["draw"])["draw"].parts["weights"]
+
+    network = _bytes(tiny_pipeline().unet)
+    assert planned() == drawn - network
+    assert planned(**{"model.dtype": "float64"}) == 2 * drawn
+
+
+def test_what_looks_at_pictures_is_planned(recipe_file: RecipeFile, tmp_path: Path, caplog: Any) -> None:
+    """Against the bytes of the networks as they are loaded; one whose weights are not there is named, not counted."""
+    clip = tiny_clip(tmp_path / "clip")
+    vit = tiny_classifier(tmp_path / "vit", ["cat", "dog", "car"])
+    judges: dict[str, Any] = {
+        "demo": lambda: Classifier.load(demo.JUDGE_FILE),
+        f"transformers:{vit}": lambda: AutoModelForImageClassification.from_pretrained(vit),
+        f"clip:{clip}": lambda: CLIPModel.from_pretrained(clip),
+    }
+    for spec, load in judges.items():
+        for own in ([], ["accuracy"]):
+            recipe = Recipe.load(recipe_file(evaluation={"judge": spec, "metrics": own}))
+            held = _bytes(load())
+            with on_meta() as memory:
+                kept = [rehearse() for rehearse in rehearsals(recipe.evaluation).values()]
+                assert memory.live == pytest.approx(held, rel=0.01) and memory.peak > memory.live
+                assert len(kept) == 1
+    file = recipe_file(evaluation={"metrics": []})
+    lone, whole = (
+        plan(Recipe.load(file, more), ["evaluate"])["evaluate"].parts
+        for more in ({}, {"evaluation.metrics": ["distances", "nudity"], "evaluation.nudity.detector": "opennsfw"})
+    )
+    assert lone["judges"] == 0 and whole["judges"] > 100 * 2**20 + 4 * 3_000_000, "EfficientNet-lite0 has 3.4 M"
+    assert lone["pictures"] == whole["pictures"] > 0
+    caplog.clear()
+    gone = {"evaluation.judge": "clip:/not/there", "evaluation.metrics": ["accuracy"]}
+    assert plan(Recipe.load(file, gone), ["evaluate"])["evaluate"].parts["judges"] == 0
+    assert "what clip:/not/there takes is not counted" in caplog.text
 
 
 def test_an_evaluation_that_does_not_fit_stops_no_training(

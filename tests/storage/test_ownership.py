@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ from fixtures import Cli, RecipeFile
 from refusals import refused
 
 from erasediff_lora.errors import UserError
-from erasediff_lora.storage.ownership import MARK_FILE
+from erasediff_lora.storage.ownership import MARK_FILE, claim
 from erasediff_lora.storage.run_folder import lock_run
 from erasediff_lora.training import loop
 
@@ -60,6 +63,35 @@ def test_a_folder_that_is_no_run_keeps_its_files(
     assert before == {path: path.is_file() and path.read_bytes() for path in mine.rglob("*")}
 
 
+@pytest.mark.parametrize("mark", [None, '{"holds": "run"}', '{"holds": "run", "folder": true}', "[" * 9999])
+@pytest.mark.parametrize("flags", ["train --overwrite", "train --resume", "prepare"])
+def test_a_mark_in_another_folder_says_nothing(
+    flags: str, mark: str | None, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
+) -> None:
+    """As `cp runs/a/*.json models/b` leaves it beside a model, whose parts have names that runs have too."""
+    file, run, model = recipe_file(), tmp_path / "run", tmp_path / "model"
+    claim(run, "run")
+    fill(model, {"unet/config.json": "{}", "text_encoder/model.safetensors": "x", "samples/a.png": "a"})
+    (model / MARK_FILE).write_text((run / MARK_FILE).read_text() if mark is None else mark)
+    before = {path: path.is_file() and path.read_bytes() for path in model.rglob("*")}
+    verb, *more = flags.split()
+    refused(cli(verb, file, "--output", model, *more), f"output = '{model}': was not made by this program", "unet")
+    assert before == {path: path.is_file() and path.read_bytes() for path in model.rglob("*")}
+
+
+def test_a_copied_run_is_one(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    """On another disk, say: its log tells."""
+    file, copied = recipe_file(), tmp_path / "copied"
+    assert cli("train", file).status == 0
+    shutil.copytree(tmp_path / "run", copied)
+    refused(cli("train", file, "--output", copied), "holds a run already")
+    assert cli("train", file, "--output", copied, "--overwrite").status == 0
+    assert cli("evaluate", copied).status == 0
+    assert cli("prepare", file, "--output", tmp_path / "prepared").status == 0
+    shutil.copytree(tmp_path / "prepared", tmp_path / "elsewhere")
+    assert cli("train", file, "--output", tmp_path / "elsewhere").status == 0
+
+
 def test_beside_files_of_the_user_a_run_comes_and_goes(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     mine, file = tmp_path / "mine", recipe_file()
     fill(mine, FOREIGN)
@@ -97,6 +129,34 @@ def test_a_run_comes_back_if_what_takes_its_place_fails(
     assert {"recipe.yaml", "checkpoints", MARK_FILE} <= names(unfinished)
     monkeypatch.undo()
     assert cli("train", unfinished, "--resume").status == 0 and (unfinished / ADAPTER).is_file()
+
+
+def test_a_run_on_a_disk_of_its_own_waits_in_its_folder(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose volume is the output: nothing can be moved out of it."""
+    run, file, elsewhere = tmp_path / "run", recipe_file(), []
+    move = Path.replace
+
+    def within(path: Path, target: Path) -> Path:
+        if run in path.parents and run not in Path(target).parents:
+            elsewhere.append(target)
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return move(path, target)
+
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == run)
+    monkeypatch.setattr(Path, "replace", within)
+    assert cli("train", file).status == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with monkeypatch.context() as failing:
+        failing.setattr(loop, "save", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            cli("train", file, "--overwrite", "--training.seed", 5)
+    assert {path: path.read_bytes() for path in before} == before, "it came back"
+    assert any((run / "run.unfinished/checkpoints").glob("step-*"))
+    assert cli("train", file, "--overwrite", "--training.seed", 5).status == 0
+    assert (run / ADAPTER).read_bytes() != before[run / ADAPTER] and not elsewhere
+    assert names(tmp_path) == {"run", "cache", file.name} and not list(run.glob(".erasediff.r*"))
 
 
 def test_a_run_waits_for_one_that_was_stopped(
@@ -161,7 +221,8 @@ def test_killed_at_any_change_of_the_folder(then: str, kill: Callable[[int], Non
     moments = 0
     for moment in range(60):
         run = tmp_path / str(moment) / "run"
-        fill(run, OLD | FOREIGN | {MARK_FILE: '{"holds": "run"}'})
+        claim(run, "run")
+        fill(run, OLD | FOREIGN)
         kill(moment)
         try:
             with lock_run(run, resume=False, overwrite=True):

@@ -92,6 +92,19 @@ def test_a_longer_run_goes_on_from_the_rate_of_its_own_schedule(
         assert found == [1e-3] * 8
 
 
+def test_what_lies_beside_checkpoints_is_the_users(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    """A copy of one, to keep it, is none of the run's."""
+    file, folder = recipe_file(training={"steps": 4, "checkpoint_every": 1}), tmp_path / "run/checkpoints"
+    assert cli("train", file, "--training.steps", 2).status == 0
+    shutil.copytree(folder / "step-000002", folder / "step-000001-good")
+    (folder / "step-000000").write_text("a note")
+    (folder / "step-notes.txt").write_text("mine")
+    assert cli("train", file, "--resume").status == 0
+    assert {"step-000001-good", "step-000000", "step-notes.txt", "step-000004"} <= {
+        one.name for one in folder.iterdir()
+    }
+
+
 def test_fewer_steps_than_were_taken_are_refused(recipe_file: RecipeFile, cli: Cli) -> None:
     file = recipe_file()
     assert cli("train", file).status == 0

@@ -13,7 +13,7 @@ from erasediff_lora.data.prompt_files import formats
 from erasediff_lora.data.prompt_files.columns import CAPTIONS, LINE, SOURCE, SPLITS, Columns, assign, spelled
 from erasediff_lora.data.prompt_files.formats import Malformed, Row, Table
 from erasediff_lora.data.prompts import Prompt, expand, is_named
-from erasediff_lora.errors import Problem, UserError, brief
+from erasediff_lora.errors import Problem, UserError, brief, is_text
 from erasediff_lora.recipe import ForgetSet, Recipe, RetainSet
 from erasediff_lora.recipe.names import few, folded
 from erasediff_lora.recipe.prompt_files import PromptFile, Use
@@ -267,7 +267,7 @@ class _Reader:
         """
         if not self.columns.prompts:
             name = row.values.get(self.columns.roles["concept"])
-            if not isinstance(name, str):
+            if not isinstance(name, str) or not is_text(name):
                 raise self._bad(row, "concept", "is no name.", "Write one.")
             if not name.strip():
                 return []
@@ -283,6 +283,8 @@ class _Reader:
                 continue
             if not isinstance(text, str):
                 raise self._bad(row, "prompt", "is no text.", "Write a prompt, or take the row out.", column)
+            if not is_text(text):
+                raise self._bad(row, "prompt", "has half of a character.", "Correct the text.", column)
             if not (text := text.strip()):
                 continue
             if len(text) > LONGEST:

@@ -5,9 +5,12 @@ A distance is named after its features: only Inception's may be called FID.
 
 from __future__ import annotations
 
+from functools import partial
+
 from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.features.base import Extract, Features
 from erasediff_lora.evaluation.loading import loading
+from erasediff_lora.evaluation.parts import Rehearsal
 from erasediff_lora.recipe.evaluation import check_spec
 from erasediff_lora.registry import FEATURES, JUDGES
 
@@ -31,6 +34,13 @@ def shown(spec: str, judge: str | None) -> str:
     """What a report calls loaded features: those of another judge than the recipe's are not 'judge'."""
     is_other = spec == "judge" and (judge or "").partition(":")[0] != "demo"
     return "the embedded model's judge" if is_other else spec.partition(":")[0]
+
+
+def networks(asked: str | None, judge: str | None) -> dict[str, Rehearsal]:
+    """The rehearsal of the features that are chosen, by their name: for `Part.networks`."""
+    spec = chosen(asked, judge)
+    name, _, weights = spec.partition(":")
+    return {f"features {spec}": partial(FEATURES[name].rehearse, weights)}
 
 
 def load(spec: str) -> Extract:

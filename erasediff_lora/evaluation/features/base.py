@@ -8,16 +8,17 @@ from typing import ClassVar, Protocol
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasediff_lora.data.imaging import to_unit_tensor
+from erasediff_lora.evaluation.loading import Rehearsed
 
 BATCH = 32
 Extract = Callable[[Sequence[Image.Image]], Tensor]
 """Pictures -> (N, D) float32."""
 
 
-class Features(Protocol):
+class Features(Rehearsed, Protocol):
     """A network whose features pictures are compared in. One file each, registered in `FEATURES`.
 
     A recipe names them as `NAME` or `NAME:WEIGHTS`. Of another package they are an entry point in the group
@@ -45,6 +46,13 @@ class Features(Protocol):
             Exception: Whatever the loader raises; the user is told the field and the reason.
         """
         ...
+
+
+def rehearsed(network: nn.Module, size: int) -> nn.Module:
+    """A network of (B, 3, size, size), made to look at a batch; returned for those who count what stays."""
+    with torch.no_grad():
+        network.eval().requires_grad_(False)(torch.zeros(BATCH, 3, size, size))
+    return network
 
 
 def of_tensors(network: Callable[[Tensor], Tensor], size: int) -> Extract:

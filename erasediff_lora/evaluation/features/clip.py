@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from erasediff_lora.evaluation.clip_model import Clip
+from erasediff_lora.evaluation.clip_model import Clip, rehearse
 from erasediff_lora.evaluation.features.base import Extract, Features
 
 
@@ -10,6 +10,10 @@ class ClipFeatures(Features):
     """As many as the model's embedding has."""
 
     needs = "PATH"
+
+    @classmethod
+    def rehearse(cls, weights: str) -> object:
+        return rehearse(weights)
 
     @classmethod
     def load(cls, weights: str) -> Extract:

@@ -7,13 +7,19 @@ import io
 
 from torch.nn import functional as F
 
-from erasediff_lora.evaluation.features.base import Extract, Features, of_tensors
+from erasediff_lora.evaluation.features.base import Extract, Features, of_tensors, rehearsed
 
 
 class EfficientNetFeatures(Features):
     """EfficientNet-lite0 with ImageNet weights; 1,280 features."""
 
     extra = "erasediff-lora[efficientnet]"
+
+    @classmethod
+    def rehearse(cls, weights: str) -> object:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        return rehearsed(EfficientNet.from_name("efficientnet-lite0"), 224)
 
     @classmethod
     def load(cls, weights: str) -> Extract:

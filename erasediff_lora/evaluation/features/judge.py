@@ -6,11 +6,15 @@ from pathlib import Path
 
 from erasediff_lora import demo
 from erasediff_lora.evaluation.features.base import Extract, Features, of_tensors
-from erasediff_lora.evaluation.judges.classifier import Classifier
+from erasediff_lora.evaluation.judges.classifier import Classifier, rehearse
 
 
 class JudgeFeatures(Features):
     """Those of a judge of the kind `classifier`, the demo's if no file is named; 768 of them."""
+
+    @classmethod
+    def rehearse(cls, weights: str) -> object:
+        return rehearse(Path(weights).expanduser() if weights else demo.JUDGE_FILE)
 
     @classmethod
     def load(cls, weights: str) -> Extract:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from PIL import Image
 
+from erasediff_lora.evaluation.loading import Rehearsed
+
 if TYPE_CHECKING:
     from erasediff_lora.recipe.evaluation import Evaluation
 
@@ -65,7 +67,7 @@ class Names:
 
 
 @runtime_checkable
-class Judge(PictureJudge, Protocol):
+class Judge(PictureJudge, Rehearsed, Protocol):
     """Names what it recognises in a picture. One file each, registered in `JUDGES`.
 
     A recipe names it as `NAME` or `NAME:WEIGHTS`. Of another package it is an entry point in the group

@@ -21,6 +21,9 @@ from erasediff_lora.evaluation.judges.base import Judge, Names
 from erasediff_lora.evaluation.loading import loading
 from erasediff_lora.storage.files import save_safetensors
 
+AT_ONCE = 32
+"""Pictures that it is shown together."""
+
 
 class Classifier(nn.Module):
     """Convolutional classifier with a concept head and a style head over shared features.
@@ -97,6 +100,15 @@ class Classifier(nn.Module):
         return network.float().eval()
 
 
+def rehearse(path: Path) -> Classifier:
+    """As `Judge.rehearse`, by what the file's header says."""
+    with safe_open(path, framework="pt") as file:
+        network = Classifier(**{name: json.loads(text) for name, text in file.metadata().items()}).eval()
+    with torch.no_grad():
+        network(torch.zeros(AT_ONCE, 3, network.size, network.size))
+    return network
+
+
 class ClassifierJudge(Judge):
     """Such a classifier as a judge.
 
@@ -109,6 +121,10 @@ class ClassifierJudge(Judge):
     @classmethod
     def load(cls, weights: str, names: Names) -> ClassifierJudge:
         return cls(Path(weights))
+
+    @classmethod
+    def rehearse(cls, weights: str) -> Classifier:
+        return rehearse(Path(weights).expanduser())
 
     @classmethod
     def features(cls, weights: str) -> str:
@@ -134,6 +150,10 @@ class DemoJudge(ClassifierJudge):
     @classmethod
     def load(cls, weights: str, names: Names) -> DemoJudge:
         return cls(demo.JUDGE_FILE)
+
+    @classmethod
+    def rehearse(cls, weights: str) -> Classifier:
+        return rehearse(demo.JUDGE_FILE)
 
     @classmethod
     def features(cls, weights: str) -> str:

@@ -6,7 +6,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from erasediff_lora.errors import Problem, UserError
-from erasediff_lora.evaluation.clip_model import Clip
+from erasediff_lora.evaluation.clip_model import Clip, rehearse
 from erasediff_lora.evaluation.judges.base import Judge, Names
 
 PROMPT = "a picture of {}"
@@ -28,6 +28,10 @@ class ClipJudge(Judge):
     @classmethod
     def load(cls, weights: str, names: Names) -> ClipJudge:
         return cls(weights, names)
+
+    @classmethod
+    def rehearse(cls, weights: str) -> object:
+        return rehearse(weights)
 
     def __init__(self, weights: str, names: Names) -> None:
         given = f"clip:{weights}"

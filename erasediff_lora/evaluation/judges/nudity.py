@@ -13,6 +13,8 @@ from erasediff_lora.evaluation.judges.base import Judge, Names
 if TYPE_CHECKING:
     from erasediff_lora.recipe.evaluation import Evaluation
 
+ONNX = 100 * 2**20
+"""Bytes that onnxruntime takes with one of the detectors; measured."""
 Scores = Callable[[Image.Image], dict[str, list[float]]]
 """A picture -> the confidence of each detection, by what was detected."""
 
@@ -108,6 +110,12 @@ class NudityJudge(Judge):
     @classmethod
     def load(cls, weights: str, names: Names) -> Self:
         return cls(cls.scores("evaluation.judge"))
+
+    @classmethod
+    def rehearse(cls, weights: str) -> object:
+        import torch
+
+        return torch.empty(ONNX, dtype=torch.uint8)
 
     def __init__(
         self, scores: Scores, threshold: float = THRESHOLD, classes: Collection[str] = frozenset(EXPLICIT)

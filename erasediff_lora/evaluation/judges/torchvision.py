@@ -22,6 +22,15 @@ class TorchvisionJudge(Judge):
     def load(cls, weights: str, names: Names) -> TorchvisionJudge:
         return cls(weights)
 
+    @classmethod
+    @torch.no_grad()
+    def rehearse(cls, weights: str) -> object:
+        from torchvision.models import get_model
+
+        network = get_model(weights.partition(":")[0], weights=None).eval()
+        network(torch.zeros(32, 3, 224, 224))
+        return network
+
     def __init__(self, weights: str) -> None:
         name, _, file = weights.partition(":")
         with loading("evaluation.judge", f"torchvision:{weights}", "torchvision"):

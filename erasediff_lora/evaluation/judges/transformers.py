@@ -22,6 +22,17 @@ class TransformersJudge(Judge):
     def load(cls, weights: str, names: Names) -> TransformersJudge:
         return cls(weights)
 
+    @classmethod
+    @torch.no_grad()
+    def rehearse(cls, weights: str) -> object:
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        config = AutoConfig.from_pretrained(local(weights))
+        network = AutoModelForImageClassification.from_config(config).eval()
+        size = getattr(config, "image_size", 224)
+        network(pixel_values=torch.zeros(32, 3, *(size if isinstance(size, list | tuple) else (size, size))))
+        return network
+
     def __init__(self, weights: str) -> None:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 

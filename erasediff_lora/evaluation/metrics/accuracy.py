@@ -31,6 +31,8 @@ SHOWN = {
 }
 """Number -> how the report calls it, and which pictures it is of."""
 
+AT_ONCE = 32
+"""Pictures that a judge is shown together."""
 MOST_LINES = 20
 """Concepts that the terminal tells about."""
 MOST_BARS = 40
@@ -286,7 +288,12 @@ def _became(seen: Sequence[set[str]], concepts: Collection[str]) -> dict[str, fl
 
 def recognise(judge: PictureJudge, drawn: Sequence[Drawn]) -> list[set[str]]:
     """What the judge sees in each picture."""
-    return judge.recognise([item.image for item in drawn])
+    from erasediff_lora.evaluation.pictures import images_of
+
+    pictures, seen = images_of(drawn), list[set[str]]()
+    for start in range(0, len(pictures), AT_ONCE):
+        seen += judge.recognise(pictures[start : start + AT_ONCE])
+    return seen
 
 
 def kept(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.metrics.base import Metric, ScorePart
-from erasediff_lora.evaluation.parts import Found, Table
+from erasediff_lora.evaluation.parts import Found, Rehearsal, Table
 from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ class ClipScore(Metric):
 
         if (weights := evaluation.settings(ClipScoreSettings).weights) is not None:
             Clip(weights, WEIGHTS_FIELD, weights)
+
+    def networks(self, evaluation: Evaluation) -> Mapping[str, Rehearsal]:
+        from erasediff_lora.evaluation.clip_model import rehearse
+
+        weights = evaluation.settings(ClipScoreSettings).weights
+        return {} if weights is None else {f"clip:{weights}": partial(rehearse, weights)}
 
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The mean scores of both models.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.metrics.base import Metric, ScorePart
-from erasediff_lora.evaluation.parts import Found, Table, Work
+from erasediff_lora.evaluation.parts import Found, Rehearsal, Table, Work
 from erasediff_lora.evaluation.shares import percent
 from erasediff_lora.machine.devices import wide
 from erasediff_lora.recipe.schema import Section
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from erasediff_lora.recipe.evaluation import Evaluation
 
 SUBSETS = 50
+LARGEST_SUBSET = 1000
+"""As in the paper (Bińkowski et al. 2018): memory goes with its square."""
 NEIGHBOURS = 3
+BLOCK = 1024
+"""Points whose distances from all others are held at once."""
 FOLDER_FIELD = "evaluation.distances.real_images"
 INTRO = (
     "Distance of the pictures for retain prompts in features of {}. The base's own row is the scale: two samples of one"
@@ -64,20 +68,25 @@ class Distances(Metric):
     def work(self, evaluation: Evaluation, concepts: int) -> Work:
         return Work(drawn=evaluation.retain_samples)
 
+    def networks(self, evaluation: Evaluation) -> Mapping[str, Rehearsal]:
+        return feature_networks(evaluation)
+
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The distances.
 
         Raises:
             UserError: If the features cannot be loaded, or the folder of real pictures is of no use.
         """
+        from erasediff_lora.evaluation.pictures import images_of
+
         name, extract = features_of(evidence)
         real_folder = evidence.settings(DistancesSettings).real_images
         real = None if real_folder is None else read_images(real_folder)
         sets = {
-            "base": extract([item.image for item in evidence.retain(evidence.candidates.base)]),
-            "erased": extract([item.image for item in evidence.retain(evidence.candidates.erased)]),
+            "base": extract(images_of(evidence.retain(evidence.candidates.base))),
+            "erased": extract(images_of(evidence.retain(evidence.candidates.erased))),
         }
-        references = {"own_samples": extract([item.image for item in evidence.reference()])}
+        references = {"own_samples": extract(images_of(evidence.reference()))}
         if real is not None:
             references["real_images"] = extract(real)
         result: dict[str, Any] = {"features": name}
@@ -137,6 +146,13 @@ def require_features(evaluation: Evaluation) -> None:
 
     if (asked := evaluation.settings(DistancesSettings).features) is not None:
         features.load(features.chosen(asked, evaluation.judge))
+
+
+def feature_networks(evaluation: Evaluation) -> Mapping[str, Rehearsal]:
+    """What features take, for the metrics that compare pictures."""
+    from erasediff_lora.evaluation import features
+
+    return features.networks(evaluation.settings(DistancesSettings).features, evaluation.judge)
 
 
 def require_two(metric: str, retain_samples: int) -> None:
@@ -206,7 +222,7 @@ def kernel_distance(reference: Tensor, found: Tensor, seed: int = 0) -> tuple[fl
         from torchmetrics.image.kid import KernelInceptionDistance
 
         torch.manual_seed(seed)
-        size = max(2, min(len(reference), len(found)) * 3 // 4)
+        size = max(2, min(LARGEST_SUBSET, min(len(reference), len(found)) * 3 // 4))
         metric = KernelInceptionDistance(feature=_given(reference.shape[1]), subsets=SUBSETS, subset_size=size)
         metric.update(wide(reference), real=True)
         metric.update(wide(found), real=False)
@@ -227,32 +243,45 @@ def precision_recall(reference: Tensor, found: Tensor, neighbours: int = NEIGHBO
     """
     import torch
 
-    between = torch.cdist(wide(found), wide(reference))
+    found, reference = wide(found), wide(reference)
+    inside_found, inside_reference = _radii(found, neighbours), _radii(reference, neighbours)
+    near = torch.zeros(len(reference), dtype=torch.bool)
+    precise = 0
+    for rows, radii in zip(found.split(BLOCK), inside_found.split(BLOCK), strict=True):
+        between = torch.cdist(rows, reference)
+        precise += int((between <= inside_reference[None, :]).any(dim=1).sum())
+        near |= (between <= radii[:, None]).any(dim=0).cpu()
+    return precise / len(found), float(near.double().mean())
 
-    def radius(points: Tensor) -> Tensor:
-        k = min(neighbours, len(points) - 1)
-        return torch.cdist(wide(points), wide(points)).kthvalue(k + 1, dim=1).values
 
-    precision = (between <= radius(reference)[None, :]).any(dim=1).double().mean()
-    recall = (between <= radius(found)[:, None]).any(dim=0).double().mean()
-    return float(precision), float(recall)
+def _radii(points: Tensor, neighbours: int) -> Tensor:
+    """Of each of the points, (N, D), the distance to its k-th neighbour, (N,)."""
+    import torch
+
+    k = min(neighbours, len(points) - 1)
+    return torch.cat([torch.cdist(rows, points).kthvalue(k + 1, dim=1).values for rows in points.split(BLOCK)])
 
 
 def read_images(folder: Path) -> Sequence[Image.Image]:
-    """The pictures in a folder, in the order of their names.
+    """The pictures in a folder, in the order of their names, each read when it is asked for.
 
     Raises:
-        UserError: If there are fewer than two, or one cannot be read.
+        UserError: If there are fewer than two, or, later, one cannot be read.
     """
     from erasediff_lora.data.pictures import open_picture
+    from erasediff_lora.evaluation.picture_store import OneByOne
 
-    images = []
-    for file in pictures_in(folder):
+    files = pictures_in(folder)
+
+    def read(row: int) -> Image.Image:
         try:
-            images.append(open_picture(file))
+            return open_picture(files[row])
         except OSError as error:
-            raise UserError(Problem(FOLDER_FIELD, str(file), f"is not readable: {error}.", "Remove it.")) from None
-    return images
+            raise UserError(
+                Problem(FOLDER_FIELD, str(files[row]), f"is not readable: {error}.", "Remove it.")
+            ) from None
+
+    return OneByOne(len(files), read)
 
 
 def pictures_in(folder: Path) -> list[Path]:

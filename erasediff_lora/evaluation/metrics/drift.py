@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.evaluation.metrics.base import Metric
-from erasediff_lora.evaluation.metrics.distances import features_of, require_features
-from erasediff_lora.evaluation.parts import Found, Table, Work
+from erasediff_lora.evaluation.metrics.distances import feature_networks, features_of, require_features
+from erasediff_lora.evaluation.parts import Found, Rehearsal, Table, Work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +36,9 @@ class Drift(Metric):
     def work(self, evaluation: Evaluation, concepts: int) -> Work:
         return Work(looked=2 * TIMESTEPS * PICTURES)
 
+    def networks(self, evaluation: Evaluation) -> Mapping[str, Rehearsal]:
+        return feature_networks(evaluation)
+
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The change of predictions, and of same-seed pictures.
 
@@ -44,11 +47,14 @@ class Drift(Metric):
         """
         from torch.nn import functional as F
 
+        from erasediff_lora.evaluation.pictures import images_of
+
         base, erased = evidence.candidates.base, evidence.candidates.erased
         before, after = evidence.retain(base), evidence.retain(erased)
         name, extract = features_of(evidence)
-        one, other = extract([item.image for item in before]), extract([item.image for item in after])
-        similarity = structural_similarity([item.image for item in before], [item.image for item in after])
+        pictures = images_of(before), images_of(after)
+        one, other = map(extract, pictures)
+        similarity = structural_similarity(*pictures)
         return {
             "prediction": prediction_drift(evidence, spread(before, PICTURES)),
             "structural_similarity": float(similarity.mean()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -9,7 +11,7 @@ from pydantic import Field
 from erasediff_lora.errors import Problem, UserError, nearest
 from erasediff_lora.evaluation.judges.nudity import CLASSES, EXPLICIT
 from erasediff_lora.evaluation.metrics.base import Metric
-from erasediff_lora.evaluation.parts import Found, Table
+from erasediff_lora.evaluation.parts import Found, Rehearsal, Table
 from erasediff_lora.recipe.schema import Section, one_of
 from erasediff_lora.registry import DETECTORS
 
@@ -54,6 +56,10 @@ class Nudity(Metric):
         if (name := evaluation.settings(NuditySettings).detector) is not None:
             DETECTORS[name].scores(DETECTOR_FIELD)
 
+    def networks(self, evaluation: Evaluation) -> Mapping[str, Rehearsal]:
+        name = evaluation.settings(NuditySettings).detector
+        return {} if name is None else {name: partial(DETECTORS[name].rehearse, "")}
+
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The detections.
 
@@ -61,6 +67,7 @@ class Nudity(Metric):
             UserError: If no detector is named, or its package is missing.
         """
         from erasediff_lora.evaluation.judges.nudity import counts
+        from erasediff_lora.evaluation.pictures import images_of
 
         options = evidence.settings(NuditySettings)
         name, classes = options.detector, set(options.classes)
@@ -78,14 +85,12 @@ class Nudity(Metric):
             "pictures": {"forget": number, "retain": len(evidence.retain(base))},
             "forget": {
                 candidate.name: counts(
-                    scores, [item.image for item in evidence.forget(candidate)[:number]], options.threshold, classes
+                    scores, images_of(evidence.forget(candidate)[:number]), options.threshold, classes
                 )
                 for candidate in (base, erased)
             },
             "retain": {
-                candidate.name: counts(
-                    scores, [item.image for item in evidence.retain(candidate)], options.threshold, classes
-                )
+                candidate.name: counts(scores, images_of(evidence.retain(candidate)), options.threshold, classes)
                 for candidate in (base, erased)
             },
         }

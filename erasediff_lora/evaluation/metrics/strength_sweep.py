@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -10,12 +11,13 @@ from erasediff_lora.errors import Problem
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
 from erasediff_lora.evaluation.metrics.base import Metric
 from erasediff_lora.evaluation.metrics.distances import (
+    feature_networks,
     features_of,
     frechet_distance,
     require_features,
     require_two,
 )
-from erasediff_lora.evaluation.parts import Found, Table, Work, out_of_range
+from erasediff_lora.evaluation.parts import Found, Rehearsal, Table, Work, out_of_range
 from erasediff_lora.evaluation.shares import percent, share
 from erasediff_lora.recipe.schema import Section
 
@@ -60,17 +62,22 @@ class StrengthSweep(Metric):
         options = evaluation.settings(SweepSettings)
         return Work(drawn=2 * options.samples * len(options.strengths))
 
+    def networks(self, evaluation: Evaluation) -> Mapping[str, Rehearsal]:
+        return feature_networks(evaluation)
+
     def measure(self, evidence: Evidence) -> dict[str, Any]:
         """The numbers of every strength.
 
         Raises:
             UserError: If there is no judge, or the features cannot be loaded.
         """
+        from erasediff_lora.evaluation.pictures import images_of
+
         judge = evidence.require_judge(self.name)
         name, extract = features_of(evidence)
         options = evidence.settings(SweepSettings)
         retain = evidence.retain_prompts[: options.samples]
-        reference = extract([item.image for item in evidence.reference()[: len(retain)]])
+        reference = extract(images_of(evidence.reference()[: len(retain)]))
         rows = []
         for strength, forgotten in self._forgotten(evidence).items():
             candidate = evidence.candidates.at(strength)
@@ -80,7 +87,7 @@ class StrengthSweep(Metric):
                     "strength": strength,
                     "unlearning_accuracy": share([not seen for seen in success(judge, forgotten)]),
                     "retain_accuracy": share([row[0] for row in kept(judge, retained)]),
-                    "frechet": frechet_distance(reference, extract([item.image for item in retained])),
+                    "frechet": frechet_distance(reference, extract(images_of(retained))),
                 }
             )
         return {

@@ -32,7 +32,7 @@ class LoraSettings(AdapterSettings):
     """A LoRA adapter: the only thing that is trained."""
 
     kind: Literal["lora"] = Field("lora", description="lora, or none to train the base's own weights")
-    rank: int = Field(4, ge=1, description="rank r")
+    rank: int = Field(4, ge=1, le=65_536, description="rank r")
     alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; omit for alpha = rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
