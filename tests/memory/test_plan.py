@@ -327,7 +327,7 @@ def test_what_is_only_encoded_takes_no_network(recipe_file: RecipeFile, tmp_path
 
     network = _bytes(tiny_pipeline().unet)
     assert planned() == drawn - network
-    assert planned(**{"model.dtype": "float64"}) == 2 * drawn
+    assert planned(**{"model.dtype": "float64"}) == pytest.approx(2 * drawn, rel=0.001), "but for a few integers"
 
 
 def test_what_looks_at_pictures_is_planned(recipe_file: RecipeFile, tmp_path: Path, caplog: Any) -> None:
