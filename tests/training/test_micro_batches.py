@@ -140,7 +140,7 @@ def test_the_plan_finds_the_fewest_that_fit(recipe_file: RecipeFile, cli: Cli, m
     result = cli("train", file)
     assert result.status == 0 and "auto: a batch in 2 part(s) of 8" in result.err
     monkeypatch.setattr(room, "capacity_of", lambda found: little // 2)
-    refused(cli("train", file, "--overwrite"), "to train takes", "even with one picture at once")
+    refused(cli("train", file, "--overwrite"), "training = ", "is too little: to ")
 
 
 def test_processes_agree_on_the_most_that_one_needs(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
