@@ -289,7 +289,7 @@ class RunsCode:
         {"origin": {"base": "x", "pictures": 3}},
         {"origin": {"unknown": 3}},
     ],
-    ids=str,
+    ids=lambda changes: str(changes) if isinstance(changes, dict) else "code",
 )
 def test_checkpoints_of_strangers(
     changes: Any, run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
