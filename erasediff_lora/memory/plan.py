@@ -11,36 +11,33 @@ from typing import Any
 import psutil
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from erasediff_lora import denoisers
-from erasediff_lora.data.batches import BatchSampler
 from erasediff_lora.data.micro_batches import MicroBatches
-from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import Denoiser, loading
 from erasediff_lora.evaluation.picture_store import MOST_HELD, PIXEL_BYTES
 from erasediff_lora.evaluation.rehearsal import rehearsals
 from erasediff_lora.machine.launcher import told
+from erasediff_lora.memory.hollow_run import Repeated, hollow_run, latent_shape
+from erasediff_lora.memory.sizes import frozen_bytes, kernel_bytes, other_bytes, pipeline_bytes
 from erasediff_lora.memory.tracker import MemoryTracker, on_meta
 from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import mean_squared_error
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.registry import FAMILIES
 from erasediff_lora.training import loop
 from erasediff_lora.training.closed_form_start import AT_ONCE
 from erasediff_lora.training.concept_turns import room
 from erasediff_lora.training.drift_sampling import LOOKED_AT
 from erasediff_lora.training.fsdp import largest_group
-from erasediff_lora.training.optimizers import create_schedule, state_bytes
-from erasediff_lora.training.setup import Run, adapt, create_objective
+from erasediff_lora.training.optimizers import state_bytes
+from erasediff_lora.training.setup import Run, adapt
 
 log = logging.getLogger(__name__)
 CUDA_CONTEXT = 450 * 2**20
 """Bytes that a process takes of a GPU before its first tensor."""
 CPU_LIBRARIES = 64 * 2**20
 """Bytes by which a process grows when it first computes: what torch and its kernels load then."""
-KERNEL_COPIES = 2
-"""Copies of the largest weight that kernels make for the time of a call, in the layout that they work on."""
 LONGEST_PROMPT = 77
 """Tokens that a search is counted with."""
 GATHERED_BLOCKS = 2
@@ -51,8 +48,6 @@ SLACK = 0.05
 """Share of the activations that the allocator takes on top."""
 KINDS_DRAWN = 5
 """Of an evaluation: forget and retain pictures of two models, and those that distances are measured from."""
-QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
-"""A weight of a linear layer, with its share of a block's scale."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,7 @@ def _sampled(
     encodes: bool = False,
 ) -> dict[str, int]:
     """What it takes to draw, decode and encode so many pictures at once."""
-    weights = _pipeline_bytes(recipe, denoiser, networks)
+    weights = pipeline_bytes(recipe, denoiser, networks)
     latents = _batch(recipe, denoiser, count).noisy
     memory.reset()
     before = memory.live
@@ -184,7 +179,7 @@ def _sampled(
         if encodes:
             denoiser.encode_with(vae, torch.empty(count, 3, side, side, dtype=denoiser.dtype))
     activations = memory.peak - before
-    kernels = max(map(_kernel_bytes, networks.values()), default=0)
+    kernels = max(map(kernel_bytes, networks.values()), default=0)
     return {"weights": weights, "activations": int(activations * (1 + SLACK)), "kernels": kernels}
 
 
@@ -237,8 +232,8 @@ def _starting(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     """The whole pipeline and the adapter; the closed form itself takes a few square matrices of a token's width."""
     with on_meta() as memory, torch.no_grad():
         networks = denoiser.without_weights()
-        others = _other_bytes(recipe, networks, denoiser.network)
-        weights = sum(others) + _frozen_bytes(recipe, denoiser.network)
+        others = other_bytes(recipe, networks, denoiser.network)
+        weights = sum(others) + frozen_bytes(recipe, denoiser.network)
         trained = sum(parameter.nbytes for parameter in adapt(recipe, denoiser).parameters)
         memory.reset()
         prompts = denoiser.hollow_prompts(AT_ONCE).tokens
@@ -259,12 +254,12 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         network = denoiser.network
         encoders = 0
         if recipe.adversary.needs_encoders(recipe.model):  # they stay, since its conditions are token embeddings
-            encoders = sum(_other_bytes(recipe, networks, network))
+            encoders = sum(other_bytes(recipe, networks, network))
         world = processes()
-        frozen = _frozen_bytes(recipe, network)
+        frozen = frozen_bytes(recipe, network)
         if recipe.training.shard and world > 1:
             frozen = min(frozen, frozen // world + GATHERED_BLOCKS * largest_group(network))
-        kernels = _kernel_bytes(network)
+        kernels = kernel_bytes(network)
         run = hollow_run(recipe, denoiser, sampler)
         objective, parameters = run.objective, run.trainable.parameters
         trained = sum(parameter.nbytes for parameter in parameters)
@@ -292,23 +287,6 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     }
 
 
-def hollow_run(recipe: Recipe, denoiser: Denoiser, sampler: Repeated) -> Run:
-    """A run on a network without weights, with an optimizer that has no state and no arithmetic of its own.
-
-    What bitsandbytes would hold is added by formula.
-
-    Args:
-        recipe: Its number of micro-batches is given.
-        denoiser: On the meta device.
-        sampler: On the meta device.
-    """
-    trainable = adapt(recipe, denoiser)
-    optimizer = torch.optim.SGD(trainable.parameters, lr=1.0)
-    schedule = create_schedule(recipe.training, optimizer)
-    objective = create_objective(recipe, denoiser, trainable)
-    return Run(recipe, denoiser, trainable, sampler, objective, optimizer, schedule, MicroBatches.of(recipe.training))
-
-
 def _shortened(recipe: Recipe) -> Recipe:
     """One process's share, of two micro-batches at most, and one of all that an objective repeats: no less memory."""
     training = recipe.training
@@ -319,41 +297,6 @@ def _shortened(recipe: Recipe) -> Recipe:
         "objective": recipe.objective.model_copy(update=dict.fromkeys(recipe.objective.repeats, 1)),
     }
     return recipe.model_copy(update=changes)
-
-
-@dataclass(frozen=True)
-class Repeated:
-    """Batches that were drawn beforehand, as random choices have values, and nothing has on the meta device."""
-
-    batches: tuple[list[Batch], list[Batch]]
-
-    @classmethod
-    def of(cls, recipe: Recipe, denoiser: Denoiser) -> Repeated:
-        """What the run's own sampler draws, of sets of one picture; on the CPU."""
-        denoiser = copy.copy(denoiser)
-        denoiser.device = torch.device("cpu")
-        latents = torch.zeros(1, *_latent_shape(recipe, denoiser))
-        first = torch.zeros(1, dtype=torch.long)
-        embeddings = denoiser.hollow_prompts(1)
-        shapes = torch.tensor([latents.shape[2:]])
-        hollow = EncodedSet(latents, shapes, embeddings, first, first[None], [""], latents, first, [""])
-        return cls(BatchSampler.of(recipe, hollow, hollow, denoiser).draw(0))
-
-    def to(self, device: torch.device) -> Repeated:
-        """The batches on a device."""
-        forget, retain = ([batch.to(device) for batch in batches] for batches in self.batches)
-        return Repeated((forget, retain))
-
-    @property
-    def plain(self) -> Repeated:
-        """The same."""
-        return self
-
-    def draw(
-        self, step: int, drift_weights: Tensor | None = None, concepts: Sequence[str] | None = None
-    ) -> tuple[list[Batch], list[Batch]]:
-        """The same batches at every step."""
-        return self.batches
 
 
 def _search(denoiser: Denoiser, networks: Mapping[str, nn.Module], batch: Batch) -> None:
@@ -394,56 +337,8 @@ def processes() -> int:
     return told("WORLD_SIZE", 1)
 
 
-def _latent_shape(recipe: Recipe, denoiser: Denoiser) -> tuple[int, int, int]:
-    return denoiser.latent_shape(recipe.sampling.resolution or denoiser.resolution)
-
-
 def _batch(recipe: Recipe, denoiser: Denoiser, count: int) -> Batch:
     """Noised pictures with their prompts."""
-    latents = torch.empty(count, *_latent_shape(recipe, denoiser), dtype=denoiser.dtype)
+    latents = torch.empty(count, *latent_shape(recipe, denoiser), dtype=denoiser.dtype)
     prompts = denoiser.hollow_prompts(count)
     return Batch(latents, torch.zeros(count, dtype=torch.long), prompts, torch.empty(latents.shape))
-
-
-def _pipeline_bytes(recipe: Recipe, denoiser: Denoiser, networks: Mapping[str, nn.Module]) -> int:
-    """Weights of all networks, or of the largest if they take turns."""
-    own = denoiser.network
-    sizes = _other_bytes(recipe, networks, own)
-    if any(part is own for part in networks.values()):
-        sizes.append(_frozen_bytes(recipe, own))
-    return max(sizes, default=0) if recipe.model.offload else sum(sizes)
-
-
-def _weight_bytes(network: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
-
-
-def _kernel_bytes(network: nn.Module) -> int:
-    modules = (module for module in network.modules() if not isinstance(module, nn.Embedding))  # rows are taken of it
-    own = (parameter.nbytes for module in modules for parameter in module.parameters(recurse=False))
-    return KERNEL_COPIES * max(own, default=0)
-
-
-def _other_bytes(recipe: Recipe, networks: Mapping[str, nn.Module], network: nn.Module) -> list[int]:
-    """Of the text encoders, which may be quantised, and of the autoencoder."""
-    model = recipe.model
-    return [
-        _bytes_in(part, model.quantize_encoders if name in FAMILIES[model.family].encoders else None)
-        for name, part in networks.items()
-        if part is not network
-    ]
-
-
-def _frozen_bytes(recipe: Recipe, network: nn.Module) -> int:
-    """Of the network that predicts."""
-    return _bytes_in(network, recipe.model.quantize)
-
-
-def _bytes_in(network: nn.Module, kind: str | None) -> int:
-    """Quantised, linear layers take 4 or 8 bits a weight, the rest stays as it is."""
-    whole = _weight_bytes(network)
-    if kind is None:
-        return whole
-    linear = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Linear))
-    element = next(network.parameters()).element_size()
-    return int(whole - linear * (element - QUANTIZED_BYTES[kind]))

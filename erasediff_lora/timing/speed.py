@@ -13,7 +13,8 @@ from erasediff_lora import denoisers
 from erasediff_lora.data.micro_batches import MicroBatches
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.denoisers.side_by_side import drawing_threads
-from erasediff_lora.memory.plan import Repeated, processes
+from erasediff_lora.memory.hollow_run import Repeated
+from erasediff_lora.memory.plan import processes
 from erasediff_lora.memory.room import SMALL_BASE
 from erasediff_lora.objectives.base import Batch, loss_and_gradient, mean_squared_error
 from erasediff_lora.recipe import Recipe

@@ -20,7 +20,8 @@ from erasediff_lora.evaluation.evidence import BASE_FORGET_SAMPLES
 from erasediff_lora.evaluation.metrics import metric
 from erasediff_lora.evaluation.metrics.strength_sweep import SweepSettings
 from erasediff_lora.evaluation.parts import Work
-from erasediff_lora.memory.plan import Repeated, cut_into, hollow_run
+from erasediff_lora.memory.hollow_run import Repeated, hollow_run
+from erasediff_lora.memory.plan import cut_into
 from erasediff_lora.memory.tracker import on_meta
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.registry import ATTACKS
