@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from erasediff_lora.cli.recipe_flags import FIELDS, load_recipe
 from erasediff_lora.cli.verb import Verb, bytes_of, user_path
-from erasediff_lora.errors import UserError
+from erasediff_lora.errors import UserError, brief
 
 if TYPE_CHECKING:
     from erasediff_lora.recipe import Recipe
@@ -50,7 +50,11 @@ def _plan_time(recipe: Recipe, device: str, *, anyhow: bool) -> None:
 
     step = effort(recipe)
     found = stages(recipe, step)
-    speed: Speed | None = measure(recipe, found) if is_at_hand(recipe, device, anyhow=anyhow) else None
+    speed: Speed | None = None
+    try:
+        speed = measure(recipe, found) if is_at_hand(recipe, device, anyhow=anyhow) else None
+    except (RuntimeError, LookupError, ValueError) as error:  # of a network that cannot draw what the recipe asks for
+        print(f"\nnot timed: a pass through the base fails: {brief(' '.join(str(error).split()))}")
     print(f"\n{'stage':22}{'':44}{'forward':>10}{'+ backward':>12}{'time':>12}")
     for stage in found:
         took = "" if speed is None else duration(speed.seconds(stage))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -156,6 +157,10 @@ class ClassConditional:
                     "Train one with scripts/base_models/train_ddpm_base.py, and give the folder that it wrote.",
                 )
             )
+
+    @property
+    def weights(self) -> Path:
+        return self.source
 
     @cached_property
     def pipeline(self) -> Any:

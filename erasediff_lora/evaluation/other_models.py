@@ -215,14 +215,15 @@ def _of_names(denoiser: Denoiser, path: Path, stored: _Stored) -> dict[str, Tens
         UserError: If one is no weight of the base.
     """
     known = _spellings(denoiser)
-    places = {name: _place(name, known) for name in stored.names}
+    tables = {name for module in modules_of(denoiser).values() for name, _ in module.named_buffers()}  # no weights
+    places = {name: _place(name, known) for name in stored.names if name not in tables}
     if unknown := [name for name, place in places.items() if place is None]:
         what = (
             f"has {len(unknown)} of {len(places)} tensors that are no weights of {Path(denoiser.source).name}, the"
             f" first {unknown[0]} {stored.shapes[unknown[0]]}."
         )
         raise UserError(Problem(FIELD, str(path), what, "Give a recipe with the base that it was made from."))
-    return {place: tensor for name, tensor in stored.tensors().items() if (place := places[name]) is not None}
+    return {place: tensor for name, tensor in stored.tensors().items() if (place := places.get(name)) is not None}
 
 
 def _spellings(denoiser: Denoiser) -> dict[str, str]:

@@ -19,6 +19,7 @@ from erasediff_lora.denoisers import Denoiser, loading
 from erasediff_lora.evaluation.picture_store import MOST_HELD, PIXEL_BYTES
 from erasediff_lora.evaluation.rehearsal import rehearsals
 from erasediff_lora.machine.launcher import told
+from erasediff_lora.machine.network import offline
 from erasediff_lora.memory.hollow_run import Repeated, hollow_run, latent_shape
 from erasediff_lora.memory.sizes import frozen_bytes, kernel_bytes, other_bytes, pipeline_bytes
 from erasediff_lora.memory.tracker import MemoryTracker, on_meta
@@ -214,7 +215,10 @@ def _looking(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
     options, held, at_work = recipe.evaluation, 0, 0
     for name, rehearse in rehearsals(options).items():
         try:
-            with on_meta() as memory:
+            with (
+                offline(),
+                on_meta() as memory,
+            ):  # a judge that is still to be fetched would be asked for again and again
                 kept = rehearse()
                 held, at_work = held + memory.live, max(at_work, memory.peak - memory.live)
                 del kept

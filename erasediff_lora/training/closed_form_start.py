@@ -94,7 +94,7 @@ def _weights(denoiser: Denoiser, layers: Mapping[str, str]) -> dict[str, Tensor]
     found: dict[str, Tensor] = {}
     for path, pattern in layers.items():
         layer = denoiser.network.get_submodule(path)
-        weight = dequantize_module_weight(layer.get_base_layer()).detach().cpu().double()
+        weight = dequantize_module_weight(getattr(layer, "base_layer", layer)).detach().cpu().double()
         found[pattern] = found.get(pattern, 0) + weight.T @ weight
     return found
 

@@ -206,11 +206,13 @@ def test_damaged_tars_are_refused(damage: str, recipe_file: RecipeFile, cli: Cli
 
 CHANGED_MODEL: dict[str, Any] = {
     "prediction_type": "v_prediction", "vae_tiling": True, "variant": "fp16", "allow_pickle": True, "quantize": "nf4",
-    "config": "{folder}",
+    "config": "{folder}", "quantize_encoders": "nf4",
 }  # fmt: skip
 SAME_MODEL = {
     "guidance": "told to the network in training alone: pictures are drawn with that of the sampling",
     "offload": "where the networks wait changes nothing that they compute",
+    "network": "a file of its own, whose content counts: see below",
+    "parts": "likewise",
     "revision": "the weights of another revision have another hash",
     "family": "a base of another family is refused",
     "base": "the weights of another base have another hash",
@@ -229,6 +231,16 @@ def test_every_field_of_the_base_counts(name: str, tiny_base: Path) -> None:
     value = CHANGED_MODEL[name]
     changed.model = changed.model.model_copy(update={name: tiny_base if value == "{folder}" else value})
     assert changed.fingerprint != plain.fingerprint
+
+
+def test_files_of_their_own_count_by_their_content(tiny_base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "part.safetensors"
+    seen = {StableDiffusion(Model(base=str(tiny_base))).fingerprint}
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        for changes in ({"network": file}, {"parts": {"vae": file}}):
+            seen.add(StableDiffusion(Model(base=str(tiny_base), **changes)).fingerprint)
+    assert len(seen) == 5
 
 
 CHANGES: dict[str, Any] = {

@@ -100,7 +100,7 @@ def test_where_it_parts_what_belongs_together_it_is_refused(recipe_file: RecipeF
     refused(
         cli("train", file, "--adversary.pool", "4"),
         "model.offload = True: parts networks that a search differentiates through together (adversary.pool: 4).",
-        "set adversary.pool: 0",
+        "set adversary.space: outputs",
     )
     refused(
         cli("train", file, "--model.family", "class_conditional"),

@@ -46,8 +46,10 @@ def test_shares_and_what_the_concept_became() -> None:
     assert result["retain_accuracy_base"] == 1.0
     assert result["forget_prompt_attributes_accuracy"] == pytest.approx(3 / 4)
     half = {
-        "retain_accuracy": 0.5, "retain_accuracy_base": 1.0, "pictures": 2, "pictures_base": 2, "lost": 1, "gained": 0
+        "retain_accuracy": 0.5, "retain_accuracy_base": 1.0, "pictures": 2, "pictures_base": 2, "lost": 1, "gained": 0,
+        "in_domain_retain_accuracy_base": 1.0, "cross_domain_retain_accuracy_base": 1.0,
     }  # fmt: skip
+    in_domain, cross_domain = "in_domain_retain_accuracy", "cross_domain_retain_accuracy"
     assert result["per_concept"] == {
         "cat": {
             "unlearning_accuracy": pytest.approx(3 / 4),
@@ -55,9 +57,12 @@ def test_shares_and_what_the_concept_became() -> None:
             "pictures": 4,
             "pictures_base": 3,
             "became": {"heart": 0.5, "other": 0.25, "cat": 0.25},
+            "became_base": {"cat": pytest.approx(2 / 3), "heart": pytest.approx(1 / 3)},
         },
-        "heart": half | {"became": {"heart": 1.0}},
-        "dog": half | {"became": {"dog": 0.5, "cat": 0.5}},
+        "heart": half | {in_domain: 1.0, cross_domain: 0.5} | {"became": {"heart": 1.0}, "became_base": {"heart": 1.0}},
+        "dog": half
+        | {in_domain: 0.5, cross_domain: 1.0}
+        | {"became": {"dog": 0.5, "cat": 0.5}, "became_base": {"dog": 1.0}},
     }
     style = {
         "retain_accuracy": 0.75, "retain_accuracy_base": 1.0, "pictures": 4, "pictures_base": 4, "lost": 1, "gained": 0

@@ -176,7 +176,7 @@ def test_what_stops_one_process_stops_all(exact: Any, tmp_path: Path) -> None:
     (tmp_path / "run/recipe.yaml").write_text("{}")
     status, errors = launch(exact)
     assert status != 0
-    assert errors.count("holds a run already.") == 2, "the second process says so too, and does not wait"
+    assert errors.count("was not made by this program") == 2, "the second process says so too, and does not wait"
 
 
 def test_a_split_base_is_planned_by_its_share(exact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
