@@ -65,6 +65,8 @@ class Hardship(Part, Protocol):
         from erasediff_lora.evaluation.pictures import painter
 
         found: dict[str, Pictures] = {}
+        # Beforehand: to look up what they depend on may switch the erasure off.
+        depends = {one: {"survival": [self.name, one], **self.depends(evidence, one)} for one in variants}
         with ExitStack() as stack:
             entered: list[Alter] = []
 
@@ -79,8 +81,7 @@ class Hardship(Part, Protocol):
                 return paint
 
             for variant in variants:
-                depends = {"survival": [self.name, variant], **self.depends(evidence, variant)}
-                store = replace(candidate.store, depends=candidate.store.depends | depends)
+                store = replace(candidate.store, depends=candidate.store.depends | depends[variant])
                 altered = replace(candidate, name=f"{candidate.name}, {variant}", erasure=None, store=store)
                 found[variant] = pictures_of(evidence, altered, paint_as(variant))
         return found
