@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -146,7 +145,7 @@ class ClassConditional:
         self.model = model
         self.device = loading.device(model)
         self.dtype = loading.dtype(model, self.device)
-        self.source = existing(model.base, "model.base")
+        self.source = self.weights = existing(model.base, "model.base")
         self._hollow: Any = None  # the network as its configuration alone describes it
         if not (self.source / "model_index.json").is_file():
             raise UserError(
@@ -157,10 +156,6 @@ class ClassConditional:
                     "Train one with scripts/base_models/train_ddpm_base.py, and give the folder that it wrote.",
                 )
             )
-
-    @property
-    def weights(self) -> Path:
-        return self.source
 
     @cached_property
     def pipeline(self) -> Any:
