@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
+from erasediff_lora.data.captioned import CaptionedPictures
 from erasediff_lora.data.prompt_files import FilePrompts, file_prompts
 from erasediff_lora.data.prompts import Prompt, fairly, shared_out
 from erasediff_lora.errors import Problem, UserError
@@ -70,6 +71,19 @@ class Evidence:
     def forgotten(self) -> list[str]:
         """The forgotten ones."""
         return [concept.name for concept in self.recipe.forget.concepts]
+
+    @cached_property
+    def retain_set(self) -> CaptionedPictures:
+        """D_r with its captions, as whoever fine-tunes on it has it.
+
+        Looked up once, before a model is altered: where it is still to be drawn, the base does, with the erasure off.
+        """
+        from erasediff_lora.data import sets
+
+        with self.candidates.base.active() as denoiser:
+            encoded = sets.prepare(self.recipe, denoiser, "retain")
+        texts = [encoded.prompts[row] for row in encoded.captions.tolist()]
+        return CaptionedPictures(encoded.latents, encoded.shapes, texts)
 
     @cached_property
     def from_files(self) -> FilePrompts:

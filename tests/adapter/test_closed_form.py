@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ def recipe_of(file: Path) -> tuple[Recipe, Any, Any]:
     return recipe, denoiser, adapt(recipe, denoiser)
 
 
+def token_rows(pipe: Any, texts: list[str]) -> np.ndarray:
+    """What transformers' own encoder makes of the prompts, a row a token."""
+    ids = pipe.tokenizer(texts, padding="max_length", max_length=32, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return pipe.text_encoder(ids)[0].flatten(0, 1).double().numpy()
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_the_layers_change_as_the_tokens_of_the_prompts_say(dora: bool, recipe_file: RecipeFile) -> None:
     """Restated from transformers' own encoder: every prompt's rows, the anchor's beside them, the retain prompts'."""
@@ -93,13 +101,7 @@ def test_the_layers_change_as_the_tokens_of_the_prompts_say(dora: bool, recipe_f
     file = recipe_file(forget=forget, retain=retain, adapter=adapter, objective={"target": "anchor"})
     recipe, denoiser, trainable = recipe_of(file)
     start_from_closed_form(recipe, denoiser, trainable)
-    pipe = denoiser.pipeline
-
-    def rows(texts: list[str]) -> np.ndarray:
-        ids = pipe.tokenizer(texts, padding="max_length", max_length=32, return_tensors="pt").input_ids
-        with torch.no_grad():
-            return pipe.text_encoder(ids)[0].flatten(0, 1).double().numpy()
-
+    rows = partial(token_rows, denoiser.pipeline)
     moved, to = rows(["a photo of a x", "x at sea"]), rows(["a photo of a y", "y at sea"])
     kept = rows(["", "a photo of a y", "a photo of a z", "the sea"])
     paths = list(lora_layers(denoiser.network))
@@ -145,13 +147,7 @@ def test_rounds_of_search_and_change_are_those_of_rece(recipe_file: RecipeFile) 
     targeted = {"adapter": recipe.adapter.model_copy(update={"targets": "text"})}
     trainable = adapt(recipe.model_copy(update=targeted), denoiser)
     start_from_closed_form(recipe, denoiser, trainable)
-    pipe = denoiser.pipeline
-
-    def rows(texts: list[str]) -> np.ndarray:
-        ids = pipe.tokenizer(texts, padding="max_length", max_length=32, return_tensors="pt").input_ids
-        with torch.no_grad():
-            return pipe.text_encoder(ids)[0].flatten(0, 1).double().numpy()
-
+    rows = partial(token_rows, denoiser.pipeline)
     moved, to, kept = rows(["a photo of a x"]), rows(["a photo of a y"]), rows(["", "a photo of a z"])
     weights = [weight.detach().double().numpy() for weight in trainable.base_weights]
     expected = authors_rounds(weights, moved, to, kept, (0.2, 0.05))

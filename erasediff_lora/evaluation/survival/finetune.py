@@ -14,7 +14,6 @@ from erasediff_lora.evaluation.survival.base import Alter, Hardship
 from erasediff_lora.recipe.schema import Section
 
 if TYPE_CHECKING:
-    from erasediff_lora.data.captioned import CaptionedPictures
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.recipe.checks import Sections
@@ -52,7 +51,7 @@ class Finetune(Hardship):
         options = evidence.settings(FinetuneSettings)
         return {
             "options": options.model_dump(exclude={"steps"}) | {"learning_rate": rate_of(evidence, options)},
-            "pictures": retain_pictures(evidence).fingerprint,
+            "pictures": evidence.retain_set.fingerprint,
             "seed": evidence.recipe.evaluation.seed,
         }
 
@@ -68,7 +67,7 @@ class Finetune(Hardship):
             tuning = FineTuning(
                 denoiser,
                 adapter.parameters,
-                retain_pictures(evidence),
+                evidence.retain_set,
                 batch_size=options.batch_size,
                 learning_rate=rate_of(evidence, options),
                 seed=seed,
@@ -90,14 +89,3 @@ def steps_of(options: TuningSettings) -> list[str]:
 def rate_of(evidence: Evidence, options: FinetuneSettings) -> float:
     """The learning rate: that which the erasure was trained with, unless the recipe says otherwise."""
     return options.learning_rate or evidence.recipe.training.learning_rate
-
-
-def retain_pictures(evidence: Evidence) -> CaptionedPictures:
-    """The recipe's retain set, with its captions: nobody who fine-tunes on it means to bring anything back."""
-    from erasediff_lora.data import sets
-    from erasediff_lora.data.captioned import CaptionedPictures
-
-    with evidence.candidates.base.active() as denoiser:
-        encoded = sets.prepare(evidence.recipe, denoiser, "retain")
-    texts = [encoded.prompts[row] for row in encoded.captions.tolist()]
-    return CaptionedPictures(encoded.latents, encoded.shapes, texts)

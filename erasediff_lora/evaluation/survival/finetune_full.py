@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from erasediff_lora.evaluation.survival.base import Alter, Hardship
-from erasediff_lora.evaluation.survival.finetune import TuningSettings, retain_pictures, steps_of
+from erasediff_lora.evaluation.survival.finetune import TuningSettings, steps_of
 
 if TYPE_CHECKING:
     from erasediff_lora.evaluation.candidates import Candidate
@@ -38,7 +38,7 @@ class FinetuneFull(Hardship):
     def depends(self, evidence: Evidence, variant: str) -> dict[str, Any]:
         return {
             "options": evidence.settings(FinetuneFullSettings).model_dump(exclude={"steps"}),
-            "pictures": retain_pictures(evidence).fingerprint,
+            "pictures": evidence.retain_set.fingerprint,
             "seed": evidence.recipe.evaluation.seed,
         }
 
@@ -48,8 +48,7 @@ class FinetuneFull(Hardship):
         from erasediff_lora.evaluation.survival.weights import merged
 
         options, denoiser = evidence.settings(FinetuneFullSettings), candidate.denoiser
-        pictures = retain_pictures(evidence)  # first: it may switch the erasure off, to draw them with the base
-        with candidate.active(), merged(candidate) as (weights, _):
+        with merged(candidate) as (weights, _):
             chosen = [
                 weight for name, weight in weights.items() if options.weights == "all" or _attends(denoiser, name)
             ]
@@ -58,7 +57,7 @@ class FinetuneFull(Hardship):
             tuning = FineTuning(
                 denoiser,
                 chosen,
-                pictures,
+                evidence.retain_set,
                 batch_size=options.batch_size,
                 learning_rate=options.learning_rate,
                 seed=evidence.recipe.evaluation.seed,
