@@ -202,6 +202,8 @@ def main() -> None:
         f"{'model':5} {'dtype':9} {'file':>9}  {'targets':36} {'rank':5}"
         f" {'copy':>10} {'merge':>10} {'ratio':>6} {'peak':>12}"
     )
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         rows = [
             row
