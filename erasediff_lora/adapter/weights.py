@@ -374,11 +374,13 @@ def checked(layers: Mapping[str, L], source: object) -> dict[str, L]:
 
 
 def _check_factors(name: str, layer: Layer[Any], source: object) -> None:
-    if layer.down.ndim not in (2, 4) or layer.up.ndim != layer.down.ndim or layer.up.shape[1] != layer.rank:
+    down, up = layer.down, layer.up
+    if down.ndim not in (2, 4) or up.ndim != down.ndim or tuple(up.shape[1:]) != (layer.rank, *[1] * (up.ndim - 2)):
         raise unusable(
             source,
-            f"has factors that do not fit at {name}: A {list(layer.down.shape)}, B {list(layer.up.shape)}.",
-            "Its second dimension of B must be the first of A; export the file again.",
+            f"has factors that do not fit at {name}: A {list(down.shape)}, B {list(up.shape)}.",
+            "The second dimension of B must be the first of A, and of a kernel only A has the extent; export the file"
+            " again.",
         )
     if not 0 < layer.rank <= RANK_LIMIT * (layer.shape[0] + math.prod(layer.shape[1:])):
         raise unusable(source, f"has rank {layer.rank} at {name}, whose weight is {list(layer.shape)}.")

@@ -55,7 +55,7 @@ def measured(name: str, kind: str, seed: int, runs: Path, overrides: dict[str, A
         if not (place / EVALUATION_FILE).exists():
             own = {f"evaluation.inversion.{key}": value for key, value in settings.items()}
             place.mkdir(parents=True, exist_ok=True)
-            evaluate(Recipe.load(DEMO_RECIPE, {"evaluation.attacks": ["inversion"]} | chosen | own), folder, place)
+            evaluate(Recipe.load(DEMO_RECIPE, chosen | {"evaluation.attacks": ["inversion"]} | own), folder, place)
         result = json.loads((place / EVALUATION_FILE).read_text())
         found |= {key: result["metrics"]["accuracy"][key] for key in ("unlearning_accuracy", "retain_accuracy")}
         distances = result["metrics"]["distances"]["own_samples"]

@@ -35,6 +35,8 @@ SHORT: dict[str, dict[str, Any]] = {
 }
 """What keeps two blocks of each kind."""
 SIDE = 256
+LONG = "a {concept}" + ", very large" * 200
+"""A prompt of as many tokens as the network is told at most, which is what `plan` counts."""
 
 
 def base(family: str, folder: Path) -> Path:
@@ -67,8 +69,8 @@ def measured(family: str, work: Path, overrides: dict[str, Any]) -> dict[str, An
     checked = "-".join(str(value).lower() for value in overrides.values())
     values: dict[str, Any] = {
         "model": {"base": str(base(family, work / family)), "family": family, "dtype": "bfloat16"},
-        "forget": {"concepts": [{"name": "cat", "anchor": "dog"}], "templates": ["a {concept}"], "count": 2},
-        "retain": {"concepts": ["dog"], "templates": ["a {concept}"], "count": 2},
+        "forget": {"concepts": [{"name": "cat", "anchor": "dog"}], "templates": [LONG], "count": 2},
+        "retain": {"concepts": ["dog"], "templates": [LONG], "count": 2},
         "sampling": {"resolution": SIDE, "steps": 1, "guidance": 0.0, "batch_size": 1},
         "adapter": {"rank": 8, "targets": "attention"},
         "training": {"steps": 3, "batch_size": 1},

@@ -42,6 +42,10 @@ def damaged(good: Path) -> dict[str, tuple[Callable[[Path], object], tuple[str, 
     with_nan = tensors | {first: torch.full_like(tensors[first], torch.nan)}
     some = {key: tensors[key] for key in list(tensors)[1:]}
     misfit = {key: t[:, :1].contiguous() if "lora_B" in key else t for key, t in tensors.items()}
+    kernel = {
+        "unet.conv_in.lora_A.weight": torch.ones(1, 4, 3, 3),
+        "unet.conv_in.lora_B.weight": torch.ones(4, 1, 3, 3),
+    }
     legacy = {"unet.mid_block.attentions.0.processor.to_q_lora.down.weight": torch.ones(1, 1), "b": torch.ones(1)}
     return {
         "truncated": (lambda f: f.write_bytes(whole[:-100]), ("is no intact safetensors file",)),
@@ -52,12 +56,25 @@ def damaged(good: Path) -> dict[str, tuple[Callable[[Path], object], tuple[str, 
         "nan": (lambda f: save_file(with_nan, f), ("has NaN or Inf in A of unet.",)),
         "unpaired": (lambda f: save_file(some, f), ("lacks the tensor unet.", ".lora_down.weight")),
         "misfit": (lambda f: save_file(misfit, f), ("has factors that do not fit at unet.",)),
+        "kernel in B": (lambda f: save_file(kernel, f), ("has factors that do not fit at unet.conv_in: A",)),
         "layout": (lambda f: save_file(legacy, f), ("1 tensor of an unknown layout, the first b [1].",)),
         "no tensors": (lambda f: save_file({}, f), ("holds no LoRA layer",)),
     }
 
 
-NAMES = ("truncated", "headless", "empty", "text", "pickle", "nan", "unpaired", "misfit", "layout", "no tensors")
+NAMES = (
+    "truncated",
+    "headless",
+    "empty",
+    "text",
+    "pickle",
+    "nan",
+    "unpaired",
+    "misfit",
+    "kernel in B",
+    "layout",
+    "no tensors",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
