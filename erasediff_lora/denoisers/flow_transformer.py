@@ -44,11 +44,10 @@ class FlowTransformer(PipelineDenoiser):
 
     @cached_property
     def noise_scheduler(self) -> FlowMatching:
-        if self.source.is_file() and self.model.config is None:
+        if self.described is None:
             return FlowMatching(self.pipeline.scheduler.config.num_train_timesteps)
-        folder = self.source if self.source.is_dir() else self.model.config
         with loading.readable(self.model):
-            config = FlowMatchEulerDiscreteScheduler.load_config(folder, subfolder="scheduler")
+            config = FlowMatchEulerDiscreteScheduler.load_config(self.described, subfolder="scheduler")
         return FlowMatching(config["num_train_timesteps"])
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from erasediff_lora import demo, families
 from erasediff_lora.errors import Problem, UserError
@@ -184,8 +185,36 @@ def locate(model: Model, pipeline_class: Any) -> Path:
         )
 
 
+def undescribed(source: Path) -> UserError:
+    """The complaint about a single file of no model whose configurations are at hand."""
+    what = f"is needed: {source.name} is of no published model whose configurations are at hand."
+    return UserError(Problem("model.config", None, what, "Give the diffusers folder that describes it."))
+
+
+@contextmanager
+def configurations_within_reach(source: Path) -> Iterator[None]:
+    """Say what to give where the hub has configurations of a single file and is out of reach, in one line."""
+    from diffusers.utils import logging as diffusers_logging
+
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # it says at length that it will ask the hub
+    try:
+        yield
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise undescribed(source) from error
+    finally:
+        diffusers_logging.set_verbosity(before)
+
+
+def all_in(path: Path) -> list[Path]:
+    """The file, or the files in the folder."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
 def own_files(model: Model) -> dict[str, Path]:
     """The files that take the place of parts of the base: 'network', and names of the pipeline's components.
+
+    Those of a tokenizer lie in a folder.
 
     Raises:
         UserError: If one is not there.
@@ -195,7 +224,11 @@ def own_files(model: Model) -> dict[str, Path]:
     for name, path in (network | model.parts).items():
         field = "model.network" if name in network else f"model.parts.{name}"
         found[name] = existing(path, field)
-        if not found[name].is_file():
+        if name.startswith("tokenizer") and not found[name].is_dir():
+            raise UserError(
+                Problem(field, str(path), "there is no such folder.", "Give the folder with tokenizer.json.")
+            )
+        if not name.startswith("tokenizer") and not found[name].is_file():
             raise UserError(Problem(field, str(path), "there is no such file.", "Give a safetensors file."))
     return found
 

@@ -13,11 +13,10 @@ from erasediff_lora.adapter.checkpoint import Checkpoint
 from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.errors import Problem, UserError
 
-FIELD = "model.network"
 _BEFORE = ("model.diffusion_model.", "diffusion_model.", "")
 
 
-def load(kind: Any, described: Path, component: str, path: Path, dtype: torch.dtype) -> nn.Module:
+def load(kind: Any, described: Path, component: str, path: Path, dtype: torch.dtype, field: str) -> nn.Module:
     """The network that a folder describes, with the weights of the file, by the authors' names or diffusers'.
 
     Args:
@@ -26,6 +25,7 @@ def load(kind: Any, described: Path, component: str, path: Path, dtype: torch.dt
         component: Of the pipeline.
         path: The file; weights in 8 bits are widened.
         dtype: Of the weights.
+        field: The recipe's, for the message.
 
     Raises:
         UserError: If it is no such file, lacks a weight, or has one of another shape.
@@ -33,32 +33,30 @@ def load(kind: Any, described: Path, component: str, path: Path, dtype: torch.dt
     try:
         (file,) = Checkpoint(path).files
     except UserError as error:
-        raise UserError(*(Problem(FIELD, str(path), one.what, one.remedy) for one in error.problems)) from None
+        raise UserError(*(Problem(field, str(path), one.what, one.remedy) for one in error.problems)) from None
     with init_empty_weights():
         network: nn.Module = kind.from_config(kind.load_config(described, subfolder=component))
-    found = {name: _find(file, component, name) for name, _ in network.state_dict().items()}
+    found = {name: _find(file, component, name, dtype) for name in network.state_dict()}
     lacking = [name for name, tensor in found.items() if tensor is None]
     if lacking:
         what = f"lacks {len(lacking)} of {len(found)} weights of a {kind.__name__}, such as {lacking[0]}."
-        raise UserError(Problem(FIELD, str(path), what, "Give a file of the whole network of this family."))
+        raise UserError(Problem(field, str(path), what, "Give a file of the whole network of this family."))
     there = network.state_dict()
     for name, tensor in found.items():
         assert tensor is not None
         if tensor.shape != there[name].shape:
             what = f"holds {name} as {list(tensor.shape)}, which is {list(there[name].shape)} in {described}."
-            raise UserError(Problem(FIELD, str(path), what, "Give a file of a network of the base's own size."))
-    network.load_state_dict(
-        {name: tensor.to(dtype) for name, tensor in found.items() if tensor is not None}, assign=True
-    )
+            raise UserError(Problem(field, str(path), what, "Give a file of a network of the base's own size."))
+    network.load_state_dict({name: tensor for name, tensor in found.items() if tensor is not None}, assign=True)
     return network.eval()
 
 
-def _find(file: WeightFile, component: str, name: str) -> Tensor | None:
+def _find(file: WeightFile, component: str, name: str, dtype: torch.dtype) -> Tensor | None:
     """A parameter by its name in diffusers; None: it is not there."""
     path = f"{component}.{name}"
     slot = file.slot(path.removesuffix(".weight"))
     if slot is not None:
-        return file.weight(slot)
+        return file.weight(slot).to(dtype)
     names = (name, name.rpartition(".")[2])  # no layer's: padding tokens of Z-Image, pos_embed of Stable Diffusion 3
     key = next((key for before in _BEFORE for one in names if (key := before + one) in file.tensors), None)
-    return None if key is None else file.read(key)
+    return None if key is None else file.read(key).to(dtype)

@@ -42,7 +42,7 @@ def stated(model: Model, source: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if source.is_file():
-        keys, header = _written(model, source)
+        keys, header = written(model, source)
         if (predicted := HEADER.get(header.get(HEADER_KEY, ""))) is not None:
             found["prediction_type"] = predicted
             log.info("%s has %s in its header: %s", source.name, HEADER_KEY, predicted)
@@ -54,7 +54,7 @@ def stated(model: Model, source: Path) -> dict[str, Any]:
     return found | ({} if model.prediction_type is None else {"prediction_type": model.prediction_type})
 
 
-def _written(model: Model, source: Path) -> tuple[set[str], Mapping[str, str]]:
+def written(model: Model, source: Path) -> tuple[set[str], Mapping[str, str]]:
     """The names of a single file's tensors, and its header."""
     if source.suffix.lower() == ".safetensors":
         with open_safetensors(source, "model.base") as file:

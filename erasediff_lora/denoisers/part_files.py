@@ -15,22 +15,25 @@ from torch import Tensor, nn
 from erasediff_lora.adapter.weight_file import WeightFile
 from erasediff_lora.errors import Problem, UserError
 
-VAE = "vae"
+VAE, PROJECTION = "vae", "text_projection.weight"
 
 
-def load(name: str, described: Path, path: Path, dtype: torch.dtype) -> nn.Module:
+def load(name: str, described: Path, path: Path, dtype: torch.dtype, inside: str = "") -> nn.Module:
     """A part of the pipeline that a folder describes, with the weights of a file; those in 8 bits are widened.
+
+    Stable Diffusion 3 takes what CLIP-L says of a prompt before its projection, which files have and pipelines apply.
 
     Args:
         name: Of the part, such as 'text_encoder_2'.
         described: The pipeline's folder.
         path: The file.
         dtype: Of the weights.
+        inside: What stands before their names in a file of a whole model.
 
     Raises:
         UserError: If the folder has no such part, or the file lacks its weights.
     """
-    field = f"model.parts.{name}"
+    field = "model.base" if inside else f"model.parts.{name}"
     index = json.loads((described / "model_index.json").read_text(encoding="utf-8"))
     library, class_name = index.get(name) or ("", "")
     kind: Any = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), class_name or "", None)
@@ -44,7 +47,9 @@ def load(name: str, described: Path, path: Path, dtype: torch.dtype) -> nn.Modul
             part = kind(kind.config_class.from_pretrained(described / name))
     file = WeightFile(path, name)
     wanted = part.state_dict()
-    found = {key: _find(file, key, like) for key, like in wanted.items()}
+    found = {key: _find(file, key, like, inside) for key, like in wanted.items()}
+    if name == "text_encoder" and PROJECTION in wanted:
+        found[PROJECTION] = torch.eye(len(wanted[PROJECTION]))
     lacking = [key for key, tensor in found.items() if tensor is None]
     if lacking and name == VAE and hasattr(kind, "from_single_file"):  # by the authors' names
         options: dict[str, Any] = {"config": str(described), "subfolder": name, "local_files_only": True}
@@ -58,7 +63,23 @@ def load(name: str, described: Path, path: Path, dtype: torch.dtype) -> nn.Modul
     return part.eval().requires_grad_(False)
 
 
-def _find(file: WeightFile, key: str, like: Tensor) -> Tensor | None:
+def tokenizer(name: str, described: Path, folder: Path) -> Any:
+    """A tokenizer from a folder of its own, of the kind that another folder says.
+
+    Raises:
+        UserError: If none is there.
+    """
+    index = json.loads((described / "model_index.json").read_text(encoding="utf-8"))
+    kind = getattr(transformers, (index.get(name) or ("", ""))[1] or "AutoTokenizer")
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        what = f"holds no tokenizer: {' '.join(str(error).split())[:200]}"
+        remedy = "Give the folder with its tokenizer.json."
+        raise UserError(Problem(f"model.parts.{name}", str(folder), what, remedy)) from error
+
+
+def _find(file: WeightFile, key: str, like: Tensor, inside: str) -> Tensor | None:
     """A weight by its name in transformers; None: it is not there in this shape."""
     names = (
         *(key, f"text_model.{key}", f"model.{key}"),
@@ -68,6 +89,7 @@ def _find(file: WeightFile, key: str, like: Tensor) -> Tensor | None:
     )
     if not like.is_floating_point():
         return like  # a counter, of no use
-    there = (name for name in names if name in file.tensors and file.tensors[name].shape == tuple(like.shape))
+    full = (inside + name for name in names)
+    there = (name for name in full if name in file.tensors and file.tensors[name].shape == tuple(like.shape))
     found = next(there, None)
     return None if found is None else file.read(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from erasediff_lora.denoisers import loading, network_file, noise_schedule, on_meta, part_files
+from erasediff_lora.denoisers import loading, network_file, noise_schedule, on_meta, part_files, published
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.machine import devices
 from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import Model, Sampling
-from erasediff_lora.storage.files import fingerprint
+from erasediff_lora.storage.files import PICKLE_SUFFIXES, fingerprint
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -43,8 +43,8 @@ class PipelineDenoiser:
     pipeline_options: ClassVar[dict[str, Any]] = {}
     encoders: ClassVar[tuple[str, ...]]
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
-    optional: ClassVar[tuple[str, ...]] = ()
-    """Parts that a base may do without."""
+    inside: ClassVar[Mapping[str, str]] = {}
+    """Text encoder -> how the names of its weights begin in a single file of a whole model."""
     noise_scheduler: Any
 
     def __init__(self, model: Model) -> None:
@@ -69,8 +69,8 @@ class PipelineDenoiser:
 
     @property
     def network(self) -> Any:
-        """The network that predicts; loaded alone where the weights lie in a folder."""
-        if self._network is None and self.source.is_file() and not self.model.network:
+        """The network that predicts; loaded alone where a folder describes it."""
+        if self._network is None and self.source.is_file() and self._network_file is None:
             return getattr(self.pipeline, self.component)
         if self._network is None:
             self._network = self._load_network()
@@ -78,14 +78,11 @@ class PipelineDenoiser:
 
     def _load_pipeline(self) -> Any:
         options: dict[str, Any] = {"dtype": self.dtype, **self.pipeline_options}
-        if self._network is not None or self._quantization or self.model.network:
+        if self._network is not None or self._quantization or self._network_file:
             options[self.component] = self.network
-        if self.source.is_dir():
-            options |= {name: None for name in self.optional if not (self.source / name).is_dir()}
         with loading.readable(self.model):
-            for name, path in self.files.items():
-                if name != "network":
-                    options[name] = part_files.load(name, self.described or self.source, path, self.dtype)
+            options |= dict.fromkeys(self.left_out)
+            options |= {name: self._part(name) for name in self.files if name != "network"}
             pipeline = self._read_file(options) if self.source.is_file() else self._read_folder(options)
         pipeline.set_progress_bar_config(disable=True)
         for name in {self.component, "vae", *self.encoders} - options.keys():  # a network at hand may be in training
@@ -98,13 +95,56 @@ class PipelineDenoiser:
             return pipeline
         return pipeline.to(self.device)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Parts of the pipeline that this base does without."""
+        return ()
+
+    def _part(self, name: str) -> Any:
+        """A part of the pipeline from a file of its own."""
+        described = self.described
+        if described is None:
+            raise loading.undescribed(self.source)
+        if name.startswith("tokenizer"):
+            return part_files.tokenizer(name, described, self.files[name])
+        return part_files.load(name, described, self.files[name], self.dtype)
+
     def _read_file(self, options: Mapping[str, Any]) -> Any:
+        if (described := self.described) is None:  # diffusers asks the hub
+            with loading.configurations_within_reach(self.source):
+                return self.pipeline_class.from_single_file(str(self.source), **options)
         return self.pipeline_class.from_single_file(
             str(self.source),
-            config=None if self.model.config is None else str(self.model.config),
-            local_files_only=self.model.config is not None,
+            config=str(described),
+            local_files_only=True,
             **options,
+            **self._inside(described, options),
         )
+
+    def _inside(self, described: Path, given: Collection[str]) -> dict[str, Any]:
+        """The text encoders in a single file that have transformers' names there; others are left to diffusers.
+
+        Raises:
+            UserError: If the file has no weights of a part that is not given.
+        """
+        keys = noise_schedule.written(self.model, self.source)[0]
+        begins = {"vae": ("first_stage_model.", "vae.")} | {name: (begin,) for name, begin in self.inside.items()}
+        there = {
+            name: begin
+            for name in (*self.encoders, "vae")
+            for begin in begins.get(name, ())
+            if any(key.startswith(begin) for key in keys)
+        }
+        missing = [name for name in (*self.encoders, "vae") if name not in {*there, *given}]
+        if missing:
+            what = f"has no weights of {' and none of '.join(missing)} by names that are known."
+            files = ", ".join(f"{name}: FILE" for name in missing)
+            raise UserError(Problem("model.base", self.model.base, what, f"Add --model.parts '{{{files}}}'."))
+        return {
+            name: part_files.load(name, described, self.source, self.dtype, begin)
+            for name, begin in there.items()
+            if begin.startswith("text_encoders.") and name not in given
+        }
 
     def _read_folder(self, options: Mapping[str, Any]) -> Any:
         missing = [name for name in self.encoders if name not in options and not (self.source / name).is_dir()]
@@ -124,11 +164,20 @@ class PipelineDenoiser:
     def weights(self) -> Path:
         return self.files.get("network", self.source)
 
+    @property
+    def _network_file(self) -> Path | None:
+        """The file that the network's weights are read from by their names; None: diffusers reads them."""
+        is_named = self.source.suffix.lower() not in PICKLE_SUFFIXES and self.described is not None
+        return self.files.get("network") or (self.source if self.source.is_file() and is_named else None)
+
     def _load_network(self) -> Any:
-        if (file := self.files.get("network")) is not None:
-            described = self.described or self.source
-            network = network_file.load(self.network_class, described, self.component, file, self.dtype)
-            return network.requires_grad_(False).to(self.device)
+        if (file := self._network_file) is not None:
+            if self.described is None:
+                raise loading.undescribed(self.source)
+            field = "model.network" if "network" in self.files else "model.base"
+            given = self.network_class, self.described, self.component, file, self.dtype, field
+            with loading.readable(self.model):
+                return network_file.load(*given).requires_grad_(False).to(self.device)
         with loading.readable(self.model):
             network = self.network_class.from_pretrained(
                 self.source,
@@ -156,10 +205,12 @@ class PipelineDenoiser:
     def _stated(self) -> dict[str, Any]:
         return noise_schedule.stated(self.model, self.source)
 
-    @property
+    @cached_property
     def described(self) -> Path | None:
-        """The folder with the base's configurations: its own, or that of a single file, if the recipe names one."""
-        return self.source if self.source.is_dir() else self.model.config
+        """The folder with the base's configurations: its own, or of a single file the recipe's or what is published."""
+        if self.source.is_dir():
+            return self.source
+        return self.model.config or published.described(self.source, self.model.family)
 
     @property
     def resolution(self) -> int:
@@ -180,7 +231,7 @@ class PipelineDenoiser:
             files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
         marks = "-tiled" if self.model.vae_tiling else ""
         marks += noise_schedule.mark(self.model) + loading.mark(self.model)
-        marks += "".join(f"-{name}:{fingerprint([file], file)}" for name, file in self.files.items())
+        marks += "".join(f"-{name}:{fingerprint(loading.all_in(file), file)}" for name, file in self.files.items())
         return fingerprint(files, self.source) + marks
 
     def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:
@@ -297,18 +348,11 @@ class PipelineDenoiser:
         ).images
 
     def without_weights(self) -> dict[str, Any]:
-        folder = self.model.config if self.source.is_file() else self.source
-        if folder is None:
-            raise UserError(
-                Problem(
-                    "model.config",
-                    None,
-                    f"is needed: {self.source.name} alone does not say what network it holds.",
-                    "Give the diffusers folder that describes it.",
-                )
-            )
+        if self.described is None:
+            raise loading.undescribed(self.source)
         with loading.readable(self.model):
-            networks = on_meta.networks(folder, self.dtype)
+            networks = on_meta.networks(self.described, self.dtype)
+        networks = {name: network for name, network in networks.items() if name not in self.left_out}
         self._network = networks[self.component]
         self._cut_up(networks[self.component], networks["vae"])
         return networks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -37,6 +37,7 @@ class StableDiffusion(PipelineDenoiser):
     image_pipeline_class: ClassVar[Any] = StableDiffusionImg2ImgPipeline
     pipeline_options: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
     encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
+    inside: ClassVar[Mapping[str, str]] = {"text_encoder": "cond_stage_model."}
     guided_in_one_batch: ClassVar[bool] = True
     """Whether a UNet predicts without and with prompts in one batch, in this order."""
     reads: ClassVar[dict[str, int]] = {}

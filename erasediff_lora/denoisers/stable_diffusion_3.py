@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -16,15 +17,22 @@ from diffusers import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from erasediff_lora.denoisers import loading
+from erasediff_lora.denoisers import loading, noise_schedule
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.denoisers.flow_matching import FlowMatching
 from erasediff_lora.denoisers.pooled import PooledStableDiffusion
 from erasediff_lora.denoisers.stable_diffusion import CLIP_TOKENS
+from erasediff_lora.errors import Problem, UserError
+from erasediff_lora.families import single_files_sd3
 from erasediff_lora.families.stable_diffusion_3 import ARCHITECTURE, FAMILY
 from erasediff_lora.objectives.condition import Condition
 
+log = logging.getLogger(__name__)
 T5_TOKENS = 256
+TOKENIZER = (
+    "Give the folder with its tokenizer.json: --model.parts '{tokenizer_3: FOLDER}'; ComfyUI's is"
+    " comfy/text_encoders/t5_tokenizer."
+)
 
 _ATTENTION = r".*\battn2?\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _READS_TOKENS = "context_embedder"
@@ -33,7 +41,7 @@ _FEED_FORWARD = r".*\b(ff|ff_context)\.net\.(0\.proj|2)"
 
 
 class StableDiffusion3(PooledStableDiffusion):
-    """A Stable Diffusion 3 base: diffusers folder or hub id."""
+    """A Stable Diffusion 3 base: diffusers folder, hub id or single file."""
 
     component: ClassVar[str] = FAMILY.component
     network_class: ClassVar[Any] = SD3Transformer2DModel
@@ -45,7 +53,7 @@ class StableDiffusion3(PooledStableDiffusion):
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
     other_prompts: ClassVar[tuple[str, ...]] = ("prompt_2", "prompt_3")
     reads: ClassVar[dict[str, int]] = {"tokenizer_3": T5_TOKENS}
-    optional: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
+    inside: ClassVar[Mapping[str, str]] = {name: begin for begin, name in single_files_sd3.ENCODERS.items()}
     target_presets: ClassVar[dict[str, list[str]]] = {
         "text": [_READS_TOKENS, _READS_POOLED],
         "attention": [_ATTENTION],
@@ -54,11 +62,35 @@ class StableDiffusion3(PooledStableDiffusion):
 
     @cached_property
     def noise_scheduler(self) -> FlowMatching:
-        if self.source.is_file():
+        if self.described is None:
             return FlowMatching(self.pipeline.scheduler.config.num_train_timesteps)
         with loading.readable(self.model):
-            config = FlowMatchEulerDiscreteScheduler.load_config(self.source, subfolder="scheduler")
+            config = FlowMatchEulerDiscreteScheduler.load_config(self.described, subfolder="scheduler")
         return FlowMatching(config["num_train_timesteps"])
+
+    @cached_property
+    def left_out(self) -> tuple[str, ...]:
+        """T5, whose tokens may be zeros, unless both its weights and its tokenizer are at hand."""
+        if "tokenizer_3" in self.files or (self.described and (self.described / "tokenizer_3").is_dir()):
+            without = f"{self.source.name} has no T5"
+            has_weights = "text_encoder_3" in self.files or self._holds_t5
+        else:
+            without = "nothing here has T5's tokenizer"
+            has_weights = False
+            if "text_encoder_3" in self.files:
+                raise UserError(Problem("model.parts.tokenizer_3", None, f"is needed: {without}.", TOKENIZER))
+        if has_weights:
+            return ()
+        if self.source.is_file():
+            log.warning("%s: prompts are read by CLIP alone. %s", without, TOKENIZER)
+        return "text_encoder_3", "tokenizer_3"
+
+    @property
+    def _holds_t5(self) -> bool:
+        if self.source.is_dir():
+            return (self.source / "text_encoder_3").is_dir()
+        keys, _ = noise_schedule.written(self.model, self.source)
+        return any(key.startswith(self.inside["text_encoder_3"]) for key in keys)
 
     @property
     def architecture(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -25,6 +25,10 @@ class StableDiffusionXL(PooledStableDiffusion):
     image_pipeline_class: ClassVar[Any] = StableDiffusionXLImg2ImgPipeline
     pipeline_options: ClassVar[dict[str, Any]] = {"add_watermarker": False}
     encoders: ClassVar[tuple[str, ...]] = FAMILY.encoders
+    inside: ClassVar[Mapping[str, str]] = {
+        "text_encoder": "conditioner.embedders.0.",
+        "text_encoder_2": "conditioner.embedders.1.",
+    }
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
 
     @property

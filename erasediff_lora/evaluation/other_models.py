@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from erasediff_lora import denoisers
 from erasediff_lora.denoisers import Denoiser
-from erasediff_lora.denoisers.loading import readable
+from erasediff_lora.denoisers.loading import readable, undescribed
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, open_safetensors
@@ -144,13 +144,15 @@ def _about(path: Path, error: UserError) -> UserError:
 def _of_network(denoiser: Denoiser, path: Path, config: Path | None) -> dict[str, Tensor]:
     """The network of a single file that holds nothing else."""
     model: Any = denoiser.model  # type: ignore[attr-defined]
+    if config is None:
+        raise undescribed(path)
     try:
         with readable(model):
             network = type(denoiser.network).from_single_file(
                 str(path),
-                config=None if config is None else str(config),
+                config=str(config),
                 subfolder=denoiser.component,
-                local_files_only=config is not None,
+                local_files_only=True,
                 torch_dtype=denoiser.dtype,
             )
     except UserError as error:

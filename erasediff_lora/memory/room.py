@@ -143,9 +143,10 @@ def require_room(recipe: Recipe) -> int:
     begin = parts if isinstance(parts, int) else 1
     if not recipe.training.check_memory:
         return begin
-    source = denoisers.load(recipe.model).source
+    base = denoisers.load(recipe.model)
+    source = base.source
     if source.is_file():
-        if recipe.model.config is None:
+        if getattr(base, "described", None) is None:
             return begin  # a checkpoint alone does not say what network it holds
         size = source.stat().st_size
     else:

@@ -166,7 +166,8 @@ def _family(sections: Sections) -> Iterator[Problem]:
     if model.network is not None and family.component != "transformer":
         what = f"is for the transformers, which {model.family} is not."
         yield Problem("model.network", str(model.network), what, "Omit it.")
-    known = (*family.encoders, "vae") if family.component == "transformer" else ()
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in family.encoders]
+    known = (*family.encoders, *tokenizers, "vae") if family.text_to_image and family.in_diffusers else ()
     for name in model.parts.keys() - set(known):
         what = f"is no part of {model.family} that can have a file of its own."
         remedy = f"Known are: {', '.join(known)}." if known else "Omit it."

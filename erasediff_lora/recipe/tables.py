@@ -53,10 +53,14 @@ class Model(Section):
     )
     parts: dict[str, Path] = Field(
         default_factory=dict,
-        description="files of text encoders and the autoencoder, as in ComfyUI's folders, that take the places of a"
-        " transformer's own: {text_encoder_2: FILE, vae: FILE}",
+        description="files of text encoders and the autoencoder, as in ComfyUI's folders, and folders of tokenizers,"
+        " that take the places of the base's own: {text_encoder_2: FILE, vae: FILE, tokenizer_2: FOLDER}",
     )
-    config: Path | None = Field(None, description="local diffusers folder that describes a single-file checkpoint")
+    config: Path | None = Field(
+        None,
+        description="local diffusers folder that describes a single file; omit it for a published Stable Diffusion or a"
+        " model of its shape",
+    )
     revision: str | None = Field(None, description="hub revision")
     variant: str | None = Field(None, description="hub weight variant, such as fp16")
     allow_pickle: bool = Field(False, description="open pickled weights; they can run code: only if you trust them")

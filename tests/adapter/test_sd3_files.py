@@ -12,64 +12,13 @@ from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoi
 from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file, save_file
+from single_file import NETWORK, pack_sd3
 from tiny import tiny_sd3_pipeline
 from torch import Tensor
 
 from erasediff_lora.adapter import Checkpoint, LoraAdapter, LoraLayer, Provenance, fingerprint, formats
 
-NETWORK = "model.diffusion_model."
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
-OUTER = {
-    "pos_embed.proj": "x_embedder.proj",
-    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
-    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
-    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
-    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
-    "context_embedder": "context_embedder",
-    "proj_out": "final_layer.linear",
-}
-INNER = {
-    "attn.to_out.0": "x_block.attn.proj",
-    "attn.to_add_out": "context_block.attn.proj",
-    "ff.net.0.proj": "x_block.mlp.fc1",
-    "ff.net.2": "x_block.mlp.fc2",
-    "ff_context.net.0.proj": "context_block.mlp.fc1",
-    "ff_context.net.2": "context_block.mlp.fc2",
-    "norm1.linear": "x_block.adaLN_modulation.1",
-    "norm1_context.linear": "context_block.adaLN_modulation.1",
-}
-FUSED = {"x_block": ("to_q", "to_k", "to_v"), "context_block": ("add_q_proj", "add_k_proj", "add_v_proj")}
-
-
-def swapped(tensor: Tensor) -> Tensor:
-    """The authors' last layers shift first and then scale, diffusers' the other way round."""
-    return torch.cat(tensor.chunk(2)[::-1])
-
-
-def packed(folder: Path, file: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """The transformer and both CLIP encoders of a folder as the authors' single files name them."""
-    ours = load_file(folder / TRANSFORMER)
-    count = 1 + max(int(key.split(".")[1]) for key in ours if key.startswith("transformer_blocks."))
-    theirs: dict[str, Tensor] = {"pos_embed": ours["pos_embed.pos_embed"]}
-    for leaf in ("weight", "bias"):
-        theirs |= {f"{new}.{leaf}": ours[f"{old}.{leaf}"] for old, new in OUTER.items()}
-        theirs[f"final_layer.adaLN_modulation.1.{leaf}"] = swapped(ours[f"norm_out.linear.{leaf}"])
-        for index in range(count):
-            for old, new in INNER.items():
-                tensor = ours.get(f"transformer_blocks.{index}.{old}.{leaf}")
-                if tensor is not None:
-                    is_last = index == count - 1 and old == "norm1_context.linear"
-                    theirs[f"joint_blocks.{index}.{new}.{leaf}"] = swapped(tensor) if is_last else tensor
-            for block, names in FUSED.items():
-                parts = [ours[f"transformer_blocks.{index}.attn.{name}.{leaf}"] for name in names]
-                theirs[f"joint_blocks.{index}.{block}.attn.qkv.{leaf}"] = torch.cat(parts)
-    whole = {NETWORK + key: tensor for key, tensor in theirs.items()}
-    for component, name in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
-        for key, tensor in load_file(folder / component / "model.safetensors").items():
-            path = key if key.startswith(("text_model.", "text_projection")) else f"text_model.{key}"
-            whole[f"text_encoders.{name}.transformer.{path}"] = tensor
-    save_file({key: tensor.to(dtype).contiguous() for key, tensor in whole.items()}, file)
-    return file
 
 
 def transformer(file: Path) -> dict[str, Tensor]:
@@ -109,7 +58,7 @@ def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_several_adapters_on_a_single_file(dtype: Any, sd3: Path, tmp_path: Path, cli: Cli) -> None:
-    file, out = packed(sd3, tmp_path / "sd3.safetensors", dtype), tmp_path / "out.safetensors"
+    file, out = pack_sd3(sd3, tmp_path / "sd3.safetensors", dtype), tmp_path / "out.safetensors"
     assert fingerprint(Checkpoint(file)) == fingerprint(Checkpoint(sd3))
     adapters = [on_every_layer(sd3, seed) for seed in (1, 2)]
     for number, adapter in enumerate(adapters):
@@ -131,7 +80,7 @@ def test_several_adapters_on_a_single_file(dtype: Any, sd3: Path, tmp_path: Path
 @pytest.mark.parametrize("by_input", [False, True])
 def test_dora_of_rows_that_share_a_tensor(by_input: bool, sd3: Path, tmp_path: Path, cli: Cli) -> None:
     """Queries, keys and values have norms of their own, also where they lie in one tensor."""
-    file, plain = packed(sd3, tmp_path / "sd3.safetensors"), on_every_layer(sd3, 1)
+    file, plain = pack_sd3(sd3, tmp_path / "sd3.safetensors"), on_every_layer(sd3, 1)
     tensors: dict[str, Tensor] = {}
     for name, layer in plain.layers.items():
         count = layer.shape[1] if by_input else layer.shape[0]
@@ -156,7 +105,7 @@ def test_dora_of_rows_that_share_a_tensor(by_input: bool, sd3: Path, tmp_path: P
 
 
 def test_folder_and_single_file_agree_and_unmerge(sd3: Path, tmp_path: Path, cli: Cli) -> None:
-    file = packed(sd3, tmp_path / "sd3.safetensors")
+    file = pack_sd3(sd3, tmp_path / "sd3.safetensors")
     formats.write(on_every_layer(sd3, 1), tmp_path / "a.safetensors", "diffusers")
     for model, out in ((sd3, tmp_path / "folder"), (file, tmp_path / "merged.safetensors")):
         assert cli("merge", model, tmp_path / "a.safetensors", "--output", out).status == 0
@@ -170,7 +119,7 @@ def test_folder_and_single_file_agree_and_unmerge(sd3: Path, tmp_path: Path, cli
 
 
 def test_extract_and_stack(sd3: Path, tmp_path: Path, cli: Cli) -> None:
-    base = packed(sd3, tmp_path / "base.safetensors")
+    base = pack_sd3(sd3, tmp_path / "base.safetensors")
     adapter = on_every_layer(sd3, 1)
     formats.write(adapter, tmp_path / "a.safetensors", "diffusers")
     assert cli("merge", base, tmp_path / "a.safetensors", "--output", tmp_path / "tuned.safetensors").status == 0
@@ -189,7 +138,7 @@ def test_extract_and_stack(sd3: Path, tmp_path: Path, cli: Cli) -> None:
 
 
 def test_transformer_alone(sd3: Path, tmp_path: Path, cli: Cli) -> None:
-    file = packed(sd3, tmp_path / "sd3.safetensors")
+    file = pack_sd3(sd3, tmp_path / "sd3.safetensors")
     bare = {key.removeprefix(NETWORK): t for key, t in load_file(file).items() if key.startswith(NETWORK)}
     save_file(bare, tmp_path / "bare.safetensors")
     adapter = on_every_layer(sd3, 1)
@@ -213,7 +162,7 @@ def test_it_trains_on_the_transformer_of_a_single_file(
     sd3: Path, recipe_file: RecipeFile, cli: Cli, tmp_path: Path
 ) -> None:
     """The rest is a folder's, whose own transformer is another one."""
-    file, rest = packed(sd3, tmp_path / "sd3.safetensors"), tmp_path / "rest"
+    file, rest = pack_sd3(sd3, tmp_path / "sd3.safetensors"), tmp_path / "rest"
     shutil.copytree(sd3, rest)
     save_file({name: tensor + 1 for name, tensor in load_file(sd3 / TRANSFORMER).items()}, rest / TRANSFORMER)
     found = []
