@@ -43,7 +43,14 @@ class Candidate:
 
     @contextmanager
     def active(self) -> Iterator[Denoiser]:
-        """The denoiser with the erasure at this candidate's strength."""
+        """The denoiser with the erasure at this candidate's strength, for whoever only looks on."""
+        if self.erasure is not None:
+            self.erasure.merge(self.strength)
+        yield self.denoiser
+
+    @contextmanager
+    def in_layers(self) -> Iterator[Denoiser]:
+        """The same for whoever alters the model: an adapter is in layers of its own, the weights are the base's."""
         if self.erasure is not None:
             self.erasure.set_strength(self.strength)
         yield self.denoiser

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasediff_lora.adapter import formats
 from erasediff_lora.adapter.loading import load
@@ -24,6 +24,8 @@ from erasediff_lora.storage.run_folder import WEIGHTS_FILE
 log = logging.getLogger(__name__)
 
 ADAPTER = "erasure"
+MOST_MERGED = 64 * 2**20
+"""Bytes of weights that a second copy is held of, merged: no more than a plan may be wrong by."""
 
 
 class Erasure(Protocol):
@@ -39,8 +41,12 @@ class Erasure(Protocol):
         """0 is the base as it was, 1 the erasure as it was trained."""
         ...
 
+    def merge(self, strength: float) -> None:
+        """The same in as few operations as can be, for whoever only looks on: to the last bits alike."""
+        self.set_strength(strength)
 
-class DiffusersLora:
+
+class DiffusersLora(Erasure):
     """An adapter, loaded with diffusers' own loader, as a user of it would.
 
     Raises:
@@ -53,16 +59,42 @@ class DiffusersLora:
         self.pipeline = denoiser.pipeline
         load(self.pipeline, file, name=ADAPTER, base=denoiser.weights)
         self.modules = list(lora_layers(denoiser.network))
+        parts = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
+        self._layers = [layer for part in parts for layer in lora_layers(part).values()]
+        self._weights = [weight for layer in self._layers for weight in layer.base_layer.parameters()]
+        self._base = [weight.data for weight in self._weights]
+        self._merged: tuple[float, list[Tensor]] = 0.0, self._base
+        # In 16 bits the sum would be rounded, and what is quantised has no sum.
+        self._may_merge = all(weight.dtype == torch.float32 for weight in self._weights)
+        self._may_merge &= sum(weight.nbytes for weight in self._weights) <= MOST_MERGED
 
     def set_strength(self, strength: float) -> None:
+        self._put(self._base)
         if strength:
             self.pipeline.enable_lora()
             self.pipeline.set_adapters([ADAPTER], [strength])
         else:
             self.pipeline.disable_lora()
 
+    def merge(self, strength: float) -> None:
+        self.set_strength(strength)
+        if not strength or not self._may_merge:
+            return
+        if self._merged[0] != strength:
+            self._put([weight.clone() for weight in self._base])
+            for layer in self._layers:
+                layer.merge(adapter_names=[ADAPTER])
+                layer.merged_adapters.clear()  # or peft would subtract it again
+            self._merged = strength, [weight.data for weight in self._weights]
+        self._put(self._merged[1])
+        self.pipeline.disable_lora()
 
-class WeightChanges:
+    def _put(self, found: Sequence[Tensor]) -> None:
+        for weight, data in zip(self._weights, found, strict=True):
+            weight.data = data
+
+
+class WeightChanges(Erasure):
     """Other weights in the place of some of the base's.
 
     Args:

@@ -15,7 +15,7 @@ from erasediff_lora.registry import FAMILIES
 from erasediff_lora.storage.run_folder import WEIGHTS_FILE
 
 
-class Layer:
+class Layer(Erasure):
     """One of several adapters that diffusers adds up.
 
     Args:

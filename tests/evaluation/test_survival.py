@@ -122,7 +122,7 @@ def test_fine_tuning_starts_from_the_erased_model(evidence: Evidence, hardship: 
 def test_merging_leaves_every_bit_as_it_was(evidence: Evidence, name: str) -> None:
     candidate = getattr(evidence.candidates, name)
     network = candidate.denoiser.network
-    with candidate.active():
+    with candidate.in_layers():
         before = {key: value.clone() for key, value in network.state_dict().items()}
         with merged(candidate) as (weights, base):
             moved = [key for key, weight in weights.items() if not torch.equal(weight.data, base[key])]
@@ -131,6 +131,34 @@ def test_merging_leaves_every_bit_as_it_was(evidence: Evidence, name: str) -> No
                 weight.data.zero_()
         after = network.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_looking_on_sees_what_the_adapter_makes_and_leaves_every_bit(evidence: Evidence) -> None:
+    """For drawing and searching the adapter is merged; the base comes back, and the adapter in its layers too."""
+    candidates = evidence.candidates
+    network = candidates.base.denoiser.network
+    noisy, steps = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([7, 500])
+    prompts = candidates.base.denoiser.encode_prompts(["a cat", "a dog"])
+
+    def predicted(context: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        with context as denoiser, torch.no_grad():
+            weights = {key: value.clone() for key, value in network.state_dict().items()}
+            return denoiser.predict(noisy, steps, prompts), weights
+
+    base, own = predicted(candidates.base.in_layers())
+    layered, in_layers = predicted(candidates.erased.in_layers())
+    for strength in (1.0, 0.5, 1.0):
+        seen, merged_weights = predicted(candidates.at(strength).active())
+        assert not all(torch.equal(value, merged_weights[key]) for key, value in own.items())
+        if strength == 1:
+            torch.testing.assert_close(seen, layered, rtol=1e-4, atol=1e-5)
+        assert (seen - base).abs().max() > 1e-3
+        for context, was, kept in (
+            (candidates.base.active(), base, own),
+            (candidates.erased.in_layers(), layered, in_layers),
+        ):
+            again, weights = predicted(context)
+            assert torch.equal(again, was) and all(torch.equal(value, weights[key]) for key, value in kept.items())
 
 
 def test_fewer_bits_are_the_nearest_ones() -> None:

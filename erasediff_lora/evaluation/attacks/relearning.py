@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -113,8 +114,9 @@ def relearned(
         "seed": seed,
     }
     found: dict[int, list[Drawn]] = {}
+    trained = replace(candidate, erasure=None)  # whose strength `paint` sets
     with (
-        candidate.active() as denoiser,
+        candidate.in_layers() as denoiser,
         second_adapter(denoiser.network, modules, options.rank, seed) as adapter,
     ):
         tuning = FineTuning(
@@ -134,7 +136,7 @@ def relearned(
                 return denoiser.generate(asked.texts, asked.seeds, asked.sampling, output="pil")
 
             label, variant = f"relearning, step {step}", depends | {"step": step}
-            found[step] = candidate.generate(prompts, evidence.spare_seed, label, paint=paint, variant=variant)
+            found[step] = trained.generate(prompts, evidence.spare_seed, label, paint=paint, variant=variant)
     return found
 
 

@@ -73,7 +73,7 @@ class Hardship(Part, Protocol):
             def paint_as(variant: str) -> Any:
                 def paint(asked: Request) -> Any:
                     if not entered:
-                        stack.enter_context(candidate.active())
+                        stack.enter_context(candidate.in_layers())
                         entered.append(stack.enter_context(self.altering(evidence, candidate)))
                     entered[0](variant)
                     return painter(candidate.denoiser)(asked)
