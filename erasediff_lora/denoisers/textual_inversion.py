@@ -7,7 +7,8 @@ words, or among what the text encoder hands out, for which it need not be in mem
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ from erasediff_lora.denoisers.base import Denoiser, NoisedBatch
 from erasediff_lora.machine.progress import tqdm, whole
 from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.objectives.loss_scaling import loss_scale, unscaled_gradients
+
+Key = TypeVar("Key")
+Owned = tuple[int, str]
+"""The number of a search, and a caption of its batch."""
 
 
 class SearchSpace(Protocol):
@@ -100,18 +105,26 @@ def _noise(table: Tensor, count: int, seed: int) -> Tensor:
     return table.mean(dim=0) + noise.to(table.device) * table.std(dim=0)
 
 
-def loss_under(denoiser: Denoiser, batch: NoisedBatch, told: Callable[[list[str]], Condition]) -> Tensor:
-    """The denoising loss of a batch.
+def losses_under(
+    denoiser: Denoiser, batch: tuple[Tensor, Tensor, Tensor, list[Key]], told: Callable[[list[Key]], Condition]
+) -> Tensor:
+    """The denoising loss of each picture of a batch, (B,).
 
     Args:
         denoiser: The attacked model.
-        batch: Pictures with their captions.
-        told: What the network is told of captions.
+        batch: Pictures with their captions, or with what stands for them.
+        told: What the network is told of those.
     """
     noisy, timesteps, target, captions = batch
     texts = list(dict.fromkeys(captions))
     prompts = told(texts)[[texts.index(caption) for caption in captions]].to(denoiser.dtype)
-    return F.mse_loss(denoiser.predict(noisy, timesteps, prompts).float(), target.float())
+    prediction = denoiser.predict(noisy, timesteps, prompts)
+    return F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(dim=1)
+
+
+def loss_under(denoiser: Denoiser, batch: NoisedBatch, told: Callable[[list[str]], Condition]) -> Tensor:
+    """The same of the whole batch."""
+    return losses_under(denoiser, batch, told).mean()
 
 
 def slot_loss(denoiser: Denoiser, batch: NoisedBatch, vectors: Tensor, wording: Callable[[str], str]) -> Tensor:
@@ -126,54 +139,80 @@ def slot_loss(denoiser: Denoiser, batch: NoisedBatch, vectors: Tensor, wording: 
     return loss_under(denoiser, batch, lambda texts: denoiser.encode_slots([wording(text) for text in texts], vectors))
 
 
+@dataclass(frozen=True)
+class Search:
+    """One of several that go on side by side.
+
+    Attributes:
+        stream: Its batches, with captions as the space takes them.
+        start: Where it begins, (V, E).
+    """
+
+    stream: Iterator[NoisedBatch]
+    start: Tensor
+
+
 def invert(
     denoiser: Denoiser,
     space: SearchSpace,
-    stream: Iterator[NoisedBatch],
-    start: Tensor,
+    searches: Sequence[Search],
     *,
     steps: int,
     learning_rate: float,
     label: str | None = None,
     at_once: int | None = None,
-) -> tuple[Tensor, list[float]]:
+) -> list[tuple[Tensor, list[float]]]:
     """Optimise vectors on the denoising loss; the model stays as it is.
 
     Args:
         denoiser: The attacked model.
         space: What the vectors mean.
-        stream: Batches with captions as the space takes them.
-        start: (V, E).
+        searches: Each for vectors of its own, as many in all; it finds what it would find alone.
         steps: Of AdamW.
         learning_rate: In units of the space's spread.
         label: Of the progress bar; None: none is shown.
-        at_once: Pictures of a batch that the network sees together: fewer take less memory; None: all.
+        at_once: Pictures that the network sees together, of whichever searches: fewer take less memory; None: all.
 
     Returns:
-        The vectors (V, E), and the loss of every step.
+        Of each search the vectors (V, E), and the loss of every step.
     """
     unit = space.unit
-    vectors = (start / unit).requires_grad_()
+    vectors = (torch.stack([search.start for search in searches]) / unit).requires_grad_()
     optimizer = torch.optim.AdamW([vectors], lr=learning_rate, weight_decay=0.0)
-    losses: list[Tensor] = []
-    for _, batch in zip(tqdm(range(steps), desc=label, leave=False, disable=label is None), stream, strict=False):
-        vectors.grad, total = torch.zeros_like(vectors), vectors.new_zeros(())
-        for part, share in _parts(batch, at_once):
-            loss = loss_under(denoiser, part, lambda texts: space.told(texts, vectors * unit)) * share
-            vectors.grad += unscaled_gradients(loss, [vectors], loss_scale(denoiser.dtype))[0]
-            total = total + loss.detach()
+    reached: list[Tensor] = []
+    bar = tqdm(range(steps), desc=label, leave=False, disable=label is None)
+    for _, *batches in zip(bar, *(search.stream for search in searches), strict=False):
+        vectors.grad, losses = torch.zeros_like(vectors), vectors.new_zeros(len(searches))
+        for part in _parts(batches, at_once):
+            owners = torch.tensor([number for number, _ in part[3]], device=losses.device)
+            sizes = torch.tensor([len(batches[number][3]) for number, _ in part[3]], device=losses.device)
+
+            def told(captions: list[Owned]) -> Condition:
+                rows = 0 if len(searches) == 1 else [number for number, _ in captions]
+                own = vectors[rows] * unit  # of a single search added up as before, for the same last bits
+                return space.told([caption for _, caption in captions], own)
+
+            shares = losses_under(denoiser, part, told) / sizes
+            vectors.grad += unscaled_gradients(shares.sum(), [vectors], loss_scale(denoiser.dtype))[0]
+            losses.index_add_(0, owners, shares.detach())
         optimizer.step()
-        losses.append(total)
+        reached.append(losses)
         if label is not None:  # a search of an evaluation's
-            whole.add(3 * len(batch[3]))
-    return vectors.detach() * unit, torch.stack(losses).tolist() if losses else []  # one wait for the device
+            whole.add(3 * sum(len(batch[3]) for batch in batches))
+    by_search = torch.stack(reached, dim=1).tolist() if reached else [[]] * len(searches)  # one wait for the device
+    return list(zip(vectors.detach() * unit, by_search, strict=True))
 
 
-def _parts(batch: NoisedBatch, at_once: int | None) -> Iterator[tuple[NoisedBatch, float]]:
-    """A batch in parts of so many pictures, each with its share of it."""
-    noisy, timesteps, target, captions = batch
-    size = len(captions) if at_once is None else at_once
-    for start in range(0, len(captions), size):
-        rows = slice(start, start + size)
-        part = noisy[rows], timesteps[rows], target[rows], captions[rows]
-        yield part, len(part[3]) / len(captions)
+def _parts(batches: Sequence[NoisedBatch], at_once: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor, list[Owned]]]:
+    """The batches of all searches in parts of one shape and of so many pictures."""
+    alike: dict[torch.Size, list[int]] = {}
+    for number, batch in enumerate(batches):
+        alike.setdefault(batch[0].shape[1:], []).append(number)
+    for numbers in alike.values():
+        chosen = [batches[number] for number in numbers]
+        noisy, timesteps, target = map(torch.cat, zip(*(batch[:3] for batch in chosen), strict=True))
+        captions = [(number, caption) for number in numbers for caption in batches[number][3]]
+        size = at_once or len(captions)
+        for start in range(0, len(captions), size):
+            rows = slice(start, start + size)
+            yield noisy[rows], timesteps[rows], target[rows], captions[rows]

@@ -273,7 +273,8 @@ def _training(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         loop.take_step(run, 0)
         if recipe.adversary.pool:
             reading = networks if recipe.adversary.needs_encoders(recipe.model) else {}
-            _search(denoiser, reading, _batch(recipe, denoiser, min(recipe.adversary.batch_size, at_once)))
+            side_by_side = recipe.adversary.batch_size * min(recipe.adversary.searches, len(recipe.forget.concepts))
+            _search(denoiser, reading, _batch(recipe, denoiser, min(side_by_side, at_once)))
         if recipe.retain.focus:
             _look(run, _batch(recipe, denoiser, min(recipe.retain.focus_samples, LOOKED_AT * at_once)))
         at_work = memory.peak - before

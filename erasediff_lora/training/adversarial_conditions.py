@@ -20,7 +20,7 @@ from erasediff_lora.data.micro_batches import MicroBatches
 from erasediff_lora.data.prompts import substitute
 from erasediff_lora.data.sets import EncodedSet
 from erasediff_lora.denoisers import SLOT, Denoiser
-from erasediff_lora.denoisers.textual_inversion import Outputs, SearchSpace, Tokens, invert
+from erasediff_lora.denoisers.textual_inversion import Outputs, Search, SearchSpace, Tokens, invert
 from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import Recipe
@@ -42,7 +42,7 @@ class AdversarialSet(Hook):
         denoiser: The network in training, with its encoders if it is their tokens that are searched among.
         forget: D_f.
         processes: Those that share the searches, and go on with the same conditions.
-        micro_batches: A search sees no more pictures at once than a step does.
+        micro_batches: The searches see no more pictures at once than a step does.
     """
 
     name = "adversary"
@@ -93,16 +93,17 @@ class AdversarialSet(Hook):
         if rest:
             return
         seed = self.seed * 1_000_003 + number
-        chosen = self.turns.next(self.settings.searches)
-        for turn, name in enumerate(chosen):
-            pool = list(self.pools.get(name, ()))
-            place = self._place(len(pool), seed)
-            start = self.space.start([], self.settings.vectors, number, seed) if place is None else pool.pop(place)
-            found = self._shared(self.pictures[name], start, seed, None if len(chosen) == 1 else turn)
+        pools: dict[str, list[Tensor]] = {}
+        starts: dict[str, Tensor] = {}
+        for name in self.turns.next(self.settings.searches):
+            pools[name] = list(self.pools.get(name, ()))
+            place = self._place(len(pools[name]), seed)
+            starts[name] = self._start(number, seed) if place is None else pools[name].pop(place)
+        for name, found in self._shared(starts, seed).items():
             if not bool(torch.isfinite(found).all()):
                 log.warning("the search for a condition of %s at step %d is not finite and left out", name, step + 1)
                 continue
-            self.pools[name] = torch.stack([*pool, found])[-self.settings.pool :]
+            self.pools[name] = torch.stack([*pools[name], found])[-self.settings.pool :]
 
     def after_step(self, done: int, metrics: Mapping[str, float | None]) -> None:
         """Take note of which concepts come back, conditions of theirs being among what was trained."""
@@ -139,32 +140,42 @@ class AdversarialSet(Hook):
             return None
         return int(torch.randint(known, (1,), generator=generator))
 
-    def _shared(self, pictures: CaptionedPictures, start: Tensor, seed: int, turn: int | None) -> Tensor:
-        """What a search finds: of several, each process makes its part, if it can; a single one is made by all."""
-        rank, world, mean = self.processes.rank, self.processes.world, self.processes.mean
-        if turn is None or self.alone:
-            return mean(self._search(pictures, start, seed))
-        found = self._search(pictures, start, seed) if turn % world == rank else torch.zeros_like(start)
-        return mean(found) * world
+    def _start(self, number: int, seed: int) -> Tensor:
+        return self.space.start([], self.settings.vectors, number, seed)
 
-    def _search(self, pictures: CaptionedPictures, start: Tensor, seed: int) -> Tensor:
+    def _shared(self, starts: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """What the searches find: of several, each process makes its part, if it can; a single one is made by all."""
+        rank, world, mean = self.processes.rank, self.processes.world, self.processes.mean
+        if len(starts) == 1 or self.alone:
+            return {name: mean(found) for name, found in self._search(starts, seed).items()}
+        own = {name: start for turn, (name, start) in enumerate(starts.items()) if turn % world == rank}
+        found = self._search(own, seed)
+        return {name: mean(found.get(name, torch.zeros_like(start))) * world for name, start in starts.items()}
+
+    def _search(self, starts: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """Side by side: what each finds does not depend on the others."""
         settings = self.settings
 
-        def search() -> tuple[Tensor, list[float]]:
+        def search() -> list[tuple[Tensor, list[float]]]:
             return invert(
                 self.denoiser,
                 self.space,
-                pictures.noised(self.denoiser, settings.batch_size, seed),
-                start,
+                [
+                    Search(self.pictures[name].noised(self.denoiser, settings.batch_size, seed), start)
+                    for name, start in starts.items()
+                ],
                 steps=settings.steps,
                 learning_rate=settings.learning_rate,
                 at_once=self.micro_batches.at_once,
             )
 
-        vectors, losses = self.micro_batches.fit(search)
-        last = losses[-max(1, len(losses) // 4) :]
-        self.loss = sum(last) / len(last)
-        return vectors
+        if not starts:
+            return {}
+        found = dict(zip(starts, self.micro_batches.fit(search), strict=True))
+        for _, losses in found.values():
+            last = losses[-max(1, len(losses) // 4) :]
+            self.loss = sum(last) / len(last)
+        return {name: vectors for name, (vectors, _) in found.items()}
 
     def _mix(self, batch: Batch) -> Batch:
         assert batch.rows is not None and batch.condition_draw is not None

@@ -90,3 +90,17 @@ def test_what_the_readme_says_of_memory_and_time(name: str, label: str) -> None:
     assert f"{measured['memory']['rows'][name]['measured_bytes'] / GIB:.1f} GiB to train" in memory
     steps = [row["step"] for row in measured["step"]["rows"] if row["configuration"].startswith(name)]
     assert any(f"{step:.2f} s" in seconds or f"{step:.1f} s" in seconds for step in steps)
+
+
+def test_what_drawing_and_searching_take() -> None:
+    measured = []
+    for row in results("evaluation")["rows"]:
+        apart = row["largest_difference"]
+        told = f"{apart} of 255" if "pictures" in row else f"{apart:.0e} of {row['largest_value']:.2f}"
+        ratio = f"{row['after'] / row['before']:.2f}"
+        measured.append([row["work"], f"{row['before']:.2f} s", f"{row['after']:.2f} s", ratio, told])
+        assert row.get("judged_alike", True)
+    assert list(rows(MEASUREMENTS, "| work | before")) == measured
+    (drawn,) = (row for row in results("evaluation")["rows"] if "pictures" in row)
+    assert "One value of 20,000" in " ".join(MEASUREMENTS.split())
+    assert round(1 / drawn["share_of_values_that_differ"], -4) == 20_000

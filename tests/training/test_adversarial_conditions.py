@@ -83,13 +83,13 @@ def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(mad
 
 def test_a_search_finds_what_the_network_denoises_better_by(made: Any) -> None:
     """Against a random start, on pictures and noise that the search did not see."""
-    from erasediff_lora.denoisers.textual_inversion import Tokens, invert, loss_under
+    from erasediff_lora.denoisers.textual_inversion import Search, Tokens, invert, loss_under
 
     adversary, _, _ = made
     denoiser, pictures = adversary.denoiser, adversary.pictures["cat"]
     space = Tokens(denoiser)
     start, stream = space.start([], 1, 0, seed=3), pictures.noised(denoiser, 4, 3)
-    found, _ = invert(denoiser, space, stream, start, steps=60, learning_rate=0.05, label="test")
+    ((found, _),) = invert(denoiser, space, [Search(stream, start)], steps=60, learning_rate=0.05, label="test")
     batch = next(pictures.noised(denoiser, 64, 99))
     with torch.no_grad():
         before, after = (loss_under(denoiser, batch, partial(space.told, vectors=one)) for one in (start, found))
@@ -102,8 +102,8 @@ def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(
     """On a loss so small that its gradient vanishes in float16 where it is not scaled."""
     from erasediff_lora.denoisers import textual_inversion as search
 
-    plain = search.loss_under
-    monkeypatch.setattr(search, "loss_under", lambda *arguments: SMALL * plain(*arguments))
+    plain = search.losses_under
+    monkeypatch.setattr(search, "losses_under", lambda *arguments: SMALL * plain(*arguments))
     moved = {}
     for dtype, scale in ((torch.float32, 1.0), (torch.float16, 1024.0), (torch.float16, 1.0)):
         monkeypatch.setattr(loss_scaling, "LOSS_SCALE", scale)
@@ -115,7 +115,7 @@ def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(
         space = search.Tokens(denoiser)
         start = space.start([], 1, 0, seed=3)
         stream = adversary.pictures["cat"].noised(denoiser, 4, 3)
-        found, _ = search.invert(denoiser, space, stream, start, steps=5, learning_rate=0.01)
+        ((found, _),) = search.invert(denoiser, space, [search.Search(stream, start)], steps=5, learning_rate=0.01)
         moved[dtype, scale] = (found - start).flatten()
     likeness = {
         key: float(torch.cosine_similarity(way, moved[torch.float32, 1.0], dim=0)) for key, way in moved.items()
@@ -192,9 +192,46 @@ def test_processes_share_the_searches(file: Any) -> None:
         torch.testing.assert_close(found[0] + found[1], pool)
 
 
+@pytest.mark.parametrize("at_once", [None, 3, 1])
+def test_what_a_search_finds_does_not_depend_on_the_others(made: Any, at_once: int | None) -> None:
+    """Side by side, in parts of any size, and where the pictures of one are of another shape."""
+    from erasediff_lora.data.captioned import CaptionedPictures
+    from erasediff_lora.denoisers.textual_inversion import Search, invert
+
+    adversary, _, _ = made
+    denoiser, space, cats = adversary.denoiser, adversary.space, adversary.pictures["cat"]
+    flat = CaptionedPictures(cats.latents[:, :, :4], torch.tensor([[4, 8]] * len(cats.captions)), cats.captions)
+
+    def searches() -> list[Search]:
+        pictures = [cats, flat, adversary.pictures["car"]]
+        return [Search(one.noised(denoiser, 2, seed), space.start([], 2, 0, seed)) for seed, one in enumerate(pictures)]
+
+    options: dict[str, Any] = {"steps": 4, "learning_rate": 0.1}
+    together = invert(denoiser, space, searches(), at_once=at_once, **options)
+    for search, (found, losses) in zip(searches(), together, strict=True):
+        ((alone, own_losses),) = invert(denoiser, space, [search], **options)
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+        assert losses == pytest.approx(own_losses, rel=1e-4)
+        assert not torch.allclose(found, search.start, rtol=1e-2)
+
+
+def test_searches_for_several_concepts_find_what_each_finds_alone(file: Any) -> None:
+    recipe = Recipe.load(file)
+    denoiser = denoisers.load(recipe.model)
+    forget = sets.prepare(recipe, denoiser, "forget")
+    together = AdversarialSet(recipe, denoiser, forget)
+    together.before_step(0)
+    for name in ("cat", "car"):
+        alone = AdversarialSet(recipe, denoiser, forget)
+        alone.turns.names = [name]
+        alone.before_step(0)
+        assert list(alone.pools) == [name]
+        torch.testing.assert_close(together.pools[name], alone.pools[name], rtol=1e-4, atol=1e-5)
+
+
 def test_searches_go_on_from_conditions_of_the_pool(recipe_file: RecipeFile) -> None:
     """The same as one long search, restated: each stretch starts where an earlier one ended."""
-    from erasediff_lora.denoisers.textual_inversion import Tokens, invert
+    from erasediff_lora.denoisers.textual_inversion import Search, Tokens, invert
 
     recipe = Recipe.load(recipe_file(adversary=ADVERSARY | {"continued": 1.0, "steps": 3}))
     denoiser = denoisers.load(recipe.model)
@@ -203,7 +240,8 @@ def test_searches_go_on_from_conditions_of_the_pool(recipe_file: RecipeFile) -> 
     found = space.start([], 1, 0, seed=0)
     for step in range(3):
         stream = adversary.pictures["cat"].noised(denoiser, 2, step)
-        found, _ = invert(denoiser, space, stream, found, steps=3, learning_rate=recipe.adversary.learning_rate)
+        rate = recipe.adversary.learning_rate
+        ((found, _),) = invert(denoiser, space, [Search(stream, found)], steps=3, learning_rate=rate)
         adversary.before_step(step)
         assert torch.equal(adversary.pools["cat"], found[None]), "in the place of the one that it went on from"
 
@@ -285,14 +323,15 @@ def test_conditions_are_found_in_what_the_encoder_hands_out(file: Any, monkeypat
 
 
 def test_a_search_in_outputs_finds_what_the_network_denoises_better_by(file: Any) -> None:
-    from erasediff_lora.denoisers.textual_inversion import invert, loss_under
+    from erasediff_lora.denoisers.textual_inversion import Search, invert, loss_under
 
     recipe = Recipe.load(file, OUTPUTS)
     denoiser = denoisers.load(recipe.model)
     adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"))
     space, pictures = adversary.space, adversary.pictures["cat"]
     start = space.start([], 2, 0, seed=3)
-    found, _ = invert(denoiser, space, pictures.noised(denoiser, 4, 3), start, steps=60, learning_rate=0.05)
+    search = Search(pictures.noised(denoiser, 4, 3), start)
+    ((found, _),) = invert(denoiser, space, [search], steps=60, learning_rate=0.05)
     batch = next(pictures.noised(denoiser, 64, 99))
     with torch.no_grad():
         before, after = (loss_under(denoiser, batch, partial(space.told, vectors=one)) for one in (start, found))

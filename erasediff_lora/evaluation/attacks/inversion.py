@@ -94,7 +94,7 @@ def space_of(name: str, denoiser: Denoiser, captions: Sequence[str], concept: st
 
 def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> dict[str, Any]:
     """The vectors of one restart, and the mean loss of the last tenth of its steps."""
-    from erasediff_lora.denoisers.textual_inversion import invert
+    from erasediff_lora.denoisers.textual_inversion import Search, invert
     from erasediff_lora.evaluation.attacks.forget_set import forget_pictures
 
     options = evidence.settings(InversionSettings)
@@ -105,11 +105,11 @@ def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) 
     def search() -> dict[str, Any]:
         with candidate.active() as denoiser:
             space = space_of(name, denoiser, pictures.captions, concept)
-            vectors, losses = invert(
+            start = space.start(evidence.recipe.retain.concepts, options.vectors, restart, seed)
+            ((vectors, losses),) = invert(
                 denoiser,
                 space,
-                pictures.noised(denoiser, options.batch_size, seed),
-                space.start(evidence.recipe.retain.concepts, options.vectors, restart, seed),
+                [Search(pictures.noised(denoiser, options.batch_size, seed), start)],
                 steps=options.steps,
                 learning_rate=options.learning_rate,
                 label=f"inversion {restart + 1}, {candidate.name}",
