@@ -175,6 +175,11 @@ def _family(sections: Sections) -> Iterator[Problem]:
     if model.network is not None and model.quantize:
         what = f"is not of {model.network.name}: only the base's own network is quantised when it is loaded."
         yield Problem("model.quantize", model.quantize, what, "Omit it, or model.network.")
+    for name in model.parts.keys() & set(family.encoders) if model.quantize_encoders else ():
+        what = (
+            f"is not of {model.parts[name].name}: only the base's own text encoders are quantised when they are loaded."
+        )
+        yield Problem("model.quantize_encoders", model.quantize_encoders, what, f"Omit it, or model.parts.{name}.")
     for name in ("vae_tiling", "offload"):
         if getattr(model, name) and not family.has_autoencoder:
             yield Problem(f"model.{name}", True, "needs an autoencoder; this family has none.", "Omit it.")

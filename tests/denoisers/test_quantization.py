@@ -10,6 +10,7 @@ from fixtures import Cli, RecipeFile
 from refusals import refused
 
 from erasediff_lora.denoisers import loading
+from erasediff_lora.errors import UserError
 from erasediff_lora.recipe import Model
 
 
@@ -58,3 +59,25 @@ def test_encoders_on_a_cpu_are_refused(recipe_file: RecipeFile, tiny_base: Path,
     refused(cli("prepare", file), "model.quantize_encoders = 'int8': needs a GPU")
     family = {"base": str(tiny_base), "family": "class_conditional", "quantize_encoders": "int8"}
     refused(cli("prepare", recipe_file(model=family)), "model.quantize_encoders = 'int8': needs text encoders")
+
+
+def test_files_of_their_own_are_not_quantised(recipe_file: RecipeFile, tiny_base: Path, cli: Cli) -> None:
+    """What cannot be held in 4 bits is never silently held in 16."""
+    flux = {"base": str(tiny_base), "family": "flux"}
+    refused(
+        cli("train", recipe_file(model=flux | {"network": "flux1-dev.safetensors", "quantize": "nf4"})),
+        "model.quantize = 'nf4': is not of flux1-dev.safetensors: only the base's own network is quantised",
+        "Omit it, or model.network.",
+    )
+    refused(
+        cli(
+            "train",
+            recipe_file(model=flux | {"parts": {"text_encoder_2": "t5.safetensors"}, "quantize_encoders": "int8"}),
+        ),
+        "model.quantize_encoders = 'int8': is not of t5.safetensors: only the base's own text encoders are quantised",
+        "Omit it, or model.parts.text_encoder_2.",
+    )
+    with pytest.raises(UserError, match="needs a diffusers folder or a hub id, not a single file"):
+        loading.quantization(
+            Model(base="a.safetensors", quantize="nf4"), torch.device("cuda"), torch.float16, is_file=True
+        )
