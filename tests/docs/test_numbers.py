@@ -104,3 +104,15 @@ def test_what_drawing_and_searching_take() -> None:
     (drawn,) = (row for row in results("evaluation")["rows"] if "pictures" in row)
     assert "One value of 20,000" in " ".join(MEASUREMENTS.split())
     assert round(1 / drawn["share_of_values_that_differ"], -4) == 20_000
+
+
+def test_what_blocks_of_a_transformer_take() -> None:
+    measured = [
+        [
+            name.replace("z_image", "Z-Image"),
+            *(f"{row[key] / GIB:.2f} GiB" for key in ("predicted_bytes", "measured_bytes")),
+            f"{row['predicted_bytes'] / row['measured_bytes'] - 1:+.1%}",
+        ]
+        for name, row in results("blocks").items()
+    ]
+    assert list(rows(MEASUREMENTS, "| two blocks of each kind")) == measured
