@@ -68,7 +68,11 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> None:
                 "Add --recipe RECIPE: it says which base, which prompts and which judge.",
             )
         )
-    preset = recipe.evaluation.quick() if parsed.quick else recipe.evaluation.full() if parsed.full else {}
+    preset: dict[str, Any] = {}
+    if parsed.quick:
+        preset = recipe.evaluation.quick(recipe.sampling.batch_size)
+    elif parsed.full:
+        preset = recipe.evaluation.full()
     preset = {name: value for name, value in preset.items() if f"evaluation.{name}" not in given}
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=preset)})
     adapter = recipe.output if is_recipe else target

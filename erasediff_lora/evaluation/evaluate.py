@@ -211,8 +211,8 @@ def _facts(recipe: Recipe, evidence: Evidence, file: Path) -> dict[str, Any]:
         "forget_samples_base": len(evidence.forget(evidence.candidates.base)),
         "retain_samples": len(evidence.retain_prompts),
         "seeds": {
-            "forget": [evidence.forget_seed, evidence.retain_seed - 1],
-            "retain": [evidence.retain_seed, evidence.spare_seed - 1],
+            "forget": [evidence.forget_seed, evidence.forget_seed + len(evidence.forget_prompts) - 1],
+            "retain": [evidence.retain_seed, evidence.retain_seed + len(evidence.retain_prompts) - 1],
         },
         "sampling": recipe.sampling.model_dump(mode="json"),
         "blur": options.blur

@@ -93,21 +93,30 @@ class Evidence:
     @cached_property
     def forget_prompts(self) -> list[Prompt]:
         """A prompt for each picture of the forget prompts, every concept among them; of files all that they hold."""
+        every, options = self._every_prompt[0], self.recipe.evaluation
         if self.from_files.forget:
-            return list(self.from_files.forget)
-        options = self.recipe.evaluation
+            return every
         count = options.shared(options.forget_samples, len(self.forgotten))
         if count > options.forget_samples:
             log.info("evaluation.forget_samples: %d, so that every concept has some", count)
-        return shared_out(forget_prompts(self.recipe), count, options.seed)
+        return every[:count]
 
     @cached_property
     def retain_prompts(self) -> list[Prompt]:
         """A prompt for each picture of the retain prompts; of as many concepts as there are pictures for."""
-        if self.from_files.retain:
-            return list(self.from_files.retain)
-        options, prompts = self.recipe.evaluation, retain_prompts(self.recipe)
-        return fairly(prompts, options.retain_samples, options.seed)
+        every = self._every_prompt[1]
+        return every if self.from_files.retain else every[: self.recipe.evaluation.retain_samples]
+
+    @cached_property
+    def _every_prompt(self) -> tuple[list[Prompt], list[Prompt]]:
+        """Forget and retain prompts, those included that a quick look leaves out: seeds are counted over all."""
+        options = self.recipe.evaluation
+        forget, retain = options.first_of or (options.forget_samples, options.retain_samples)
+        count = options.shared(forget, len(self.forgotten))
+        return (
+            list(self.from_files.forget) or shared_out(forget_prompts(self.recipe), count, options.seed),
+            list(self.from_files.retain) or fairly(retain_prompts(self.recipe), retain, options.seed),
+        )
 
     @property
     def forget_seed(self) -> int:
@@ -117,12 +126,12 @@ class Evidence:
     @property
     def retain_seed(self) -> int:
         """Of the first picture of the retain prompts."""
-        return self.forget_seed + len(self.forget_prompts)
+        return self.forget_seed + len(self._every_prompt[0])
 
     @property
     def spare_seed(self) -> int:
         """From here on, seeds are free: for the reference set and the attacks."""
-        return self.retain_seed + len(self.retain_prompts)
+        return self.retain_seed + len(self._every_prompt[1])
 
     def forget(self, candidate: Candidate) -> list[Drawn]:
         """The candidate's pictures of the forget prompts; fewer for the base, yet enough for attacks to start from.

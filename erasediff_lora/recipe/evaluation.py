@@ -7,6 +7,7 @@ is found under its name: `evaluation.inversion.steps`.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -75,6 +76,13 @@ class Evaluation(Section):
     retain_samples: int = Field(
         200, ge=1, le=10_000_000, description="pictures for retain prompts, drawn with and without adapter"
     )
+    first_of: list[int] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="of how many pictures for forget and for retain prompts those are the first, seeds and all, as"
+        " --quick draws them; omit where they are all",
+    )
     seed: int = Field(1_000_000, ge=0, description="seed of the first picture")
     never_learned: str | None = Field(
         None, description="base that never learned the concept (folder): the floor that attacks are compared with"
@@ -120,8 +128,15 @@ class Evaluation(Section):
         return [
             *([judge] if judge else []),
             *self._check_labels(sections),
+            *self._check_first_of(),
             *(problem for table in brought for problem in table.check(sections)),
         ]
+
+    def _check_first_of(self) -> Iterator[Problem]:
+        for given, drawn in zip(self.first_of or (), (self.forget_samples, self.retain_samples), strict=False):
+            if given < drawn:
+                what = f"names fewer pictures than are drawn: {given} < {drawn}."
+                yield Problem("evaluation.first_of", self.first_of, what, "Draw fewer, or omit it.")
 
     def _check_labels(self, sections: Sections) -> Iterator[Problem]:
         field = "evaluation.judge_labels"
@@ -147,13 +162,22 @@ class Evaluation(Section):
         shown: dict[str, Any] = without_folders(self.model_dump(mode="json"))
         return shown
 
-    def quick(self) -> dict[str, Any]:
-        """Values of the preset that takes a minute or two on the embedded model."""
+    def quick(self, batch: int) -> dict[str, Any]:
+        """Values of the preset that takes a minute or two on the embedded model, and seconds where the rest is done.
+
+        Its pictures are the first of those of the recipe's own evaluation: what that has drawn is in the cache.
+
+        Args:
+            batch: Pictures that are drawn at once, and kept together.
+        """
+        own, most = (self.forget_samples, self.retain_samples), (120, 200)
+        fewer = [min(count, math.ceil(bound / batch) * batch) for count, bound in zip(own, most, strict=True)]
         return {
             "metrics": [name for name in self._able(METRICS) if METRICS[name].quick],
             "attacks": [name for name in self._able(ATTACKS) if ATTACKS[name].quick],
-            "forget_samples": min(self.forget_samples, 120),
-            "retain_samples": min(self.retain_samples, 200),
+            "forget_samples": fewer[0],
+            "retain_samples": fewer[1],
+            "first_of": self.first_of or list(own),
         }
 
     def full(self) -> dict[str, Any]:

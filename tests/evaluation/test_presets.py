@@ -12,6 +12,7 @@ from fixtures import Cli, RecipeFile, Result
 from refusals import refused
 from tiny import tiny_classifier
 
+from erasediff_lora.denoisers.stable_diffusion import StableDiffusion
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.evaluation import evaluation_table
 from erasediff_lora.registry import ATTACKS, METRICS
@@ -58,10 +59,47 @@ def test_old_names_are_read(recipe_file: RecipeFile, tmp_path: Path, caplog: pyt
 
 
 def test_quick_draws_fewer_and_never_more() -> None:
-    assert Evaluation().quick() == {
-        "metrics": ["accuracy", "distances", "drift"], "attacks": [], "forget_samples": 120, "retain_samples": 200
+    assert Evaluation().quick(30) == {
+        "metrics": ["accuracy", "distances", "drift"], "attacks": [], "forget_samples": 120, "retain_samples": 200,
+        "first_of": [200, 200],
     }  # fmt: skip
-    assert Evaluation(forget_samples=7).quick()["forget_samples"] == 7
+    assert Evaluation(forget_samples=7).quick(30)["forget_samples"] == 7
+    assert Evaluation(retain_samples=216).quick(30)["retain_samples"] == 210, "whole batches, as they are kept"
+
+
+def test_a_quick_look_draws_nothing_that_the_runs_own_evaluation_has_drawn(
+    recipe_file: RecipeFile, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = tiny_classifier(tmp_path / "judge", ["cat", "dog", "car"], favourite="dog")
+    asked = {
+        "judge": f"transformers:{judge}",
+        "distances": {"features": "judge"},
+        "metrics": ["accuracy", "distances", "drift"],
+        "attacks": ["paraphrases"],
+        "paraphrases": {"names": {"cat": ["kitten"]}, "samples": 2},
+        "forget_samples": 122,
+        "retain_samples": 203,
+    }
+    file = recipe_file(evaluation=asked, sampling={"steps": 1, "batch_size": 40})
+    assert cli("train", file).status == 0
+    run = tmp_path / "run"
+    whole = json.loads((run / "evaluation.json").read_text())
+    monkeypatch.setattr(StableDiffusion, "generate", lambda *arguments, **options: pytest.fail("it is drawn already"))
+    result = cli("evaluate", run, "--quick")
+    assert result.status == 0, result.err
+    quick = numbers_of(result)
+    assert (quick["forget_samples"], quick["retain_samples"]) == (120, 200)
+    assert quick["attacks"] == whole["attacks"]
+    for kind, count in (("forget", 120), ("retain", 200)):
+        first, last = quick["seeds"][kind]
+        assert first == whole["seeds"][kind][0] and last - first == count - 1
+    assert quick["protocol"]["settings"]["first_of"] == [122, 203]
+    assert quick["protocol"]["name"] != whole["protocol"]["name"]
+
+
+def test_pictures_that_are_the_first_of_fewer_are_refused(recipe_file: RecipeFile, cli: Cli) -> None:
+    told = cli("prepare", recipe_file(evaluation={"forget_samples": 9, "first_of": [8, 400]}))
+    refused(told, "evaluation.first_of = [8, 400]: names fewer pictures than are drawn: 8 < 9.", "omit it")
 
 
 def test_flags_win_over_presets_and_both_over_the_recipe(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ def record(recipe: Recipe, evidence: Evidence) -> dict[str, Any]:
         "prompts": [[told["sha256"], told["uses"]] for told in evidence.from_files.files] or templates,
         "pictures": [len(evidence.forget_prompts), len(evidence.retain_prompts)],
     }
+    if options.first_of is not None:
+        settings["first_of"] = options.first_of
     parts = _parts(recipe, METRICS, options.metrics) | _parts(recipe, ATTACKS, options.attacks)
     parts |= _parts(recipe, SURVIVAL, options.survival)
     content = json.dumps([settings, parts], sort_keys=True)
