@@ -7,16 +7,22 @@
 *Drawing*: pictures of the forget prompts with the adapter in layers of its own, as diffusers loads it, and merged into
 the weights for the time being, as an evaluation draws them. *Searching*: conditions of several concepts, as the robust
 preset searches for them, and restarts of concept inversion, one after the other and side by side. Both ways by turns,
---rounds times; the least of each counts, since others may be at work on the machine. Prints a Markdown table and writes
-evaluation.json under --work.
+--rounds times; the least of each counts, since others may be at work on the machine. With --before CHECKOUT also whole
+evaluations by another version of the program and by this one: of the run as its training ends with it, from an empty
+cache, and a quick look afterwards. Prints a Markdown table and writes evaluation.json under --work.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,15 +136,42 @@ def searching(recipe: Recipe, concepts: Sequence[str], size: int, at_once: int |
     return Ways(work, one_by_one, side_by_side, difference)
 
 
+def evaluations(run: Path, before: Path, work: Path) -> Iterator[dict[str, Any]]:
+    """Whole evaluations by the program in that checkout and by this one, start-up included."""
+    taken: dict[str, dict[str, float]] = {"evaluate, from an empty cache": {}, "evaluate --quick, afterwards": {}}
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        for name, checkout in (("before", before), ("after", Path(__file__).parent.parent.parent)):
+            for row, flags in zip(taken.values(), ([], ["--quick"]), strict=True):
+                own = ["--output", f"{folder}/{name}", "--cache", f"{folder}/{name}-cache", *flags]
+                command = [sys.executable, "-m", "erasediff_lora", "evaluate", str(run), "--recipe", str(run), *own]
+                began = _of_children()
+                subprocess.run(command, env=os.environ | {"PYTHONPATH": str(checkout)}, cwd=work, check=True)
+                row[name] = _of_children() - began
+    yield from ({"work": work, **row} for work, row in taken.items())
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """A Markdown table of the results."""
     lines = ["| work | before | now | ratio | largest difference |", "|---|---|---|---|---|"]
     for row in rows:
-        apart = row["largest_difference"]
-        told = f"{apart} of 255" if "pictures" in row else f"{apart:.0e} of {row['largest_value']:.2f}"
+        apart = row.get("largest_difference", 0.0)
+        told = f"{apart} of 255" if "pictures" in row else f"{apart:.0e} of {row['largest_value']:.2f}" if apart else ""
         ratio = f"{row['after'] / row['before']:.2f}"
         lines.append(f"| {row['work']} | {row['before']:.2f} s | {row['after']:.2f} s | {ratio} | {told} |")
     return "\n".join(lines)
+
+
+def write(work: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """All rows so far, and what they were measured on."""
+    print(table(rows), flush=True)
+    device = f"CPU, {torch.get_num_threads()} thread(s)"
+    environment = {"version": __version__, "torch": torch.__version__, "device": device}
+    (work / "evaluation.json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -146,10 +179,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run of the demo recipe")
     parser.add_argument("--work", type=Path, default=Path("build/evaluation"))
+    parser.add_argument("--before", type=Path, help="checkout of the version that whole evaluations are compared with")
     parser.add_argument("--pictures", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    for name in ("run", "work", "before"):
+        if (path := getattr(arguments, name)) is not None:
+            setattr(arguments, name, path.resolve())
     values = read_yaml(arguments.run / RECIPE_FILE)
     recipe = Recipe.parse(values)
     several = Recipe.parse(
@@ -171,15 +208,10 @@ def main() -> None:
         searching(recipe, [own], 16, None, "search from 3 starts, 16 pictures each"),
     ):
         rows.append(ways.measure(arguments.rounds))
-        print(table(rows), flush=True)
-        environment = {
-            "version": __version__,
-            "torch": torch.__version__,
-            "device": f"CPU, {torch.get_num_threads()} thread(s)",
-        }
-        (arguments.work / "evaluation.json").write_text(
-            json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n"
-        )
+        write(arguments.work, rows)
+    for row in evaluations(arguments.run, arguments.before, arguments.work) if arguments.before else ():
+        rows.append(row)
+        write(arguments.work, rows)
 
 
 if __name__ == "__main__":
