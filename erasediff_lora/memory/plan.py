@@ -26,6 +26,7 @@ from erasediff_lora.memory.tracker import MemoryTracker, on_meta
 from erasediff_lora.objectives import Batch
 from erasediff_lora.objectives.base import mean_squared_error
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.registry import ATTACKS
 from erasediff_lora.training import loop
 from erasediff_lora.training.closed_form_start import AT_ONCE
 from erasediff_lora.training.concept_turns import room
@@ -196,11 +197,10 @@ def _evaluating(recipe: Recipe, denoiser: Denoiser) -> dict[str, int]:
         trainable = adapt(recipe, denoiser)
         trained = sum(parameter.nbytes for parameter in trainable.parameters)
         for name in evaluation.attacks:
-            batch_size = getattr(getattr(evaluation, name, None), "batch_size", 0)
-            if batch_size:  # of a search through the loss
+            if (count := ATTACKS[name](name).searched_at_once(evaluation, denoiser.network)) > 0:
                 memory.reset()
                 before = memory.live
-                _search(denoiser, networks, _batch(recipe, denoiser, batch_size))
+                _search(denoiser, networks, _batch(recipe, denoiser, count))
                 attacked = max(attacked, memory.peak - before)
     parts = drawn | {"trained": trained}
     parts["activations"] = max(parts["activations"], int(attacked * (1 + SLACK)))

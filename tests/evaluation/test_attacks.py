@@ -12,8 +12,11 @@ from fixtures import Cli, RecipeFile
 from tiny import tiny_classifier, tiny_pipeline
 
 from erasediff_lora.evaluation import evidence
+from erasediff_lora.evaluation.attacks import inversion
 from erasediff_lora.evaluation.attacks.adversarial_prompt import onto_simplex
 from erasediff_lora.evaluation.shares import interval
+from erasediff_lora.memory.plan import plan
+from erasediff_lora.recipe import Recipe
 
 SEARCHED = ["inversion", "adversarial_prompt", "ring_a_bell", "p4d"]
 ATTACKS = ["paraphrases", *SEARCHED, "guidance_attack", "latent_start", "picture_start", "null_text", "relearning"]
@@ -123,6 +126,32 @@ def test_relearning_leaves_no_trace_in_the_models(
     again = {file.name: file.read_bytes() for file in (tmp_path / "o").glob("pictures/latent_start-strip-*.webp")}
     assert again and again.items() <= strips.items()
     assert set(again.values()).isdisjoint(strips[name] for name in strips if name.startswith("relearning"))
+
+
+def test_a_restart_of_inversion_finds_the_same_however_many_there_are(
+    recipe_file: RecipeFile, judge: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Side by side through a small network, in turn through a larger one, and where some are found already."""
+    search = {"steps": 6, "restarts": 3, "batch_size": 2, "samples": 2}
+    file = recipe_file(evaluation=evaluation(judge, attacks=["inversion"], inversion=search))
+    assert cli("train", file, "--training.learning_rate", "0.05").status == 0
+    run = tmp_path / "run"
+
+    def losses(restarts: int, cache: str) -> list[float]:
+        asked = ("--evaluation.inversion.restarts", restarts, "--cache", tmp_path / cache)
+        assert cli("evaluate", run, *asked, "--recipe", run, "--output", tmp_path / "again").status == 0
+        (newest,) = sorted((tmp_path / "again/evaluations").iterdir())[-1:]
+        found = json.loads((newest / "evaluation.json").read_text())["attacks"]["inversion"]["models"]["erased"]
+        return list(found["loss"].values())
+
+    together = list(numbers(run)["attacks"]["inversion"]["models"]["erased"]["loss"].values())
+    assert len(set(together)) == 3
+    assert losses(1, "one") == pytest.approx(together[:1], rel=1e-4)
+    assert losses(3, "one") == pytest.approx(together, rel=1e-4)
+    beside = plan(Recipe.load(run / "recipe.yaml"), ["evaluate"]).peak
+    monkeypatch.setattr(inversion, "SMALL", 0)
+    assert losses(3, "in turn") == pytest.approx(together, rel=1e-4)
+    assert plan(Recipe.load(run / "recipe.yaml"), ["evaluate"]).peak <= beside
 
 
 def test_onto_simplex_is_the_nearest_point() -> None:

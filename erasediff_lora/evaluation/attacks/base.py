@@ -11,6 +11,8 @@ from erasediff_lora.evaluation.parts import Found, Part, Work
 from erasediff_lora.evaluation.shares import interval_text, percent, share
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from erasediff_lora.data.prompts import Prompt
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
@@ -67,6 +69,10 @@ class Attack(Part, Protocol):
     def base_pictures(self, evaluation: Evaluation) -> int:
         """How many of the base's forget pictures it starts from."""
         return 0
+
+    def searched_at_once(self, evaluation: Evaluation, network: nn.Module) -> int:
+        """How many pictures the network sees together in a search through its loss; 0: there is none."""
+        return getattr(getattr(evaluation, self.name, None), "batch_size", 0)
 
     def work(self, evaluation: Evaluation, concepts: int) -> Work:
         """As many pictures as its `samples` say, for every concept."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -17,7 +18,7 @@ from erasediff_lora.evaluation.attacks.restarts import Condition, Restarts, Sear
 from erasediff_lora.recipe.adversary import IN_SPACE, SearchedIn, check_space, searched_in
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from erasediff_lora.denoisers import Denoiser
     from erasediff_lora.denoisers.textual_inversion import SearchSpace
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.objectives.condition import Condition as Told
     from erasediff_lora.recipe.checks import Sections
+    from erasediff_lora.recipe.evaluation import Evaluation
+
+SMALL = 64 * 2**20
+"""Bytes of weights of a network that a batch of one search leaves idle."""
 
 
 class InversionSettings(SearchSettings):
@@ -56,16 +61,25 @@ class Inversion(Restarts):
             " drawn for each"
         )
 
+    def searched_at_once(self, evaluation: Evaluation, network: nn.Module) -> int:
+        options = evaluation.settings(InversionSettings)
+        return options.batch_size * (options.restarts if is_small(network) else 1)
+
     def search(self, evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> Condition:
+        return self.search_all(evidence, candidate, concept, restart + 1)[restart]
+
+    def search_all(self, evidence: Evidence, candidate: Candidate, concept: str, restarts: int) -> list[Condition]:
         import torch
 
         from erasediff_lora.data.prompts import substitute
         from erasediff_lora.denoisers import SLOT
 
-        found = learn(evidence, candidate, concept, restart)
         space = searched_in(evidence.settings(InversionSettings).space, candidate.recipe.model)
         kind = Condition if space == "tokens" else Behind
-        return kind(torch.tensor(found["vectors"]), lambda text: substitute(text, concept, SLOT), found["loss"])
+        return [
+            kind(torch.tensor(found["vectors"]), lambda text: substitute(text, concept, SLOT), found["loss"])
+            for found in learn(evidence, candidate, concept, restarts)
+        ]
 
 
 @dataclass(frozen=True)
@@ -92,37 +106,56 @@ def space_of(name: str, denoiser: Denoiser, captions: Sequence[str], concept: st
     return Outputs(lambda asked: encoded[[texts.index(text) for text in asked]], encoded)
 
 
-def learn(evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> dict[str, Any]:
-    """The vectors of one restart, and the mean loss of the last tenth of its steps."""
+def is_small(network: nn.Module) -> bool:
+    """Whether it gains by seeing the pictures of several searches together; to a larger one a batch is enough."""
+    return sum(parameter.nbytes for parameter in network.parameters()) <= SMALL
+
+
+def learn(evidence: Evidence, candidate: Candidate, concept: str, restarts: int) -> list[dict[str, Any]]:
+    """Of each restart the vectors, and the mean loss of the last tenth of its steps."""
     from erasediff_lora.denoisers.textual_inversion import Search, invert
     from erasediff_lora.evaluation.attacks.forget_set import forget_pictures
 
     options = evidence.settings(InversionSettings)
     pictures = forget_pictures(evidence, candidate, concept)
-    seed = evidence.recipe.evaluation.seed + restart
+    first, words = evidence.recipe.evaluation.seed, evidence.recipe.retain.concepts
     name = searched_in(options.space, candidate.recipe.model)
+    made: dict[int, dict[str, Any]] = {}
 
-    def search() -> dict[str, Any]:
-        with candidate.active() as denoiser:
-            space = space_of(name, denoiser, pictures.captions, concept)
-            start = space.start(evidence.recipe.retain.concepts, options.vectors, restart, seed)
-            ((vectors, losses),) = invert(
-                denoiser,
-                space,
-                [Search(pictures.noised(denoiser, options.batch_size, seed), start)],
-                steps=options.steps,
-                learning_rate=options.learning_rate,
-                label=f"inversion {restart + 1}, {candidate.name}",
-            )
-        last = losses[-max(1, len(losses) // 10) :]
-        return {"vectors": vectors.cpu().tolist(), "loss": sum(last) / len(last)}
+    def search(restart: int) -> dict[str, Any]:
+        """Side by side with those behind it, where that is of use."""
+        if restart not in made:
+            with candidate.active() as denoiser:
+                together = range(restart, restarts if is_small(denoiser.network) else restart + 1)
+                space = space_of(name, denoiser, pictures.captions, concept)
+                found = invert(
+                    denoiser,
+                    space,
+                    [
+                        Search(
+                            pictures.noised(denoiser, options.batch_size, first + number),
+                            space.start(words, options.vectors, number, first + number),
+                        )
+                        for number in together
+                    ],
+                    steps=options.steps,
+                    learning_rate=options.learning_rate,
+                    label=f"inversion {restart + 1} to {together[-1] + 1}, {candidate.name}",
+                )
+            for number, (vectors, losses) in zip(together, found, strict=True):
+                last = losses[-max(1, len(losses) // 10) :]
+                made[number] = {"vectors": vectors.cpu().tolist(), "loss": sum(last) / len(last)}
+        return made[restart]
 
     settings = options.model_dump(exclude={"samples", "restarts", "space"}) | {
         "concept": concept,
-        "restart": restart,
-        "seed": seed,
         "pictures": pictures.fingerprint,
-        "starts": evidence.recipe.retain.concepts,
+        "starts": words,
         "space": name,
     }
-    return candidate.store.state("inversion", settings, search)
+    return [
+        candidate.store.state(
+            "inversion", settings | {"restart": restart, "seed": first + restart}, partial(search, restart)
+        )
+        for restart in range(restarts)
+    ]

@@ -82,13 +82,17 @@ class Restarts(Attack):
         """One search, from the starting point of that number."""
         ...
 
+    def search_all(self, evidence: Evidence, candidate: Candidate, concept: str, restarts: int) -> list[Condition]:
+        """All of them; what each finds does not depend on how many there are."""
+        return [self.search(evidence, candidate, concept, restart) for restart in range(restarts)]
+
     def work(self, evaluation: Evaluation, concepts: int) -> Work:
         options = evaluation.settings(self.Settings)
         once = Work(drawn=options.samples, trained=options.steps * options.batch_size)
         return once.times(options.restarts * concepts)
 
     def run(self, evidence: Evidence, candidate: Candidate) -> Outcome:
-        """Search anew and draw, restart by restart, every concept of the recipe in turn.
+        """Search and draw, restart by restart, every concept of the recipe in turn.
 
         Raises:
             UserError: If there is no judge.
@@ -98,10 +102,11 @@ class Restarts(Attack):
         tries: dict[str, list[Looked]] = {}
         notes: dict[str, Any] = {}
         conditions: dict[tuple[str, str], Condition] = {}
+        searched = {name: self.search_all(evidence, candidate, name, options.restarts) for name in evidence.forgotten}
         for restart in range(options.restarts):
             number = f"restart {restart + 1}"
             for concept in evidence.forgotten:
-                found = self.search(evidence, candidate, concept, restart)
+                found = searched[concept][restart]
                 notes[f"{concept}, {number}"] = found.note
                 conditions[concept, number] = found
                 prompts = concept_prompts(evidence, concept, options.samples)
