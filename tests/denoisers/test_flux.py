@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from diffusers import FluxPipeline
-from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 from tiny_transformers import tiny_flux_pipeline
 from torch import Tensor
-from transformer_family import (
-    Case,
-    draws_as_the_pipeline,
-    encodes_by_files_of_its_own,
-    goes_through_every_verb,
-    has_the_loss_of,
-    merges_a_single_file,
-    merges_in_8_bits,
-    packed_bases_are_refused,
-    slots_are_words,
-    trains_on_a_network_of_its_own,
-)
-
-
-def to_diffusers(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' translation, which knows one width: its shares are taken of the tiny one."""
-
-    def split(tensor: Tensor, sizes: tuple[int, ...], dim: int) -> Any:
-        return tensor.split([size * tensor.shape[dim] // sum(sizes) for size in sizes], dim)
-
-    with patch.object(torch, "split", split):
-        translated: dict[str, Tensor] = convert_flux_transformer_checkpoint_to_diffusers(dict(checkpoint))
-    return translated
-
+from transformer_family import CASES, draws_as_the_pipeline, has_the_loss_of
 
 FAMILY, PIPELINE = "flux", tiny_flux_pipeline
-CASE = Case(
-    family=FAMILY,
-    pipeline=FluxPipeline,
-    latents=4,
-    license="flux-1-dev-non-commercial-license",
-    fused="lora_unet_double_blocks_0_img_attn_qkv",
-    to_diffusers=to_diffusers,
-)
+CASE = CASES[FAMILY]
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -79,18 +47,6 @@ def test_the_loss_is_that_of_diffusers_example(denoiser: Any) -> None:
     has_the_loss_of(CASE, denoiser, predicted)
 
 
-def test_slots_are_words_of_t5(denoiser: Any) -> None:
-    slots_are_words(denoiser)
-
-
-def test_every_verb(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    goes_through_every_verb(CASE, base, recipe, cli, tmp_path)
-
-
-def test_a_single_file_with_fused_weights(base: Any, cli: Any, tmp_path: Any, monkeypatch: Any) -> None:
-    merges_a_single_file(CASE, base, cli, tmp_path)
-
-
 def test_schnell_is_told_no_guidance(tmp_path: Any) -> None:
     from erasediff_lora import denoisers
     from erasediff_lora.recipe import Model
@@ -100,19 +56,3 @@ def test_schnell_is_told_no_guidance(tmp_path: Any) -> None:
     assert denoiser.architecture == "flux-1-schnell"
     draws_as_the_pipeline(CASE, denoiser, 0.0, (32, 32), pack)
     assert denoiser.encode_prompts(["a cat"]).tokens.shape[1] == 256
-
-
-def test_merges_in_8_bits(base: Any, cli: Any, tmp_path: Any) -> None:
-    merges_in_8_bits(CASE, base, cli, tmp_path)
-
-
-def test_packed_bases_are_refused(base: Any, cli: Any, tmp_path: Any) -> None:
-    packed_bases_are_refused(CASE, base, cli, tmp_path)
-
-
-def test_a_network_of_its_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    trains_on_a_network_of_its_own(CASE, base, recipe, cli, tmp_path)
-
-
-def test_text_encoders_of_their_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    encodes_by_files_of_its_own(CASE, base, recipe, cli, tmp_path)

@@ -7,44 +7,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
-from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 from tiny_transformers import tiny_flux_2_klein_pipeline
 from torch import Tensor
-from transformer_family import (
-    Case,
-    draws_as_the_pipeline,
-    encodes_by_files_of_its_own,
-    goes_through_every_verb,
-    has_the_loss_of,
-    merges_a_single_file,
-    merges_in_8_bits,
-    packed_bases_are_refused,
-    slots_are_words,
-    trains_on_a_network_of_its_own,
-)
+from transformer_family import CASES, draws_as_the_pipeline, has_the_loss_of
 
 from erasediff_lora import denoisers
 from erasediff_lora.recipe import Model
 
 FAMILY, PIPELINE = "flux_2_klein", tiny_flux_2_klein_pipeline
-
-
-def to_diffusers(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' translation, which expects names of the transformer alone."""
-    bare = {key.removeprefix("model.diffusion_model."): tensor for key, tensor in checkpoint.items()}
-    translated: dict[str, Tensor] = convert_flux2_transformer_checkpoint_to_diffusers(bare)
-    return translated
-
-
-CASE = Case(
-    family=FAMILY,
-    pipeline=Flux2KleinPipeline,
-    latents=16,
-    license="apache-2.0",
-    fused="lora_unet_double_blocks_0_img_attn_qkv",
-    to_diffusers=to_diffusers,
-    patch=16,
-)
+CASE = CASES[FAMILY]
 
 
 def handed_out(denoiser: Any) -> Any:
@@ -98,31 +69,3 @@ def test_pictures_survive_the_batch_norm(denoiser: Any) -> None:
         raw = vae.encode(pixels).latent_dist.mode()
         torch.testing.assert_close(handed_out(denoiser)(latents), raw)
         torch.testing.assert_close(denoiser.decode_with(vae, latents), vae.decode(raw).sample, atol=1e-4, rtol=1e-4)
-
-
-def test_slots_are_words_of_qwen(denoiser: Any) -> None:
-    slots_are_words(denoiser)
-
-
-def test_every_verb(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    goes_through_every_verb(CASE, base, recipe, cli, tmp_path)
-
-
-def test_a_single_file_with_fused_weights(base: Any, cli: Any, tmp_path: Any) -> None:
-    merges_a_single_file(CASE, base, cli, tmp_path)
-
-
-def test_merges_in_8_bits(base: Any, cli: Any, tmp_path: Any) -> None:
-    merges_in_8_bits(CASE, base, cli, tmp_path)
-
-
-def test_packed_bases_are_refused(base: Any, cli: Any, tmp_path: Any) -> None:
-    packed_bases_are_refused(CASE, base, cli, tmp_path)
-
-
-def test_a_network_of_its_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    trains_on_a_network_of_its_own(CASE, base, recipe, cli, tmp_path)
-
-
-def test_text_encoders_of_their_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    encodes_by_files_of_its_own(CASE, base, recipe, cli, tmp_path)

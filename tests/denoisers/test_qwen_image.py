@@ -10,28 +10,10 @@ import torch
 from diffusers import QwenImagePipeline
 from tiny_transformers import tiny_qwen_image_pipeline
 from torch import Tensor
-from transformer_family import (
-    Case,
-    draws_as_the_pipeline,
-    encodes_by_files_of_its_own,
-    goes_through_every_verb,
-    has_the_loss_of,
-    merges_a_single_file,
-    merges_in_8_bits,
-    packed_bases_are_refused,
-    slots_are_words,
-    trains_on_a_network_of_its_own,
-)
+from transformer_family import CASES, draws_as_the_pipeline, has_the_loss_of
 
 FAMILY, PIPELINE = "qwen_image", tiny_qwen_image_pipeline
-CASE = Case(
-    family=FAMILY,
-    pipeline=QwenImagePipeline,
-    latents=4,
-    license="apache-2.0",
-    fused=None,
-    to_diffusers=lambda checkpoint: checkpoint,
-)
+CASE = CASES[FAMILY]
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -79,31 +61,3 @@ def test_pictures_are_encoded_and_decoded_as_the_pipeline_does(denoiser: Any) ->
     for one, other in zip(plain, again, strict=True):
         difference = np.asarray(one, dtype=int) - np.asarray(other, dtype=int)
         assert one.size == (32, 32) and np.abs(difference).max() <= 1
-
-
-def test_slots_are_words_of_qwen(denoiser: Any) -> None:
-    slots_are_words(denoiser)
-
-
-def test_every_verb(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    goes_through_every_verb(CASE, base, recipe, cli, tmp_path)
-
-
-def test_a_single_file(base: Any, cli: Any, tmp_path: Any) -> None:
-    merges_a_single_file(CASE, base, cli, tmp_path)
-
-
-def test_merges_in_8_bits(base: Any, cli: Any, tmp_path: Any) -> None:
-    merges_in_8_bits(CASE, base, cli, tmp_path)
-
-
-def test_packed_bases_are_refused(base: Any, cli: Any, tmp_path: Any) -> None:
-    packed_bases_are_refused(CASE, base, cli, tmp_path)
-
-
-def test_a_network_of_its_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    trains_on_a_network_of_its_own(CASE, base, recipe, cli, tmp_path)
-
-
-def test_text_encoders_of_their_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    encodes_by_files_of_its_own(CASE, base, recipe, cli, tmp_path)

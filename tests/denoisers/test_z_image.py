@@ -6,31 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ZImagePipeline
-from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
 from tiny_transformers import tiny_z_image_pipeline
-from transformer_family import (
-    Case,
-    draws_as_the_pipeline,
-    encodes_by_files_of_its_own,
-    goes_through_every_verb,
-    has_the_loss_of,
-    merges_a_single_file,
-    merges_in_8_bits,
-    packed_bases_are_refused,
-    slots_are_words,
-    trains_on_a_network_of_its_own,
-)
+from transformer_family import CASES, draws_as_the_pipeline, has_the_loss_of
 
 FAMILY, PIPELINE = "z_image", tiny_z_image_pipeline
-CASE = Case(
-    family=FAMILY,
-    pipeline=ZImagePipeline,
-    latents=4,
-    license="apache-2.0",
-    fused="lora_unet_layers_0_attention_qkv",
-    to_diffusers=convert_z_image_transformer_checkpoint_to_diffusers,
-)
+CASE = CASES[FAMILY]
 
 
 @pytest.mark.parametrize("guidance", [0.0, 4.0])
@@ -59,31 +39,3 @@ def test_prompts_of_different_lengths_do_not_disturb_each_other(denoiser: Any) -
     for row in range(2):
         alone = denoiser.predict(noisy[row : row + 1], steps[row : row + 1], told[row : row + 1].trimmed())
         torch.testing.assert_close(both[row : row + 1], alone, atol=1e-5, rtol=1e-4)
-
-
-def test_slots_are_words_of_qwen(denoiser: Any) -> None:
-    slots_are_words(denoiser)
-
-
-def test_every_verb(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    goes_through_every_verb(CASE, base, recipe, cli, tmp_path)
-
-
-def test_a_single_file_with_fused_weights(base: Any, cli: Any, tmp_path: Any) -> None:
-    merges_a_single_file(CASE, base, cli, tmp_path)
-
-
-def test_merges_in_8_bits(base: Any, cli: Any, tmp_path: Any) -> None:
-    merges_in_8_bits(CASE, base, cli, tmp_path)
-
-
-def test_packed_bases_are_refused(base: Any, cli: Any, tmp_path: Any) -> None:
-    packed_bases_are_refused(CASE, base, cli, tmp_path)
-
-
-def test_a_network_of_its_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    trains_on_a_network_of_its_own(CASE, base, recipe, cli, tmp_path)
-
-
-def test_text_encoders_of_their_own(base: Any, recipe: Any, cli: Any, tmp_path: Any) -> None:
-    encodes_by_files_of_its_own(CASE, base, recipe, cli, tmp_path)
