@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -10,21 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_kills import ended, fork
 from fixtures import Cli, RecipeFile
 
-ROOT = Path(__file__).parent.parent.parent
+from erasediff_lora.cli import main
+
 # The mark says which folder it is of, and so is written anew in the copy.
-ON_A_SMALL_DISK = """
+BEFORE = """
 mount -t tmpfs -o size=$2k tmpfs "$1" || exit 90
 cp -a "$3/." "$1/" || exit 91
 (cd "$1" && find . -type f -not -name erasediff-lora.json -exec sha256sum {} + | sort) > "$4"
-disk=$1; before=$4; shift 4
-"$@"
-test "$?" = 2 || exit 92
-cd "$disk" && sha256sum --quiet --check "$before" || exit 93
+"""
+AFTER = """
+cd "$1" && sha256sum --quiet --check "$2" || exit 93
 test -z "$(find . -name '.?*' -not -name .)" || exit 94
 find . -type f
 """
+NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
+
+
+def enter_namespace() -> None:
+    """Become root of a namespace with mounts of its own; this process must have one thread."""
+    user, group = os.getuid(), os.getgid()
+    if ctypes.CDLL(None, use_errno=True).unshare(NEW_USER | NEW_MOUNTS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+
+
+def bash(script: str, *words: object) -> None:
+    subprocess.run(["bash", "-c", script, "bash", *map(str, words)], check=True)
 
 
 @pytest.fixture
@@ -42,15 +59,23 @@ def fill(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> Any:
     def on_disk(room: int, *command: object) -> tuple[list[str], str]:
         files = [file for file in (tmp_path / "seed").rglob("*") if file.is_file()]
         used = sum(-(-file.stat().st_size // 4096) * 4 for file in files)
-        program = ["unshare", "-rm", "bash", "-c", ON_A_SMALL_DISK, "bash", tmp_path / "disk", used + room]
-        ours = [tmp_path / "seed", tmp_path / "before", sys.executable, "-m", "erasediff_lora.cli", *command]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [str(part) for part in [*program, *ours]], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
-        assert "Traceback" not in done.stderr
-        return sorted(done.stdout.splitlines()), done.stderr
+        said, left, sums = (tmp_path / name for name in ("said", "left", "before"))
+
+        def work() -> None:
+            for number, file in ((1, left), (2, said)):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+            enter_namespace()
+            bash(BEFORE, tmp_path / "disk", used + room, tmp_path / "seed", sums)
+            assert main([str(word) for word in command]) == 2
+            os.ftruncate(1, 0)
+            os.lseek(1, 0, os.SEEK_SET)
+            bash(AFTER, tmp_path / "disk", sums)
+
+        assert ended([fork(work)]) == [0], said.read_text()
+        errors = said.read_text()
+        assert "Traceback" not in errors
+        return sorted(left.read_text().splitlines()), errors
 
     return on_disk
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ import pytest
 import torch
 from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
+from bench_kills import ended, fork
+from bench_nodes import environment
 from fixtures import Cli, RecipeFile
 from refusals import refused
 from safetensors.torch import load_file
 from tiny_transformers import tiny_flux_pipeline
 
+from erasediff_lora.cli import main
 from erasediff_lora.memory.plan import plan
 from erasediff_lora.recipe import Recipe
 
@@ -41,6 +46,26 @@ def launch(file: Path, *flags: object) -> tuple[int, str]:
     running = start(file, *flags)
     _, errors = running.communicate(timeout=180)
     return running.returncode, errors
+
+
+def forked(file: Path, *flags: object) -> tuple[int, str]:
+    """The same in forks of this process, which has imported all that takes a new one seconds."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    said = file.with_suffix(".err")
+
+    def work(rank: int) -> None:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1)
+        os.environ |= environment(rank, port, 2) | {"WORLD_SIZE": "2"}
+        if status := main(["train", str(file), *map(str, flags)]):
+            sys.stderr.flush()
+            os._exit(status)
+
+    said.unlink(missing_ok=True)
+    codes = ended([fork(partial(work, rank)) for rank in range(2)])
+    return max(1 if code is None else abs(code) for code in codes), said.read_text()
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -78,7 +103,7 @@ def test_two_processes_take_the_step_of_one_with_the_joint_batch(exact: Any, cli
     status, errors = launch(exact, "--output", tmp_path / "two")
     assert status == 0, errors
     assert "2 processes share every batch" in errors
-    status, errors = launch(exact, "--output", tmp_path / "split", "--training.shard", "true")
+    status, errors = forked(exact, "--output", tmp_path / "split", "--training.shard", "true")
     assert status == 0, errors
     assert cli("train", exact).status == 0
     assert_same_training(tmp_path / "two", tmp_path / "run")
@@ -97,7 +122,7 @@ def test_two_processes_on_a_transformer(recipe_file: RecipeFile, cli: Cli, tmp_p
     )
     assert cli("train", file).status == 0
     for name, options in (("two", ()), ("split", ("--training.shard", "true"))):
-        status, errors = launch(file, "--output", tmp_path / name, *options)
+        status, errors = forked(file, "--output", tmp_path / name, *options)
         assert status == 0, errors
         assert_same_training(tmp_path / name, tmp_path / "run")
 
@@ -114,7 +139,7 @@ def test_two_processes_solve_for_the_same_multipliers(recipe_file: RecipeFile, c
     )
     assert cli("train", file).status == 0
     for name, options in (("two", ()), ("split", ("--training.shard", "true"))):
-        status, errors = launch(file, "--output", tmp_path / name, *options)
+        status, errors = forked(file, "--output", tmp_path / name, *options)
         assert status == 0, errors
         for a, b in zip(log_of(tmp_path / name), log_of(tmp_path / "run"), strict=True):
             for key in (f"{metric}/{name}" for metric in ("lambda", "forget_loss") for name in ("cat", "car", "tree")):
@@ -143,13 +168,13 @@ def test_two_processes_prepare_their_objective_together(recipe_file: RecipeFile,
     file = recipe_file(
         retain={"neighbours": 2, "vocabulary": "imagenet"}, objective={"name": "saliency", "mask_batches": 2}
     )
-    status, errors = launch(file)
+    status, errors = forked(file)
     assert status == 0, errors
     assert errors.count("anchor of 'cat': ") == 1
     recipe = Recipe.load(tmp_path / "run" / "recipe.yaml")
     assert recipe.forget.concepts[0].anchor in recipe.retain.concepts and len(recipe.retain.near) == 2
     assert "preparation is from the cache" not in errors
-    status, errors = launch(file, "--overwrite")
+    status, errors = forked(file, "--overwrite")
     assert status == 0, errors
     assert errors.count("preparation is from the cache") == 1, "both take it, and the first one says so"
 
@@ -168,13 +193,13 @@ def test_a_main_process_that_dies_ends_the_run_with_a_word(exact: Any, tmp_path:
 
 
 def test_what_stops_one_process_stops_all(exact: Any, tmp_path: Path) -> None:
-    status, errors = launch(exact, "--training.batch_size", 3)
+    status, errors = forked(exact, "--training.batch_size", 3)
     assert status != 0
     assert "training.batch_size = 3: cannot be shared evenly by 2 processes. Use a multiple of 2." in errors
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
     (tmp_path / "run/recipe.yaml").write_text("{}")
-    status, errors = launch(exact)
+    status, errors = forked(exact)
     assert status != 0
     assert errors.count("was not made by this program") == 2, "the second process says so too, and does not wait"
 
