@@ -233,7 +233,7 @@ def test_any_way_through_the_formats(
     suited = set(formats.suited(adapter))
     family, _ = families.of_architecture(adapter.provenance.architecture)
     if family.native:
-        suited -= {"kohya"}  # holds several modules in one weight, which `transformer_family` goes through
+        suited -= {"kohya"}  # holds several modules in one weight, which `test_every_transformer` goes through
     way = [name for name in way if name in suited] or ["peft"]
     file, *_ = formats.write(adapter, folder / "0", way[0])
     for step, name in enumerate(way[1:], 1):
