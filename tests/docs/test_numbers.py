@@ -116,3 +116,19 @@ def test_what_blocks_of_a_transformer_take() -> None:
         for name, row in results("blocks").items()
     ]
     assert list(rows(MEASUREMENTS, "| two blocks of each kind")) == measured
+
+
+def test_what_searches_in_either_space_find() -> None:
+    page = (ROOT / "docs/robust.md").read_text()
+    measured = []
+    for row in results("search_spaces")["rows"]:
+        found = [
+            f"{max(row[space]['erased'].values()):.1%} ({max(row[space]['base'].values()):.1%})"
+            for space in ("tokens", "outputs")
+        ]
+        shares = percents(row["unlearning_accuracy"], row["retain_accuracy"])
+        distance = f"{row['frechet']['erased']:.1f} ({row['frechet']['base']:.1f})"
+        measured.append([row["trained"], f"{row['processor_seconds']:.0f}", *shares, distance, *found])
+    assert list(rows(page, "| trained | processor s")) == measured
+    (words,) = (row for row in results("search_spaces")["rows"] if row["trained"] == "robust, tokens")
+    assert f"find it in {max(words['outputs']['erased'].values()):.0%}" in " ".join(README.split())
