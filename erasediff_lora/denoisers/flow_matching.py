@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
+
+from erasediff_lora.denoisers import loading
+
+if TYPE_CHECKING:
+    from erasediff_lora.denoisers.pipeline import PipelineDenoiser
 
 
 class FlowMatching:
@@ -15,6 +22,15 @@ class FlowMatching:
 
     def __init__(self, train_timesteps: int) -> None:
         self.config = SimpleNamespace(num_train_timesteps=train_timesteps, prediction_type="flow")
+
+    @classmethod
+    def of(cls, base: PipelineDenoiser) -> FlowMatching:
+        """That of a base, whose weights are read only if no folder describes it."""
+        if base.described is None:
+            return cls(base.pipeline.scheduler.config.num_train_timesteps)
+        with loading.readable(base.model):
+            config = FlowMatchEulerDiscreteScheduler.load_config(base.described, subfolder="scheduler")
+        return cls(config["num_train_timesteps"])
 
     def sigmas(self, timesteps: Tensor) -> Tensor:
         """σ (B,) of timesteps (B,)."""

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from PIL import Image
 from torch import Tensor, nn
@@ -44,11 +43,7 @@ class FlowTransformer(PipelineDenoiser):
 
     @cached_property
     def noise_scheduler(self) -> FlowMatching:
-        if self.described is None:
-            return FlowMatching(self.pipeline.scheduler.config.num_train_timesteps)
-        with loading.readable(self.model):
-            config = FlowMatchEulerDiscreteScheduler.load_config(self.described, subfolder="scheduler")
-        return FlowMatching(config["num_train_timesteps"])
+        return FlowMatching.of(self)
 
     @property
     def resolution(self) -> int:

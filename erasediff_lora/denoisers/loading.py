@@ -206,11 +206,6 @@ def configurations_within_reach(source: Path) -> Iterator[None]:
         diffusers_logging.set_verbosity(before)
 
 
-def all_in(path: Path) -> list[Path]:
-    """The file, or the files in the folder."""
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-
-
 def own_files(model: Model) -> dict[str, Path]:
     """The files that take the place of parts of the base: 'network', and names of the pipeline's components.
 

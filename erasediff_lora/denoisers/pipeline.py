@@ -23,7 +23,7 @@ from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.machine import devices
 from erasediff_lora.objectives.condition import Condition
 from erasediff_lora.recipe import Model, Sampling
-from erasediff_lora.storage.files import PICKLE_SUFFIXES, fingerprint
+from erasediff_lora.storage.files import PICKLE_SUFFIXES, all_in, fingerprint
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -231,7 +231,7 @@ class PipelineDenoiser:
             files = sorted(file for part in parts for file in (self.source / part).rglob("*") if file.is_file())
         marks = "-tiled" if self.model.vae_tiling else ""
         marks += noise_schedule.mark(self.model) + loading.mark(self.model)
-        marks += "".join(f"-{name}:{fingerprint(loading.all_in(file), file)}" for name, file in self.files.items())
+        marks += "".join(f"-{name}:{fingerprint(all_in(file), file)}" for name, file in self.files.items())
         return fingerprint(files, self.source) + marks
 
     def encode_with(self, vae: Any, pixels: Tensor) -> Tensor:

@@ -8,16 +8,11 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Img2ImgPipeline,
-    StableDiffusion3Pipeline,
-)
+from diffusers import SD3Transformer2DModel, StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 from torch.nn import functional as F
 
-from erasediff_lora.denoisers import loading, noise_schedule
+from erasediff_lora.denoisers import noise_schedule
 from erasediff_lora.denoisers.base import SLOT
 from erasediff_lora.denoisers.flow_matching import FlowMatching
 from erasediff_lora.denoisers.pooled import PooledStableDiffusion
@@ -62,11 +57,7 @@ class StableDiffusion3(PooledStableDiffusion):
 
     @cached_property
     def noise_scheduler(self) -> FlowMatching:
-        if self.described is None:
-            return FlowMatching(self.pipeline.scheduler.config.num_train_timesteps)
-        with loading.readable(self.model):
-            config = FlowMatchEulerDiscreteScheduler.load_config(self.described, subfolder="scheduler")
-        return FlowMatching(config["num_train_timesteps"])
+        return FlowMatching.of(self)
 
     @cached_property
     def left_out(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from erasediff_lora.adapter.modules import adaptable, lora_layers
 from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.evaluation.other_models import is_model, is_pipeline, network_file, parameters_of, weights_of
-from erasediff_lora.storage.files import PICKLE_SUFFIXES, fingerprint
+from erasediff_lora.storage.files import PICKLE_SUFFIXES, all_in, fingerprint
 from erasediff_lora.storage.run_folder import WEIGHTS_FILE
 
 log = logging.getLogger(__name__)
@@ -200,5 +200,4 @@ def digest(path: Path) -> str:
 
 def size(path: Path) -> int:
     """Bytes of a file, or of all in a folder."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in all_in(path))

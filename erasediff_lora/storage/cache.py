@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from erasediff_lora.storage.files import TEMPORARY
+from erasediff_lora.storage.files import TEMPORARY, all_in
 from erasediff_lora.storage.locks import Held, lock
 
 KEY = "[0-9a-f]{32}"
@@ -97,9 +97,8 @@ def _entry(cache: Path, path: Path) -> CacheEntry | None:
     kind = next((kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, name)), None)
     if kind is None or path.is_symlink():
         return None
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     try:
-        found = [file.stat() for file in files] or [path.stat()]
+        found = [file.stat() for file in all_in(path)] or [path.stat()]
     except FileNotFoundError:  # gone meanwhile
         return None
     used = max(max(one.st_mtime, one.st_atime) for one in found)

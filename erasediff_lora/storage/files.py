@@ -288,6 +288,11 @@ def save_safetensors(
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
 
 
+def all_in(path: Path) -> list[Path]:
+    """The file, or the files in the folder."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
 def fingerprint(files: Iterable[Path], root: Path) -> str:
     """SHA-256, in hexadecimal, over files and their names under `root`."""
     digest = hashlib.sha256()
