@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from erasediff_lora.recipe.tables import Model
 
 SearchedIn = Literal["auto", "tokens", "outputs"]
-IN_SPACE: Any = Field(
-    "auto",
-    description="where they are searched for: tokens, a word in the name's place, read by the text encoder; outputs,"
+IN_SPACE = (
+    "where they are searched for: tokens, a word in the name's place, read by the text encoder; outputs,"
     " tokens of the text encoder's output behind the prompt's own, which it need not be in memory for; auto: outputs"
-    " where the family's encoders take gigabytes",
+    " where the family's encoders take gigabytes"
 )
 
 
@@ -30,7 +29,7 @@ def searched_in(space: str, model: Model) -> str:
 
 def check_space(field: str, space: str, model: Model | None) -> list[Problem]:
     """Whether there is anything to search in."""
-    if space != "outputs" or model is None or FAMILIES[model.family].text_to_image:
+    if space not in ("outputs", "both") or model is None or FAMILIES[model.family].text_to_image:
         return []
     return [Problem(field, space, "is what text encoders hand out; this family has none.", "Omit it.")]
 
@@ -50,12 +49,16 @@ class Adversary(Section):
         0.0, ge=0, le=1, description="share of the searches that go on from a condition of the pool; others start anew"
     )
     vectors: int = Field(1, ge=1, description="token embeddings of a condition")
-    space: SearchedIn = IN_SPACE
+    space: SearchedIn | Literal["both"] = Field("auto", description=f"{IN_SPACE}; both: by turns")
     learning_rate: float = Field(0.15, gt=0, description="of AdamW, in units of the embeddings' spread")
 
     def check(self, sections: Sections) -> list[Problem]:
         return check_space("adversary.space", self.space, sections.model)
 
+    def places(self, model: Model) -> list[str]:
+        """The spaces that are searched in, by turns."""
+        return ["tokens", "outputs"] if self.space == "both" else [searched_in(self.space, model)]
+
     def needs_encoders(self, model: Model) -> bool:
         """Whether the searches differentiate through the text encoders of this base."""
-        return self.pool > 0 and searched_in(self.space, model) == "tokens"
+        return self.pool > 0 and "tokens" in self.places(model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,23 @@ from erasediff_lora.training.turns import Turns
 log = logging.getLogger(__name__)
 CAPTIONS = 256
 """Captions that tell the spread of what the text encoder hands out."""
+
+
+@dataclass
+class Place:
+    """Where conditions are searched for, and those that were found there.
+
+    Attributes:
+        space: What they mean.
+        captions: Of each forget picture, as the space takes them.
+        pictures: Of each concept, with those captions.
+        pools: Concept -> what was found, (P, V, E), the newest last.
+    """
+
+    space: SearchSpace
+    captions: list[str]
+    pictures: dict[str, CaptionedPictures]
+    pools: dict[str, Tensor] = field(default_factory=dict)
 
 
 class AdversarialSet(Hook):
@@ -60,27 +77,17 @@ class AdversarialSet(Hook):
         self.micro_batches = micro_batches or MicroBatches.of(recipe.training, self.processes.world)
         self.alone = self.processes.world == 1 or recipe.training.shard  # all predict with split weights, or none does
         self.forget, self.rows = forget, {prompt: row for row, prompt in enumerate(forget.prompts)}
-        texts = [forget.prompts[row] for row in forget.captions.tolist()]
-        in_tokens = recipe.adversary.needs_encoders(recipe.model)
-        self.space: SearchSpace = (
-            Tokens(denoiser)
-            if in_tokens
-            else Outputs(self._encoded, self._encoded(list(dict.fromkeys(texts))[:CAPTIONS]))
-        )
-        names = [concept.name for concept in recipe.forget.concepts]
-        self.pictures: dict[str, CaptionedPictures] = {}
-        self.shown: list[tuple[str, str]] = [("", "")] * len(texts)
-        """Concept and caption of each picture; where a word is searched for, with SLOT in the place of the name."""
-        for name in names:
-            chosen = forget.rows_of(name)
-            captions = [substitute(texts[row], name, SLOT) if in_tokens else texts[row] for row in chosen]
-            own = forget.select(torch.tensor(chosen))
-            self.pictures[name] = CaptionedPictures(own.latents, own.shapes, captions)
-            for row, caption in zip(chosen, captions, strict=True):
-                self.shown[row] = name, caption
-        self.turns = Turns(names)
-        self.pools: dict[str, Tensor] = {}
-        """Concept -> what was found, (P, V, E), the newest last."""
+        self.concepts = [concept.name for concept in recipe.forget.concepts]
+        self.shown = [""] * len(forget.captions)
+        """The concept of each picture."""
+        for name in self.concepts:
+            for row in forget.rows_of(name):
+                self.shown[row] = name
+        self.places = {name: self._place(name) for name in recipe.adversary.places(recipe.model)}
+        """By the spaces' names."""
+        self.turns = Turns(self.concepts)
+        self.latest: dict[str, str] = {}
+        """Concept -> where it was searched for last."""
         self.loss: float | None = None
         """Denoising loss that the last search came down to: it rises as the concept gets harder to bring back."""
 
@@ -93,17 +100,12 @@ class AdversarialSet(Hook):
         if rest:
             return
         seed = self.seed * 1_000_003 + number
-        pools: dict[str, list[Tensor]] = {}
-        starts: dict[str, Tensor] = {}
-        for name in self.turns.next(self.settings.searches):
-            pools[name] = list(self.pools.get(name, ()))
-            place = self._place(len(pools[name]), seed)
-            starts[name] = self._start(number, seed) if place is None else pools[name].pop(place)
-        for name, found in self._shared(starts, seed).items():
-            if not bool(torch.isfinite(found).all()):
-                log.warning("the search for a condition of %s at step %d is not finite and left out", name, step + 1)
-                continue
-            self.pools[name] = torch.stack([*pools[name], found])[-self.settings.pool :]
+        due: dict[str, list[str]] = {name: [] for name in self.places}
+        for concept in self.turns.next(self.settings.searches):
+            self.latest[concept] = self._next_place(concept)
+            due[self.latest[concept]].append(concept)
+        for name, concepts in due.items():
+            self._refresh(self.places[name], concepts, number, seed, step)
 
     def after_step(self, done: int, metrics: Mapping[str, float | None]) -> None:
         """Take note of which concepts come back, conditions of theirs being among what was trained."""
@@ -118,50 +120,88 @@ class AdversarialSet(Hook):
         return {"adversary_loss": self.loss}
 
     def state(self) -> dict[str, Any]:
-        """The conditions, on the CPU, whose turn it is, and what the log says."""
-        pools = {name: pool.cpu() for name, pool in self.pools.items()}
-        return {"pools": pools, "turns": self.turns.state(), "loss": self.loss}
+        """The conditions, on the CPU, whose turn it is and where, and what the log says."""
+        pools = {
+            name: {concept: pool.cpu() for concept, pool in place.pools.items()} for name, place in self.places.items()
+        }
+        return {"pools": pools, "turns": self.turns.state(), "latest": self.latest, "loss": self.loss}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put what `state` returned back."""
-        self.pools = {name: pool.to(self.denoiser.device) for name, pool in state["pools"].items()}
+        for name, pools in state["pools"].items():
+            self.places[name].pools = {concept: pool.to(self.denoiser.device) for concept, pool in pools.items()}
         self.turns.load_state(state["turns"])
+        self.latest = dict(state["latest"])
         self.loss = state.get("loss")
+
+    def _place(self, name: str) -> Place:
+        texts = [self.forget.prompts[row] for row in self.forget.captions.tolist()]
+        if name == "tokens":
+            captions = [substitute(text, concept, SLOT) for text, concept in zip(texts, self.shown, strict=True)]
+            space: SearchSpace = Tokens(self.denoiser)
+        else:
+            captions = texts
+            space = Outputs(self._encoded, self._encoded(list(dict.fromkeys(texts))[:CAPTIONS]))
+        pictures = {}
+        for concept in self.concepts:
+            rows = self.forget.rows_of(concept)
+            own = self.forget.select(torch.tensor(rows))
+            pictures[concept] = CaptionedPictures(own.latents, own.shapes, [captions[row] for row in rows])
+        return Place(space, captions, pictures)
 
     def _encoded(self, captions: Sequence[str]) -> Condition:
         """What the network is told of captions of the forget set, encoded when that was made."""
         told = self.forget.embeddings[[self.rows[caption] for caption in captions]]
         return told.to(self.denoiser.device).to(self.denoiser.dtype)
 
-    def _place(self, known: int, seed: int) -> int | None:
-        """Where in the pool a search goes on; None: it starts anew."""
+    def _next_place(self, concept: str) -> str:
+        """The places take turns, of each concept by itself."""
+        names = list(self.places)
+        return names[(names.index(self.latest[concept]) + 1) % len(names) if concept in self.latest else 0]
+
+    def _refresh(self, place: Place, concepts: Sequence[str], number: int, seed: int, step: int) -> None:
+        """One more condition of each of the concepts; the oldest of a pool gives way."""
+        pools: dict[str, list[Tensor]] = {}
+        starts: dict[str, Tensor] = {}
+        for concept in concepts:
+            pools[concept] = list(place.pools.get(concept, ()))
+            known = self._known(len(pools[concept]), seed)
+            starts[concept] = self._start(place, number, seed) if known is None else pools[concept].pop(known)
+        for concept, found in self._shared(place, starts, seed).items():
+            if not bool(torch.isfinite(found).all()):
+                log.warning("the search for a condition of %s at step %d is not finite and left out", concept, step + 1)
+                continue
+            place.pools[concept] = torch.stack([*pools[concept], found])[-self.settings.pool :]
+
+    def _known(self, count: int, seed: int) -> int | None:
+        """Which one of the pool a search goes on from; None: it starts anew."""
         generator = torch.Generator().manual_seed(seed)
-        if not known or float(torch.rand(1, generator=generator)) >= self.settings.continued:
+        if not count or float(torch.rand(1, generator=generator)) >= self.settings.continued:
             return None
-        return int(torch.randint(known, (1,), generator=generator))
+        return int(torch.randint(count, (1,), generator=generator))
 
-    def _start(self, number: int, seed: int) -> Tensor:
-        return self.space.start([], self.settings.vectors, number, seed)
+    def _start(self, place: Place, number: int, seed: int) -> Tensor:
+        return place.space.start([], self.settings.vectors, number, seed)
 
-    def _shared(self, starts: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    def _shared(self, place: Place, starts: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         """What the searches find: of several, each process makes its part, if it can; a single one is made by all."""
         rank, world, mean = self.processes.rank, self.processes.world, self.processes.mean
         if len(starts) == 1 or self.alone:
-            return {name: mean(found) for name, found in self._search(starts, seed).items()}
+            return {name: mean(found) for name, found in self._search(place, starts, seed).items()}
         own = {name: start for turn, (name, start) in enumerate(starts.items()) if turn % world == rank}
-        found = self._search(own, seed)
+        found = self._search(place, own, seed)
         return {name: mean(found.get(name, torch.zeros_like(start))) * world for name, start in starts.items()}
 
-    def _search(self, starts: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    def _search(self, place: Place, starts: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         """Side by side: what each finds does not depend on the others."""
         settings = self.settings
 
         def search() -> list[tuple[Tensor, list[float]]]:
             return invert(
                 self.denoiser,
-                self.space,
+                place.space,
                 [
-                    Search(self.pictures[name].noised(self.denoiser, settings.batch_size, seed), start)
+                    Search(place.pictures[name].noised(self.denoiser, settings.batch_size, seed), start)
                     for name, start in starts.items()
                 ],
                 steps=settings.steps,
@@ -179,17 +219,21 @@ class AdversarialSet(Hook):
 
     def _mix(self, batch: Batch) -> Batch:
         assert batch.rows is not None and batch.condition_draw is not None
-        places, captions, conditions = [], [], []
-        for place, (row, drawn) in enumerate(zip(batch.rows.tolist(), batch.condition_draw.tolist(), strict=True)):
-            name, caption = self.shown[row]
-            if drawn < self.settings.share and name in self.pools:
-                pool = self.pools[name]
-                places.append(place)
-                captions.append(caption)
-                conditions.append(pool[int(drawn / self.settings.share * len(pool))])
-        if not places:
-            return batch
-        with torch.no_grad():
-            encoded = self.space.told(captions, torch.stack(conditions))
-        rows = torch.tensor(places, device=batch.noisy.device)
-        return replace(batch, prompts=batch.prompts.replaced(rows, encoded))
+        chosen: dict[str, list[tuple[int, str, Tensor]]] = {name: [] for name in self.places}
+        for at, (row, drawn) in enumerate(zip(batch.rows.tolist(), batch.condition_draw.tolist(), strict=True)):
+            known = [
+                (name, place.captions[row], condition)
+                for name, place in self.places.items()
+                for condition in place.pools.get(self.shown[row], ())
+            ]
+            if drawn < self.settings.share and known:
+                name, caption, condition = known[int(drawn / self.settings.share * len(known))]
+                chosen[name].append((at, caption, condition))
+        prompts = batch.prompts
+        for name, found in chosen.items():
+            if found:
+                rows, captions, conditions = zip(*found, strict=True)
+                with torch.no_grad():
+                    told = self.places[name].space.told(captions, torch.stack(conditions))
+                prompts = prompts.replaced(torch.tensor(rows, device=batch.noisy.device), told)
+        return batch if prompts is batch.prompts else replace(batch, prompts=prompts)

@@ -109,18 +109,18 @@ def drawing(run: Path, recipe: Recipe, count: int) -> Ways:
 def searching(recipe: Recipe, concepts: Sequence[str], size: int, at_once: int | None, work: str) -> Ways:
     """Searches of so many pictures each, for conditions of the concepts; of a single concept, three restarts."""
     denoiser = denoisers.load(recipe.model)
-    adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"))
+    (place,) = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget")).places.values()
     options: dict[str, Any] = {"steps": STEPS, "learning_rate": 0.15}
     tries = [(name, restart) for name in concepts for restart in range(1 if len(concepts) > 1 else 3)]
 
     def searches() -> list[Search]:
         return [
-            Search(adversary.pictures[name].noised(denoiser, size, seed), adversary.space.start([], 1, seed, seed))
+            Search(place.pictures[name].noised(denoiser, size, seed), place.space.start([], 1, seed, seed))
             for name, seed in tries
         ]
 
     def one_by_one() -> Any:
-        return [invert(denoiser, adversary.space, [search], **options)[0] for search in searches()]
+        return [invert(denoiser, place.space, [search], **options)[0] for search in searches()]
 
     def difference(before: Any, after: Any) -> dict[str, Any]:
         pairs = zip(before, after, strict=True)
@@ -131,7 +131,7 @@ def searching(recipe: Recipe, concepts: Sequence[str], size: int, at_once: int |
         }
 
     def side_by_side() -> Any:
-        return invert(denoiser, adversary.space, searches(), at_once=at_once, **options)
+        return invert(denoiser, place.space, searches(), at_once=at_once, **options)
 
     return Ways(work, one_by_one, side_by_side, difference)
 

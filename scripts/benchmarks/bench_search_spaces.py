@@ -1,11 +1,11 @@
 """Train against conditions that are searched for in each space, and attack every adapter in each of them.
 
     export OMP_NUM_THREADS=1
-    python scripts/benchmarks/bench_search_spaces.py [--name cat] [--seeds 0] [--section.field V]
+    python scripts/benchmarks/bench_search_spaces.py [--name cat] [--seeds 0] [--trained plain ...] [--section.field V]
 
 The spaces are those of `adversary.space`: tokens, a word that the text encoder reads; outputs, tokens as it hands them
-out. Each adapter is a run folder under --runs; finished ones are read, not repeated. Prints a Markdown table and writes
-bench_search_spaces.json.
+out; both, by turns. Each adapter is a run folder under --runs; finished ones are read, not repeated. Prints a Markdown
+table and writes bench_search_spaces.json.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "plain": {},
     "robust, tokens": {"preset": "robust", "adversary.space": "tokens"},
     "robust, outputs": {"preset": "robust", "adversary.space": "outputs"},
+    "robust, both": {"preset": "robust", "adversary.space": "both"},
     "robust, 4 outputs": {"preset": "robust", "adversary.space": "outputs", "adversary.vectors": 4},
 }
 ATTACKED: dict[str, dict[str, Any]] = {
@@ -40,7 +41,9 @@ ATTACKED: dict[str, dict[str, Any]] = {
 COST = "processor_seconds.txt"
 
 
-def measured(name: str, kind: str, seed: int, runs: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+def measured(
+    name: str, kind: str, seed: int, runs: Path, overrides: dict[str, Any], attacks: list[str]
+) -> dict[str, Any]:
     """Train one adapter and attack it in every space, unless its folder holds the results."""
     folder = runs / f"{name}-{kind.replace(', ', '-').replace(' ', '-')}-{seed}"
     chosen = demo_overrides(name) | {"output": str(folder), "training.seed": seed} | TRAINED[kind] | overrides
@@ -50,10 +53,10 @@ def measured(name: str, kind: str, seed: int, runs: Path, overrides: dict[str, A
         train(recipe, overwrite=True)
         (folder / COST).write_text(f"{time.process_time() - began:.0f}")
     found: dict[str, Any] = {"trained": kind, "seed": seed, "processor_seconds": float((folder / COST).read_text())}
-    for attack, settings in ATTACKED.items():
+    for attack in attacks:
         place = folder / "attacked" / attack.replace(" ", "-")
         if not (place / EVALUATION_FILE).exists():
-            own = {f"evaluation.inversion.{key}": value for key, value in settings.items()}
+            own = {f"evaluation.inversion.{key}": value for key, value in ATTACKED[attack].items()}
             place.mkdir(parents=True, exist_ok=True)
             evaluate(Recipe.load(DEMO_RECIPE, chosen | {"evaluation.attacks": ["inversion"]} | own), folder, place)
         result = json.loads((place / EVALUATION_FILE).read_text())
@@ -70,19 +73,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--name", default="cat")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--trained", nargs="+", choices=TRAINED, default=list(TRAINED), metavar="KIND")
+    parser.add_argument("--attacked", nargs="+", choices=ATTACKED, default=list(ATTACKED), metavar="SPACE")
     parser.add_argument("--runs", type=Path, default=Path("runs/bench_search_spaces"))
     arguments, rest = parser.parse_known_args()
     overrides = overrides_from(rest)
     rows = []
-    heads = ["trained", "processor s", "forgotten", "retained", "Fréchet (base)", *(f"by {a}" for a in ATTACKED)]
+    heads = [
+        "trained",
+        "processor s",
+        "forgotten",
+        "retained",
+        "Fréchet (base)",
+        *(f"by {a}" for a in arguments.attacked),
+    ]
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for seed in arguments.seeds:
-        for kind in TRAINED:
-            row = measured(arguments.name, kind, seed, arguments.runs, overrides)
+        for kind in arguments.trained:
+            row = measured(arguments.name, kind, seed, arguments.runs, overrides, arguments.attacked)
             rows.append(row)
             tries = [
                 ", ".join(f"{s:.1%}" for s in row[a]["erased"].values()) + f" (base {max(row[a]['base'].values()):.1%})"
-                for a in ATTACKED
+                for a in arguments.attacked
             ]
             shares = [f"{row[key]:.1%}" for key in ("unlearning_accuracy", "retain_accuracy")]
             distance = f"{row['frechet']['erased']:.1f} ({row['frechet']['base']:.1f})"

@@ -21,7 +21,7 @@ from erasediff_lora.memory.plan import plan
 from erasediff_lora.objectives import loss_scaling
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.registry import OBJECTIVES
-from erasediff_lora.training.adversarial_conditions import AdversarialSet
+from erasediff_lora.training.adversarial_conditions import AdversarialSet, Place
 from erasediff_lora.training.distributed import Processes
 
 SMALL = 1e-4
@@ -52,6 +52,12 @@ def adapter_of(folder: Any) -> dict[str, torch.Tensor]:
     return load_file(folder / "pytorch_lora_weights.safetensors")
 
 
+def only(adversary: AdversarialSet) -> Place:
+    """The one place that it searches in."""
+    (place,) = adversary.places.values()
+    return place
+
+
 def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(made: Any) -> None:
     adversary, forget, sampler = made
     (batch,) = sampler.draw(0)[0]
@@ -69,7 +75,7 @@ def test_a_share_of_the_batch_is_trained_under_conditions_of_its_own_concept(mad
             concept = "cat" if "cat" in text else "car"
             candidates = [
                 denoiser.encode_slots([text.replace(concept, "<*>")], vectors).tokens[0]
-                for vectors in adversary.pools[concept]
+                for vectors in only(adversary).pools[concept]
             ]
             if not torch.equal(before, after):
                 fits = [torch.allclose(after, candidate, atol=1e-6) for candidate in candidates]
@@ -86,7 +92,7 @@ def test_a_search_finds_what_the_network_denoises_better_by(made: Any) -> None:
     from erasediff_lora.denoisers.textual_inversion import Search, Tokens, invert, loss_under
 
     adversary, _, _ = made
-    denoiser, pictures = adversary.denoiser, adversary.pictures["cat"]
+    denoiser, pictures = adversary.denoiser, only(adversary).pictures["cat"]
     space = Tokens(denoiser)
     start, stream = space.start([], 1, 0, seed=3), pictures.noised(denoiser, 4, 3)
     ((found, _),) = invert(denoiser, space, [Search(stream, start)], steps=60, learning_rate=0.05, label="test")
@@ -114,7 +120,7 @@ def test_a_search_through_a_float16_network_goes_where_one_in_float32_goes(
         denoiser.dtype = dtype
         space = search.Tokens(denoiser)
         start = space.start([], 1, 0, seed=3)
-        stream = adversary.pictures["cat"].noised(denoiser, 4, 3)
+        stream = only(adversary).pictures["cat"].noised(denoiser, 4, 3)
         ((found, _),) = search.invert(denoiser, space, [search.Search(stream, start)], steps=5, learning_rate=0.01)
         moved[dtype, scale] = (found - start).flatten()
     likeness = {
@@ -129,13 +135,13 @@ def test_the_newest_conditions_are_kept_and_come_back(made: Any) -> None:
     seen = []
     for step in range(5):
         adversary.before_step(step)
-        seen.append(adversary.pools["cat"][-1].clone())
-    assert adversary.pools["cat"].shape == (3, 1, 32)
-    assert torch.equal(adversary.pools["cat"], torch.stack(seen[-3:]))
+        seen.append(only(adversary).pools["cat"][-1].clone())
+    assert only(adversary).pools["cat"].shape == (3, 1, 32)
+    assert torch.equal(only(adversary).pools["cat"], torch.stack(seen[-3:]))
     state = adversary.state()
     adversary.before_step(5)
     adversary.load_state(state)
-    assert torch.equal(adversary.pools["cat"], torch.stack(seen[-3:]))
+    assert torch.equal(only(adversary).pools["cat"], torch.stack(seen[-3:]))
 
 
 def test_a_search_that_is_not_finite_is_left_out(
@@ -148,7 +154,7 @@ def test_a_search_that_is_not_finite_is_left_out(
 
     monkeypatch.setattr(adversary.denoiser, "predict", broken)
     adversary.before_step(0)
-    assert adversary.pools == {}
+    assert only(adversary).pools == {}
     assert "the search for a condition of cat at step 1 is not finite and left out" in caplog.text
     (batch,) = sampler.draw(0)[0]
     assert torch.equal(adversary.change_forget([batch])[0].prompts.tokens, batch.prompts.tokens)
@@ -161,7 +167,7 @@ def test_refreshing_keeps_to_its_period(recipe_file: RecipeFile) -> None:
     sizes = []
     for step in range(7):
         adversary.before_step(step)
-        sizes.append(len(adversary.pools["cat"]))
+        sizes.append(len(only(adversary).pools["cat"]))
     assert sizes == [1, 1, 1, 2, 2, 2, 3]
 
 
@@ -170,11 +176,11 @@ def test_searches_go_round_the_concepts_and_to_those_that_come_back(made: Any) -
     adversary.settings = adversary.settings.model_copy(update={"searches": 1, "pool": 50})
     for step in range(2):
         adversary.before_step(step)
-    assert {name: len(pool) for name, pool in adversary.pools.items()} == {"cat": 1, "car": 1}
+    assert {name: len(pool) for name, pool in only(adversary).pools.items()} == {"cat": 1, "car": 1}
     for step in range(2, 24):
         adversary.after_step(step, {"forget_loss/cat": 1.0, "forget_loss/car": 0.1 if step > 2 else 1.0})
         adversary.before_step(step)
-    assert len(adversary.pools["cat"]) > 3 * len(adversary.pools["car"]) > 3
+    assert len(only(adversary).pools["cat"]) > 3 * len(only(adversary).pools["car"]) > 3
 
 
 def test_processes_share_the_searches(file: Any) -> None:
@@ -186,8 +192,8 @@ def test_processes_share_the_searches(file: Any) -> None:
     parts = [AdversarialSet(recipe, denoiser, forget, Processes(rank, 2, lambda one: one / 2)) for rank in (0, 1)]
     for adversary in (alone, *parts):
         adversary.before_step(0)
-    for name, pool in alone.pools.items():
-        found = [part.pools[name] for part in parts]
+    for name, pool in only(alone).pools.items():
+        found = [only(part).pools[name] for part in parts]
         assert sum(bool(one.any()) for one in found) == 1
         torch.testing.assert_close(found[0] + found[1], pool)
 
@@ -199,11 +205,11 @@ def test_what_a_search_finds_does_not_depend_on_the_others(made: Any, at_once: i
     from erasediff_lora.denoisers.textual_inversion import Search, invert
 
     adversary, _, _ = made
-    denoiser, space, cats = adversary.denoiser, adversary.space, adversary.pictures["cat"]
+    denoiser, space, cats = adversary.denoiser, only(adversary).space, only(adversary).pictures["cat"]
     flat = CaptionedPictures(cats.latents[:, :, :4], torch.tensor([[4, 8]] * len(cats.captions)), cats.captions)
 
     def searches() -> list[Search]:
-        pictures = [cats, flat, adversary.pictures["car"]]
+        pictures = [cats, flat, only(adversary).pictures["car"]]
         return [Search(one.noised(denoiser, 2, seed), space.start([], 2, 0, seed)) for seed, one in enumerate(pictures)]
 
     options: dict[str, Any] = {"steps": 4, "learning_rate": 0.1}
@@ -225,8 +231,8 @@ def test_searches_for_several_concepts_find_what_each_finds_alone(file: Any) -> 
         alone = AdversarialSet(recipe, denoiser, forget)
         alone.turns.names = [name]
         alone.before_step(0)
-        assert list(alone.pools) == [name]
-        torch.testing.assert_close(together.pools[name], alone.pools[name], rtol=1e-4, atol=1e-5)
+        assert list(only(alone).pools) == [name]
+        torch.testing.assert_close(only(together).pools[name], only(alone).pools[name], rtol=1e-4, atol=1e-5)
 
 
 def test_searches_go_on_from_conditions_of_the_pool(recipe_file: RecipeFile) -> None:
@@ -239,11 +245,11 @@ def test_searches_go_on_from_conditions_of_the_pool(recipe_file: RecipeFile) -> 
     space = Tokens(denoiser)
     found = space.start([], 1, 0, seed=0)
     for step in range(3):
-        stream = adversary.pictures["cat"].noised(denoiser, 2, step)
+        stream = only(adversary).pictures["cat"].noised(denoiser, 2, step)
         rate = recipe.adversary.learning_rate
         ((found, _),) = invert(denoiser, space, [Search(stream, found)], steps=3, learning_rate=rate)
         adversary.before_step(step)
-        assert torch.equal(adversary.pools["cat"], found[None]), "in the place of the one that it went on from"
+        assert torch.equal(only(adversary).pools["cat"], found[None]), "in the place of the one that it went on from"
 
 
 def test_some_searches_go_on_and_some_start_anew(recipe_file: RecipeFile) -> None:
@@ -252,7 +258,7 @@ def test_some_searches_go_on_and_some_start_anew(recipe_file: RecipeFile) -> Non
     adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"))
     for step in range(24):
         adversary.before_step(step)
-    assert 6 <= len(adversary.pools["cat"]) <= 18
+    assert 6 <= len(only(adversary).pools["cat"]) <= 18
 
 
 def test_a_resumed_run_ends_bit_equal(file: Any, cli: Cli, tmp_path: Path) -> None:
@@ -313,13 +319,13 @@ def test_conditions_are_found_in_what_the_encoder_hands_out(file: Any, monkeypat
         monkeypatch.setattr(denoiser, name, lambda *arguments: pytest.fail("the text encoder is not there"))
     adversary = AdversarialSet(recipe, denoiser, forget)
     adversary.before_step(0)
-    assert adversary.pools["cat"].shape == adversary.pools["car"].shape == (1, 2, 32)
+    assert only(adversary).pools["cat"].shape == only(adversary).pools["car"].shape == (1, 2, 32)
     (batch,) = BatchSampler.of(recipe, forget, forget, denoiser).draw(0)[0]
     (mixed,) = adversary.change_forget([batch])
     for row, before, after in zip(batch.rows.tolist(), batch.prompts.tokens, mixed.prompts.tokens, strict=True):
         text = forget.prompts[int(forget.captions[row])]
         assert torch.equal(before[:-2], after[:-2]), "the prompt itself stays"
-        assert torch.equal(after[-2:], adversary.pools["cat" if "cat" in text else "car"][0])
+        assert torch.equal(after[-2:], only(adversary).pools["cat" if "cat" in text else "car"][0])
 
 
 def test_a_search_in_outputs_finds_what_the_network_denoises_better_by(file: Any) -> None:
@@ -328,7 +334,7 @@ def test_a_search_in_outputs_finds_what_the_network_denoises_better_by(file: Any
     recipe = Recipe.load(file, OUTPUTS)
     denoiser = denoisers.load(recipe.model)
     adversary = AdversarialSet(recipe, denoiser, sets.prepare(recipe, denoiser, "forget"))
-    space, pictures = adversary.space, adversary.pictures["cat"]
+    space, pictures = only(adversary).space, only(adversary).pictures["cat"]
     start = space.start([], 2, 0, seed=3)
     search = Search(pictures.noised(denoiser, 4, 3), start)
     ((found, _),) = invert(denoiser, space, [search], steps=60, learning_rate=0.05)
@@ -353,8 +359,48 @@ def test_without_the_encoders_it_trains_in_less_and_offloads(file: Any, cli: Cli
     Recipe.load(file, {"model.offload": True, "adversary.space": "outputs"})
 
 
+def test_both_spaces_take_turns(file: Any) -> None:
+    """Of each concept by itself, and half of the conditions that a batch is trained under are of either."""
+    recipe = Recipe.load(file, {"adversary.space": "both", "adversary.share": 1.0, "training.batch_size": 8})
+    denoiser = denoisers.load(recipe.model)
+    forget = sets.prepare(recipe, denoiser, "forget")
+    adversary = AdversarialSet(recipe, denoiser, forget)
+    words, outputs = adversary.places["tokens"], adversary.places["outputs"]
+    adversary.before_step(0)
+    assert set(words.pools) == {"cat", "car"} and not outputs.pools
+    resumed = AdversarialSet(recipe, denoiser, forget)
+    resumed.load_state(adversary.state())
+    for again in (adversary, resumed):
+        again.before_step(1)
+        assert {name: len(place.pools["car"]) for name, place in again.places.items()} == {"tokens": 1, "outputs": 1}
+    for name in ("cat", "car"):
+        assert torch.equal(resumed.places["outputs"].pools[name], outputs.pools[name])
+    sampler, behind = BatchSampler.of(recipe, forget, forget, denoiser), []
+    for step in range(6):
+        (batch,) = sampler.draw(step)[0]
+        (mixed,) = adversary.change_forget([batch])
+        for row, told in zip(batch.rows.tolist(), mixed.prompts.tokens, strict=True):
+            text = forget.prompts[int(forget.captions[row])]
+            name = "cat" if "cat" in text else "car"
+            at_the_end = torch.equal(told[-1:], outputs.pools[name][0])
+            word = denoiser.encode_slots([text.replace(name, "<*>")], words.pools[name][0]).tokens[0]
+            assert at_the_end != torch.allclose(told, word, atol=1e-6), f"{text} is told in one of the two ways"
+            behind.append(at_the_end)
+    assert sum(behind) == len(behind) / 2
+
+
+def test_a_recipe_that_searches_in_both_spaces_goes_on_bit_equal(file: Any, cli: Cli, tmp_path: Path) -> None:
+    flags = ("--adversary.space", "both")
+    assert cli("train", file, *flags, "--training.steps", "2").status == 0
+    assert cli("train", file, *flags, "--resume").status == 0
+    assert cli("train", file, *flags, "--output", tmp_path / "whole").status == 0
+    whole = adapter_of(tmp_path / "whole")
+    assert all(torch.equal(tensor, adapter_of(tmp_path / "run")[name]) for name, tensor in whole.items())
+
+
 def test_a_family_without_text_encoders_has_no_outputs(recipe_file: RecipeFile, cli: Cli, tiny_base: Path) -> None:
     file = recipe_file(model={"base": str(tiny_base), "family": "class_conditional"})
     for flag in ("--adversary.space", "--evaluation.inversion.space"):
         result = cli("prepare", file, flag, "outputs")
         refused(result, f"{flag[2:]} = 'outputs': is what text encoders hand out; this family has none.")
+    refused(cli("prepare", file, "--adversary.space", "both"), "adversary.space = 'both': is what text encoders hand")

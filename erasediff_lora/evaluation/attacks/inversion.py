@@ -37,7 +37,7 @@ class InversionSettings(SearchSettings):
     """Concept inversion: a new word, learned from forget pictures, that brings the concept back."""
 
     vectors: int = Field(1, ge=1, description="learned token embeddings")
-    space: SearchedIn = IN_SPACE
+    space: SearchedIn = Field("auto", description=IN_SPACE)
     steps: int = Field(200, ge=1, description="optimisation steps of a restart")
     restarts: int = Field(3, ge=1, description="starting points; the best one counts")
     learning_rate: float = Field(0.05, gt=0, description="of AdamW, in units of the embeddings' spread")
