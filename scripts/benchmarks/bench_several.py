@@ -6,7 +6,7 @@
 
 On the embedded model, or with --atlas on the base of that name (scripts/base_models), whose concepts have near
 neighbours. Each training is a folder under --runs: finished ones are read, not repeated, so that several shells can
-share the work. Anchors are the retained concepts in turn. Seconds are processor time of the training alone (on a GPU
+share the work; adapters of the robust preset are attacked by concept inversion. Anchors are the retained concepts in turn. Seconds are processor time of the training alone (on a GPU
 those of the clock), of its loop or of the closed form: drawing the sets and looking at pictures is not counted. Prints
 a Markdown table and writes a JSON file into --runs.
 """
@@ -47,6 +47,10 @@ TWENTY = (
 ATLAS = {f"atlas_{count}": list(TWENTY[:count]) for count in (1, 5, 10, 20)}
 """Each has near neighbours that stay."""
 CHOICES = DEMO | ATLAS
+INVERSION: dict[str, Any] = {
+    "evaluation.attacks": ["inversion"],
+    "evaluation.inversion": {"restarts": 2, "samples": 40},
+}
 METHODS: dict[str, dict[str, Any]] = {
     "each": {"objective.constraints": "each"},
     "joint": {"objective.constraints": "joint"},
@@ -70,6 +74,15 @@ METHODS: dict[str, dict[str, Any]] = {
         **{"adapter": {"kind": "none"}, "training.learning_rate": 0.001},
         **{"objective.constraints": "joint", "objective.eta": 1.0},
     },
+}
+METHODS |= {
+    name: {"preset": "robust", **INVERSION, **fields}
+    for name, fields in {
+        "robust": {},
+        "robust_batch32": {"training.batch_size": 32},
+        "robust_batch32_searches5": {"training.batch_size": 32, "adversary.searches": 5},
+        "robust_600": {"training.steps": 600},
+    }.items()
 }
 RESULT = "bench.json"
 
@@ -173,6 +186,11 @@ def row(world: World, choice: str, method: str, seed: int, folder: Path) -> dict
         for name, one in accuracy["per_concept"].items()
         if "unlearning_accuracy" in one
     }
+    attacks = result["found"].get("attacks", {})
+    found_again = {
+        model: {name: one["tries"] for name, one in outcome["per_concept"].items()}
+        for model, outcome in attacks.get("inversion", {}).get("models", {}).items()
+    }
     return {
         "choice": choice,
         "method": method,
@@ -184,18 +202,31 @@ def row(world: World, choice: str, method: str, seed: int, folder: Path) -> dict
         "retained_by_base": accuracy["retain_accuracy_base"],
         "neighbours": retained(world, choice, accuracy["per_concept"]),
         "seconds": result["seconds"],
-    }
+    } | ({"inversion": found_again} if found_again else {})
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, a line a training."""
-    heads = ["concepts", "method", "seed", "UA", "worst", "RA (base)", "near (base)", "far (base)", "seconds"]
+    heads = [
+        "concepts",
+        "method",
+        "seed",
+        "UA",
+        "worst",
+        "RA (base)",
+        "near (base)",
+        "far (base)",
+        "inversion",
+        "seconds",
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for one in rows:
         shown = [one["choice"], one["method"], one["seed"], f"{one['mean']:.1%}", f"{one['worst']:.0%}"]
         shown.append(f"{one['retained']:.1%} ({one['retained_by_base']:.1%})")
         shares = [one["neighbours"].get(kind) for kind in ("near", "far")]
         shown += [f"{share['erased']:.1%} ({share['base']:.1%})" if share else "–" for share in shares]
+        again = one.get("inversion", {}).get("erased", {})
+        shown.append(", ".join(f"{name} {max(tries.values()):.0%}" for name, tries in again.items()) or "–")
         lines.append("| " + " | ".join(map(str, [*shown, one["seconds"]])) + " |")
     return "\n".join(lines)
 
