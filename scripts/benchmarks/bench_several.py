@@ -6,9 +6,9 @@
 
 On the embedded model, or with --atlas on the base of that name (scripts/base_models), whose concepts have near
 neighbours. Each training is a folder under --runs: finished ones are read, not repeated, so that several shells can
-share the work; adapters of the robust preset are attacked by concept inversion. Anchors are the retained concepts in turn. Seconds are processor time of the training alone (on a GPU
-those of the clock), of its loop or of the closed form: drawing the sets and looking at pictures is not counted. Prints
-a Markdown table and writes a JSON file into --runs.
+share the work; adapters of the robust preset are attacked by concept inversion. Anchors are the retained concepts in
+turn. Seconds are processor time of the training alone (on a GPU those of the clock), of its loop or of the closed form:
+drawing the sets and looking at pictures is not counted. Prints a Markdown table and writes a JSON file into --runs.
 """
 
 from __future__ import annotations
