@@ -139,6 +139,7 @@ ATTACKS = Registry(
         "other_words": f"{_ATTACKS}.other_words:OtherWords",
         "listed_prompts": f"{_ATTACKS}.listed_prompts:ListedPrompts",
         "inversion": f"{_ATTACKS}.inversion:Inversion",
+        "output_inversion": f"{_ATTACKS}.output_inversion:OutputInversion",
         "adversarial_prompt": f"{_ATTACKS}.adversarial_prompt:AdversarialPrompt",
         "ring_a_bell": f"{_ATTACKS}.ring_a_bell:RingABell",
         "p4d": f"{_ATTACKS}.p4d:P4D",

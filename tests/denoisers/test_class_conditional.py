@@ -155,7 +155,7 @@ def test_train_resume_evaluate(kind: str, base: Any, recipe: Any, cli: Cli, tmp_
     if kind == "none":
         values = yaml.safe_load(file.read_text()) | {"adapter": "none"}
         file.write_text(yaml.safe_dump(values))
-    attacks = "[inversion, latent_start, relearning]"
+    attacks = "[inversion, output_inversion, latent_start, relearning]"
     options = ("--evaluation.attacks", attacks, "--evaluation.inversion", "{steps: 2, restarts: 1, samples: 2}",
                "--evaluation.latent_start", "{strengths: [0.5], samples: 2}",
                "--evaluation.relearning", "{steps: [2], samples: 2, images: 2}")  # fmt: skip
@@ -171,6 +171,7 @@ def test_train_resume_evaluate(kind: str, base: Any, recipe: Any, cli: Cli, tmp_
     found = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert found["metrics"]["accuracy"]["counted"] == {"forget": 2, "forget_base": 2, "retain": 4}
     assert "inversion" in found["attacks"], found["refused"]
+    assert "needs text encoders; this family has none." in found["refused"].pop("output_inversion")
     for attack, why in found["refused"].items():  # the random judge may see a bag nowhere
         assert attack in ("latent_start",) and "sees the concept in none" in why
 

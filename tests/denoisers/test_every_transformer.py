@@ -88,7 +88,7 @@ def test_every_verb(case: Case, base: Path, recipe: Any, cli: Any, tmp_path: Pat
     late = ("--evaluation.latent_start", "{samples: 1}", "--evaluation.adversarial_prompt", search)
     attacks = (
         "--evaluation.attacks",
-        "[inversion, latent_start, adversarial_prompt]",
+        "[inversion, output_inversion, latent_start, adversarial_prompt]",
         "--evaluation.inversion",
         search,
     )
@@ -96,6 +96,7 @@ def test_every_verb(case: Case, base: Path, recipe: Any, cli: Any, tmp_path: Pat
         "evaluate", run, "--evaluation.judge", f"transformers:{judge}", *few, *attacks, *late, "--name", "more"
     )
     assert result.status == 0, result.err
+    assert "output_inversion is left out" in result.err and "is what inversion does for this family" in result.err
     (found,) = run.rglob("inversion-cat.safetensors")
     assert load_file(found).keys() == {"encoder_outputs"}, "no text encoder is differentiated through"
     closed = recipe(sampling=sampling, objective={"name": "uce"}, adapter={"rank": 4}, output=str(tmp_path / "uce"))

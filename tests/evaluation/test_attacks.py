@@ -19,7 +19,16 @@ from erasediff_lora.memory.plan import plan
 from erasediff_lora.recipe import Recipe
 
 SEARCHED = ["inversion", "adversarial_prompt", "ring_a_bell", "p4d"]
-ATTACKS = ["paraphrases", *SEARCHED, "guidance_attack", "latent_start", "picture_start", "null_text", "relearning"]
+ATTACKS = [
+    "paraphrases",
+    *SEARCHED,
+    "output_inversion",
+    "guidance_attack",
+    "latent_start",
+    "picture_start",
+    "null_text",
+    "relearning",
+]
 
 
 def evaluation(judge: Path, **changes: Any) -> dict[str, Any]:
@@ -34,6 +43,7 @@ def evaluation(judge: Path, **changes: Any) -> dict[str, Any]:
         "adversarial_prompt": search | {"tokens": 3},
         "ring_a_bell": {"steps": 2, "restarts": 2, "samples": 2, "tokens": 3, "exchanges": 4},
         "p4d": search | {"tokens": 3},
+        "output_inversion": search,
         "guidance_attack": {"scales": [1.0, 9.0], "samples": 2},
         "latent_start": {"strengths": [0.5, 1.0], "samples": 2},
         "picture_start": {"strengths": [0.5], "samples": 2},

@@ -33,7 +33,7 @@ def test_full_is_all_that_the_recipe_has_the_means_for() -> None:
         *("accuracy", "distances", "drift", "negative_prompt", "quality", "safe_latent_diffusion", "strength_sweep")
     ]
     assert bare["attacks"] == [
-        *("inversion", "adversarial_prompt", "ring_a_bell", "p4d", "guidance_attack"),
+        *("inversion", "output_inversion", "adversarial_prompt", "ring_a_bell", "p4d", "guidance_attack"),
         *("latent_start", "picture_start", "null_text", "linear_probe", "relearning"),
     ]
     means = {

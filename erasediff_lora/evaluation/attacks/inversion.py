@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.objectives.condition import Condition as Told
+    from erasediff_lora.recipe import Recipe
     from erasediff_lora.recipe.checks import Sections
     from erasediff_lora.recipe.evaluation import Evaluation
 
@@ -33,14 +34,19 @@ SMALL = 64 * 2**20
 """Bytes of weights of a network that a batch of one search leaves idle."""
 
 
-class InversionSettings(SearchSettings):
-    """Concept inversion: a new word, learned from forget pictures, that brings the concept back."""
+class LearnedSettings(SearchSettings):
+    """What is learned, and for how long."""
 
     vectors: int = Field(1, ge=1, description="learned token embeddings")
-    space: SearchedIn = Field("auto", description=IN_SPACE)
     steps: int = Field(200, ge=1, description="optimisation steps of a restart")
     restarts: int = Field(3, ge=1, description="starting points; the best one counts")
     learning_rate: float = Field(0.05, gt=0, description="of AdamW, in units of the embeddings' spread")
+
+
+class InversionSettings(LearnedSettings):
+    """Concept inversion: a new word, learned from forget pictures, that brings the concept back."""
+
+    space: SearchedIn = Field("auto", description=IN_SPACE)
 
     def check(self, sections: Sections) -> list[Problem]:
         return check_space("evaluation.inversion.space", self.space, sections.model)
@@ -49,12 +55,12 @@ class InversionSettings(SearchSettings):
 class Inversion(Restarts):
     """A try is a restart; the note is the mean loss of the last tenth of its steps."""
 
-    Settings = InversionSettings
+    Settings: ClassVar[type[LearnedSettings]] = InversionSettings
     title = "Concept inversion: a new word, learned from pictures of the concept"
     notes_name = "loss"
 
     def budget(self, evidence: Evidence) -> str:
-        options = evidence.settings(InversionSettings)
+        options = evidence.settings(self.Settings)
         return (
             f"{options.vectors} embedding(s), {options.restarts} restarts of {options.steps} steps with"
             f" {options.batch_size} pictures, {options.samples} pictures{of_each_concept(evidence)}"
@@ -62,7 +68,7 @@ class Inversion(Restarts):
         )
 
     def searched_at_once(self, evaluation: Evaluation, network: nn.Module) -> int:
-        options = evaluation.settings(InversionSettings)
+        options = evaluation.settings(self.Settings)
         return options.batch_size * (options.restarts if is_small(network) else 1)
 
     def search(self, evidence: Evidence, candidate: Candidate, concept: str, restart: int) -> Condition:
@@ -74,12 +80,16 @@ class Inversion(Restarts):
         from erasediff_lora.data.prompts import substitute
         from erasediff_lora.denoisers import SLOT
 
-        space = searched_in(evidence.settings(InversionSettings).space, candidate.recipe.model)
+        space = self.space(evidence, candidate.recipe)
         kind = Condition if space == "tokens" else Behind
         return [
             kind(torch.tensor(found["vectors"]), lambda text: substitute(text, concept, SLOT), found["loss"])
-            for found in learn(evidence, candidate, concept, restarts)
+            for found in learn(evidence, candidate, concept, restarts, evidence.settings(self.Settings), space)
         ]
+
+    def space(self, evidence: Evidence, recipe: Recipe) -> str:
+        """Where it searches: 'tokens' or 'outputs'."""
+        return searched_in(evidence.settings(InversionSettings).space, recipe.model)
 
 
 @dataclass(frozen=True)
@@ -111,15 +121,24 @@ def is_small(network: nn.Module) -> bool:
     return sum(parameter.nbytes for parameter in network.parameters()) <= SMALL
 
 
-def learn(evidence: Evidence, candidate: Candidate, concept: str, restarts: int) -> list[dict[str, Any]]:
-    """Of each restart the vectors, and the mean loss of the last tenth of its steps."""
+def learn(
+    evidence: Evidence, candidate: Candidate, concept: str, restarts: int, options: LearnedSettings, name: str
+) -> list[dict[str, Any]]:
+    """Of each restart the vectors, and the mean loss of the last tenth of its steps.
+
+    Args:
+        evidence: The forget pictures, and the seed.
+        candidate: The attacked model.
+        concept: What it is to draw again.
+        restarts: How many.
+        options: Of the search.
+        name: Of the space that is searched in.
+    """
     from erasediff_lora.denoisers.textual_inversion import Search, invert
     from erasediff_lora.evaluation.attacks.forget_set import forget_pictures
 
-    options = evidence.settings(InversionSettings)
     pictures = forget_pictures(evidence, candidate, concept)
     first, words = evidence.recipe.evaluation.seed, evidence.recipe.retain.concepts
-    name = searched_in(options.space, candidate.recipe.model)
     made: dict[int, dict[str, Any]] = {}
 
     def search(restart: int) -> dict[str, Any]:
