@@ -18,7 +18,7 @@ from torch import Tensor
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.machine import devices, launcher
 from erasediff_lora.recipe import Recipe
-from erasediff_lora.storage.files import OURS, writable
+from erasediff_lora.storage.files import OURS, sha256, writable
 from erasediff_lora.storage.run_folder import lock_run
 from erasediff_lora.training.stop_signal import StopSignal
 
@@ -132,15 +132,19 @@ def lock_output_on_main(accelerator: Accelerator, folder: Path, *, resume: bool,
 
 
 @contextmanager
-def one_per_cache_first(accelerator: Accelerator, cache: Path) -> Iterator[None]:
+def one_per_cache_first(accelerator: Accelerator, recipe: Recipe) -> Iterator[None]:
     """Of the processes whose cache is the same folder one goes first, the others when it is done.
 
     So each lock has one holder in the whole job: machines may share a cache, or have their own.
 
+    Args:
+        accelerator: The processes.
+        recipe: Its cache, and the output, which no other job has at the time.
+
     Raises:
         UserError: If the cache cannot be written.
     """
-    first = accelerator.num_processes == 1 or _is_first(accelerator, cache.expanduser())
+    first = accelerator.num_processes == 1 or _is_first(accelerator, recipe.cache.expanduser(), recipe.output)
     if not first:
         accelerator.wait_for_everyone()
     yield
@@ -148,21 +152,26 @@ def one_per_cache_first(accelerator: Accelerator, cache: Path) -> Iterator[None]
         accelerator.wait_for_everyone()
 
 
-def _is_first(accelerator: Accelerator, cache: Path) -> bool:
-    """Whether no process of a lower number has the same cache: each leaves a mark there, and looks for the others."""
-    job = [uuid.uuid4().hex[:8]]
+def _is_first(accelerator: Accelerator, cache: Path, output: Path) -> bool:
+    """Whether no process of a lower number has the same cache: each leaves a mark there, and looks for the others.
+
+    Marks are named by the output and hold what is new in every job, so that what a killed one left is not taken for one
+    of this job's, and goes with it.
+    """
+    job = [sha256(str(output.absolute()).encode())[:8], uuid.uuid4().hex]
     broadcast_object_list(job)
-    mark = cache / f"{OURS}job.{job[0]}.{accelerator.process_index}"  # a temporary of ours, as `files.sweep` knows them
+    name, token = job
+    mark = cache / f"{OURS}job.{name}.{accelerator.process_index}"
     with writable(cache, "cache"):
         cache.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        mark.write_text(token)
     try:
         accelerator.wait_for_everyone()
-        seen = [int(other.suffix[1:]) for other in cache.glob(f"{OURS}job.{job[0]}.*")]
+        marks = [other for other in cache.glob(f"{OURS}job.{name}.*") if other.read_text() == token]
         accelerator.wait_for_everyone()
     finally:
         mark.unlink(missing_ok=True)
-    return accelerator.process_index == min(seen, default=accelerator.process_index)
+    return accelerator.process_index == min((int(other.suffix[1:]) for other in marks), default=0)
 
 
 @contextmanager

@@ -176,7 +176,7 @@ def find_near(recipe: Recipe, denoiser: Denoiser, accelerator: Accelerator) -> R
     Raises:
         UserError: If no word is left for an anchor, or the cache cannot be written.
     """
-    with one_per_cache_first(accelerator, recipe.cache):
+    with one_per_cache_first(accelerator, recipe):
         return choose_near(recipe, denoiser, recipe.output if accelerator.is_main_process else None)
 
 
@@ -194,7 +194,7 @@ def load_data(
     Raises:
         UserError: For unusable pictures, or other ones than the run was begun with; when the cache cannot be written.
     """
-    with one_per_cache_first(accelerator, recipe.cache):
+    with one_per_cache_first(accelerator, recipe):
         listed = [sets.list_set(recipe, kind) for kind in KINDS]
         if before is not None:
             require_same_pictures(recipe, {one.kind: one.fingerprint for one in listed}, before)

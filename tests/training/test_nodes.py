@@ -47,18 +47,20 @@ def test_one_cache_and_one_each_end_alike(values: Any, tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob(".*") if path.name.startswith((".erasediff", ".lock"))]
 
 
-@pytest.mark.parametrize("at", [1, 9])
+@pytest.mark.parametrize("at", [1, 3, 9])
 def test_a_machine_that_dies_ends_the_run_and_it_goes_on(at: int, values: Any, tmp_path: Path) -> None:
-    """Before it has told which cache it has; while it makes its sets."""
+    """Before it has told which cache it has; having told, with its mark still there; while it makes its sets."""
     root = tmp_path / "nodes"
     codes = job(values, root, caches=2, dies_at=at)
     assert codes[2] == -9 and codes[3] in (-9, 2), "killed with it, unless it was quicker to see that"
+    assert bool(list(root.rglob(".erasediff.job*"))) == (at == 3)
     assert codes[:2] == [2, 2] and all("lost another one" in text for text in logs(root)[:2]), logs(root)
     assert job(values, root, caches=2) == [0, 0, 0, 0], logs(root)
     assert job(values, tmp_path / "whole", caches=2) == [0, 0, 0, 0]
     assert same_adapter(root / "run", tmp_path / "whole/run")
     steps = [json.loads(line)["step"] for line in (root / "run/training_log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+    assert not list(root.rglob(".erasediff*"))
 
 
 def test_machines_that_see_other_checkpoints_are_refused(tmp_path: Path) -> None:
