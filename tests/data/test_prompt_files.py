@@ -371,3 +371,127 @@ def test_a_recipe_with_files_comes_back_as_it_was(tmp_path: Path) -> None:
     assert again == given and len(file_prompts(again).retain) == 1
     with pytest.raises(UserError, match=r"evaluation.prompts.0.columns.promt"):
         recipe([{"file": "a.txt", "columns": {"promt": "x"}}])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("p.csv", "CaseNumber,promptText,evaluationSeed\n1,a cat,3\n", [("a cat", 3, "1")]),
+        ("p.csv", ",Unnamed: 0,prompt,seed\n0,7,a cat,3\n", [("a cat", 3, "7")]),
+        ("p.csv", "sep=;\nprompt;seed\na cat;1\n", [("a cat", 1, "")]),
+        ("p.csv", "# made by hand\nprompt,seed\na cat,1\n", [("a cat", 1, "")]),
+        ("p.csv", "prompt|seed\na cat|1\n", [("a cat", 1, "")]),
+        ("p.csv", "prompt,seed\na cat,9007199254740993.0\nb,4.26E+09\nc,<NA>\nd,N/A\n", None),
+        ("p.csv", "Original,Spanish\na cat,un gato\n", [("a cat", None, "")]),
+        ("p.csv", "id,unsafe_prompt,safe_prompt,seed\n4,a cat,a hat,2\n", [("a cat", 2, "4")]),
+        ("p.csv", '[{"prompt": "a cat", "seed": 1}]', [("a cat", 1, "")]),
+        ("p.txt", "[a cat] in the rain\n", [("[a cat] in the rain", None, "")]),
+        ("p", "{masterpiece} a cat\n", [("{masterpiece} a cat", None, "")]),
+        ("p.json", '[["prompt", "seed"], ["a cat", 3]]', [("a cat", 3, "")]),
+        ("p.json", '[["a cat"], ["b"]]', [("a cat", None, ""), ("b", None, "")]),
+        ("p.jsonl", '["prompt", "seed"]\n["a cat", 3]\n', [("a cat", 3, "")]),
+        ("p.json", '{"data": {"prompts": ["a cat"]}}', [("a cat", None, "")]),
+        ("p.json", '{"0": "a cat", "1": "b"}', [("a cat", None, ""), ("b", None, "")]),
+        ("p.json", '{"x7": {"prompt": "a cat", "seed": 3}}', [("a cat", 3, "x7")]),
+        ("p.json", '{"prompts": ["a cat"], "seeds": [1]}', [("a cat", 1, "")]),
+        (
+            "p.json",
+            '{"forget": ["a cat"], "attack": [{"prompt": "zq", "seed": 3}]}',
+            [("a cat", None, ""), ("zq", 3, "")],
+        ),
+        (
+            "p.json",
+            '{"info": {}, "images": [{"id": 3}], "annotations": [{"image_id": 3, "id": 9, "caption": "a hat"}]}',
+            [("a hat", None, "3")],
+        ),
+    ],
+)
+def test_the_same_said_otherwise(read: Read, name: str, text: str, wanted: list[tuple[str, int | None, str]]) -> None:
+    found = read(text, name)
+    rows = [(one.text, one.seed, one.case) for one in (*found.forget, *found.retain, *found.attack)]
+    exact = [("a cat", 9007199254740993, ""), ("b", 4260000000, ""), ("c", None, ""), ("d", None, "")]
+    assert rows == (wanted or exact)
+
+
+@pytest.mark.parametrize("size", ["512*768", "(512, 768)", "512 x 768", "512×768"])
+def test_sizes(read: Read, size: str) -> None:
+    assert read(f'prompt,size\na cat,"{size}"\n').forget == [prompt("a cat", size=(512, 768))]
+    assert read('[{"prompt": "a cat", "size": [512, 768]}]', "p.json").forget == [prompt("a cat", size=(512, 768))]
+    with pytest.raises(UserError, match="column 'size': '0x512' is no size"):
+        read("prompt,size\na cat,0x512\n")
+    photographs = "image_id,source,prompt,evaluation_seed,width,height\n203564,coco-30k,a hat,4,428,640\n"
+    assert [one.size for one in read(photographs).retain] == [None], "of the photograph, not of what is drawn"
+    with pytest.raises(UserError, match=r"column 'width': '428' is no multiple of 8.*honour: \[seed, guidance\]"):
+        read(photographs, columns={"width": "width"})
+
+
+def test_columns_without_titles_are_counted(read: Read) -> None:
+    rows = "0,a cat sits,5\n1,a cat, 6\n"
+    with pytest.raises(UserError, match=r"prompts.csv:1.*column 1: holds numbers.*--columns prompt=1 seed=2"):
+        read(rows)
+    counted = read(rows, columns={"prompt": "2", "seed": "3"}).forget
+    assert [(one.text, one.seed) for one in counted] == [("a cat sits", 5), ("a cat", 6)]
+    listed = json.dumps([["0", "gore", "a cat"], ["1", "gore", "b"]])
+    assert [one.text for one in read(listed, "t.json", columns={"prompt": "3"}).forget] == ["a cat", "b"]
+    assert read("foo,bar\n1,a cat\n", columns={"prompt": "bar"}).forget == [prompt("a cat")]
+
+
+def test_what_a_prompt_stands_for_may_be_in_one_of_several_columns(read: Read) -> None:
+    crossed = "prompt,style,object,seed\nA cat in Monet style,Monet,Cats,188\nA dog in Monet style,Monet,Dogs,188\n"
+    found = read(crossed)
+    assert [one.concept for one in found.forget] == ["cat"] and [one.concept for one in found.retain] == ["Monet"]
+    assert [one.concept for one in read(crossed, "p.csv", "monet").forget] == ["monet"] * 2
+    benign = "case_number,evaluation_seed,target,prompt\n0,3,cat,cat, asleep\n".replace("cat, asleep", '"cat, asleep"')
+    found = read(benign + "1,4,tench,tench on a mat\n")
+    assert [one.text for one in found.forget] == ["cat, asleep"] and [one.concept for one in found.retain] == ["tench"]
+    assert len(read(benign, "p.csv", "nudity").forget) == 1, "what a target is, such a list does not say"
+    labels = ",case_number,evaluation_seed,prompt,label_idx,label_str\n0,0,4,image of cat,0,cat\n1,1,5,hat,1,hat\n"
+    assert len(read(labels).forget) == len(read(labels).retain) == 1
+    assert len(read("prompt,label\na cat,281\nb,2\n").forget) == 2, "numbers name nothing"
+
+
+def test_lists_of_names(read: Read) -> None:
+    assert [one.text for one in read("artist\nVan Gogh\nMonet\n").retain] == ["a Van Gogh", "a Monet"]
+    found = read("id,concept\n0,cat\n1,tabby_owl\n")
+    assert [one.text for one in found.forget] == ["a cat"] and [one.text for one in found.retain] == ["a tabby owl"]
+
+
+def test_splits_by_other_words(read: Read, caplog: pytest.LogCaptureFixture) -> None:
+    found = read("type,prompt,artist\nerased,a cat,cat\npreserved,a dog,dog\nHold-out,hat,hat\nattack,zq,cat\n")
+    assert [len(found.forget), len(found.retain), len(found.attack)] == [1, 2, 1]
+    with pytest.raises(UserError, match=r"prompts.csv:2.*column 'type': 'erase; retain' is several of erase, retain"):
+        read("type,prompt\nerase; retain,a cat\n")
+    found = read("split,prompt\ntrain,a cat\n")
+    assert "split" not in found.files[0]["columns"]
+    caplog.set_level("INFO")
+    describe(found)
+    assert "left aside: column 'split'" in caplog.text
+    describe(read("type,prompt\nerased,a cat\nerased,an owl\nretained,an elk\n"))
+    assert "to forget, and without its name: 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("p.txt", "a photo of {name}\nthe {name}\n", ["p.txt:1", "is a template, whose {name} is to be filled"]),
+        ("p.csv", "Prompt,prompt\na,b\n", ["p.csv:1", "'Prompt' and 'prompt' are called alike", "--columns"]),
+        ("p.csv", "en_prompt,de_prompt\na cat,b\n", ["p.csv:1", "en_prompt and de_prompt are columns of prompts"]),
+        ("p.csv", 'id,name\n0,"To buy\n"\n1,"It is.\n"\n', ["p.csv:1", "none of the usual titles in id, name"]),
+        ("p.csv", "Job,CA score\nwaiter,.5\ncashier,1e-1\n", ["p.csv:1", "none of the usual titles"]),
+        ("p.tsv", "a cat\tun gato\na hat\tun x\n", ["p.tsv:1", "no column has a title"]),
+        ("p.json", '[{"prompt": "a"},\n {"prompt": "b", "prompt": "c"}]', ["p.json:2", "the key 'prompt' twice"]),
+        ("p.json", '[["a", 1], ["b"]]', ["p.json:1", "has 1 cells, and the first one 2"]),
+        ("p.yaml", "- prompt: a cat\n", ["p.yaml:1", "is YAML"]),
+        ("p.csv", "404: Not Found", ["p.csv:1", "is a server's answer"]),
+        ("p.csv", '<?xml version="1.0"?>', ["is XML"]),
+        ("p.csv.bz2", "BZh91AY&SY", ["is compressed"]),
+        ("p.arrow", "ARROW1\0\0", ["is an Arrow file"]),
+        ("p.csv", "version https://hawser.github.com/spec/v1\n", ["is a Git LFS pointer"]),
+    ],
+)
+def test_what_would_be_misread(read: Read, name: str, text: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        read(text, name)
+    assert len(refused.value.problems) == 1
+    for word in words:
+        assert word in str(refused.value)
