@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 SearchedIn = Literal["auto", "tokens", "outputs"]
 IN_SPACE = (
     "where they are searched for: tokens, a word in the name's place, read by the text encoder; outputs,"
-    " tokens of the text encoder's output behind the prompt's own, which it need not be in memory for; auto: outputs"
-    " where the family's encoders take gigabytes"
+    " tokens of the text encoder's output behind the prompt's own, which it need not be in memory for"
 )
 
 
@@ -49,7 +48,10 @@ class Adversary(Section):
         0.0, ge=0, le=1, description="share of the searches that go on from a condition of the pool; others start anew"
     )
     vectors: int = Field(1, ge=1, description="token embeddings of a condition")
-    space: SearchedIn | Literal["both"] = Field("auto", description=f"{IN_SPACE}; both: by turns")
+    space: SearchedIn | Literal["both"] = Field(
+        "auto",
+        description=f"{IN_SPACE}; both: by turns; auto: both, or outputs where the family's encoders take gigabytes",
+    )
     learning_rate: float = Field(0.15, gt=0, description="of AdamW, in units of the embeddings' spread")
 
     def check(self, sections: Sections) -> list[Problem]:
@@ -57,7 +59,9 @@ class Adversary(Section):
 
     def places(self, model: Model) -> list[str]:
         """The spaces that are searched in, by turns."""
-        return ["tokens", "outputs"] if self.space == "both" else [searched_in(self.space, model)]
+        found = searched_in(self.space, model)
+        by_turns = self.space == "auto" and found == "tokens" and FAMILIES[model.family].text_to_image
+        return ["tokens", "outputs"] if by_turns or self.space == "both" else [found]
 
     def needs_encoders(self, model: Model) -> bool:
         """Whether the searches differentiate through the text encoders of this base."""

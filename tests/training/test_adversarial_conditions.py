@@ -25,7 +25,7 @@ from erasediff_lora.training.adversarial_conditions import AdversarialSet, Place
 from erasediff_lora.training.distributed import Processes
 
 SMALL = 1e-4
-ADVERSARY = {"pool": 3, "refresh_every": 1, "steps": 2, "batch_size": 2}
+ADVERSARY = {"pool": 3, "refresh_every": 1, "steps": 2, "batch_size": 2, "space": "tokens"}
 CONCEPTS = [{"name": "cat", "anchor": "dog"}, {"name": "car", "anchor": "dog"}]
 
 
@@ -361,7 +361,7 @@ def test_without_the_encoders_it_trains_in_less_and_offloads(file: Any, cli: Cli
 
 def test_both_spaces_take_turns(file: Any) -> None:
     """Of each concept by itself, and half of the conditions that a batch is trained under are of either."""
-    recipe = Recipe.load(file, {"adversary.space": "both", "adversary.share": 1.0, "training.batch_size": 8})
+    recipe = Recipe.load(file, {"adversary.space": "auto", "adversary.share": 1.0, "training.batch_size": 8})
     denoiser = denoisers.load(recipe.model)
     forget = sets.prepare(recipe, denoiser, "forget")
     adversary = AdversarialSet(recipe, denoiser, forget)

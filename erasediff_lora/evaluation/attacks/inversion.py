@@ -46,7 +46,9 @@ class LearnedSettings(SearchSettings):
 class InversionSettings(LearnedSettings):
     """Concept inversion: a new word, learned from forget pictures, that brings the concept back."""
 
-    space: SearchedIn = Field("auto", description=IN_SPACE)
+    space: SearchedIn = Field(
+        "auto", description=f"{IN_SPACE}; auto: tokens, or outputs where the family's encoders take gigabytes"
+    )
 
     def check(self, sections: Sections) -> list[Problem]:
         return check_space("evaluation.inversion.space", self.space, sections.model)
