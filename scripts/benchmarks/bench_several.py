@@ -47,9 +47,11 @@ TWENTY = (
 ATLAS = {f"atlas_{count}": list(TWENTY[:count]) for count in (1, 5, 10, 20)}
 """Each has near neighbours that stay."""
 CHOICES = DEMO | ATLAS
-INVERSION: dict[str, Any] = {
-    "evaluation.attacks": ["inversion"],
-    "evaluation.inversion": {"restarts": 2, "samples": 40},
+SEARCH = {"restarts": 2, "samples": 40}
+ATTACKED: dict[str, Any] = {
+    "evaluation.attacks": ["inversion", "output_inversion"],
+    "evaluation.inversion": SEARCH,
+    "evaluation.output_inversion": SEARCH,
 }
 METHODS: dict[str, dict[str, Any]] = {
     "each": {"objective.constraints": "each"},
@@ -76,7 +78,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 METHODS |= {
-    name: {"preset": "robust", **INVERSION, **fields}
+    name: {"preset": "robust", **ATTACKED, **fields}
     for name, fields in {
         "robust": {},
         "robust_batch32": {"training.batch_size": 32},
@@ -186,10 +188,12 @@ def row(world: World, choice: str, method: str, seed: int, folder: Path) -> dict
         for name, one in accuracy["per_concept"].items()
         if "unlearning_accuracy" in one
     }
-    attacks = result["found"].get("attacks", {})
     found_again = {
-        model: {name: one["tries"] for name, one in outcome["per_concept"].items()}
-        for model, outcome in attacks.get("inversion", {}).get("models", {}).items()
+        attack: {
+            model: {name: one["tries"] for name, one in outcome["per_concept"].items()}
+            for model, outcome in found["models"].items()
+        }
+        for attack, found in result["found"].get("attacks", {}).items()
     }
     return {
         "choice": choice,
@@ -202,31 +206,24 @@ def row(world: World, choice: str, method: str, seed: int, folder: Path) -> dict
         "retained_by_base": accuracy["retain_accuracy_base"],
         "neighbours": retained(world, choice, accuracy["per_concept"]),
         "seconds": result["seconds"],
-    } | ({"inversion": found_again} if found_again else {})
+    } | ({"attacks": found_again} if found_again else {})
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, a line a training."""
-    heads = [
-        "concepts",
-        "method",
-        "seed",
-        "UA",
-        "worst",
-        "RA (base)",
-        "near (base)",
-        "far (base)",
-        "inversion",
-        "seconds",
-    ]
+    heads = ["concepts", "method", "seed", "UA", "worst", "RA (base)", "near (base)", "far (base)"]
+    heads += ["found by words; by outputs", "seconds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for one in rows:
         shown = [one["choice"], one["method"], one["seed"], f"{one['mean']:.1%}", f"{one['worst']:.0%}"]
         shown.append(f"{one['retained']:.1%} ({one['retained_by_base']:.1%})")
         shares = [one["neighbours"].get(kind) for kind in ("near", "far")]
         shown += [f"{share['erased']:.1%} ({share['base']:.1%})" if share else "–" for share in shares]
-        again = one.get("inversion", {}).get("erased", {})
-        shown.append(", ".join(f"{name} {max(tries.values()):.0%}" for name, tries in again.items()) or "–")
+        best = [
+            ", ".join(f"{name} {max(tries.values()):.0%}" for name, tries in found["erased"].items())
+            for found in one.get("attacks", {}).values()
+        ]
+        shown.append("; ".join(best) or "–")
         lines.append("| " + " | ".join(map(str, [*shown, one["seconds"]])) + " |")
     return "\n".join(lines)
 
