@@ -108,7 +108,7 @@ def _sorted_out(folder: Path, report: SetReport) -> tuple[list[Found], list[Path
             report.leave_out(LeftOut.HIDDEN, relative.as_posix())
         elif file.name.lower() in LISTINGS:
             listings.append(file)
-        elif file.exists() and not file.is_file():  # a pipe or a device, which may never end
+        elif not file.is_file() and file.exists():  # a pipe or a device, which may never end
             report.leave_out(LeftOut.NO_PICTURE, relative.as_posix())
         elif file.suffix.lower() in SUFFIXES:
             found.append(Found(file, relative))
@@ -126,7 +126,7 @@ def files_below(folder: Path) -> list[Path]:
         found += [Path(place, name) for name in names]
         seen.add(os.path.realpath(place))
         folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in seen]  # no circles
-    return sorted(found)
+    return sorted(found, key=lambda file: file.parts)
 
 
 class _Linked:
@@ -136,7 +136,7 @@ class _Linked:
         self._root, self._folders = Path(os.path.realpath(folder)), dict[Path, bool]()
 
     def __contains__(self, file: Path) -> bool:
-        if file.is_symlink():
+        if os.path.islink(file):
             return not Path(os.path.realpath(file)).is_relative_to(self._root)
         if (leads_out := self._folders.get(file.parent)) is None:
             leads_out = not Path(os.path.realpath(file.parent)).is_relative_to(self._root)
@@ -181,9 +181,8 @@ def columns_read(images: Images) -> list[str]:
     return [FILE_COLUMN, *_columns(images.caption_column), images.concept_column, *LABEL_COLUMNS]
 
 
-def _named(row: Mapping[str, Any], images: Images) -> dict[str, Any]:
+def _named(row: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
     """A row whose columns are called as they are read, whatever their case and the spaces around them."""
-    known = {name.casefold(): name for name in reversed(columns_read(images))}
     spelled = {name: known.get(name.strip().casefold(), name) for name in row}
     return {name if spelled[name] in row else spelled[name]: value for name, value in row.items()}
 
@@ -197,13 +196,14 @@ def _rows(listing: Path, images: Images, place: str) -> Iterator[tuple[int, dict
     is_table = listing.suffix.lower() == ".csv"
     what = "a table with the column file_name" if is_table else "a JSON object with file_name"
     example = "file_name,text" if is_table else '{"file_name": "a.png", "text": "a photo of a cat"}'
+    known = {name.casefold(): name for name in reversed(columns_read(images))}
     content = _content(listing, LARGEST_LISTING, place)
     for number, row in _csv_rows(content) if is_table else _json_rows(content):
         if isinstance(row, dict) and None in row:  # what no column is for
             what = f"has more fields than there are columns, the last one {row[None][-1]!r}."
             remedy = 'Write text with commas in quotes: a.png,"a cat, asleep".'
             raise UserError(Problem(place, f"{listing}:{number}", what, remedy))
-        row = _named(row, images) if isinstance(row, dict) else row
+        row = _named(row, known) if isinstance(row, dict) else row
         if not isinstance(row, dict) or not isinstance(row.get(FILE_COLUMN), str):
             raise UserError(
                 Problem(
@@ -276,6 +276,8 @@ def _require_columns(field: str, images: Images, found: Iterable[Found]) -> None
 
 def _add_texts(found: Iterable[Found], texts: Sequence[Path], images: Images, place: str, report: SetReport) -> None:
     """Captions from text files beside the pictures: a.txt, or a.png.txt."""
+    if not texts:
+        return
     beside = _Beside(texts, found)
     used = set()
     for picture in found:

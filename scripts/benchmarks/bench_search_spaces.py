@@ -52,7 +52,8 @@ def measured(
         began = time.process_time()
         train(recipe, overwrite=True)
         (folder / COST).write_text(f"{time.process_time() - began:.0f}")
-    found: dict[str, Any] = {"trained": kind, "seed": seed, "processor_seconds": float((folder / COST).read_text())}
+    found: dict[str, Any] = {"concept": name, "trained": kind, "seed": seed}
+    found |= {"processor_seconds": float((folder / COST).read_text())}
     for attack in attacks:
         place = folder / "attacked" / attack.replace(" ", "-")
         if not (place / EVALUATION_FILE).exists():
@@ -61,6 +62,11 @@ def measured(
             evaluate(Recipe.load(DEMO_RECIPE, chosen | {"evaluation.attacks": ["inversion"]} | own), folder, place)
         result = json.loads((place / EVALUATION_FILE).read_text())
         found |= {key: result["metrics"]["accuracy"][key] for key in ("unlearning_accuracy", "retain_accuracy")}
+        found["pictures"] = {
+            "forget": recipe.evaluation.forget_samples,
+            "retain": recipe.evaluation.retain_samples,
+            "restart": next(iter(result["attacks"]["inversion"]["models"].values()))["pictures"],
+        }
         distances = result["metrics"]["distances"]["own_samples"]
         found["frechet"] = {model: distances[model]["frechet"] for model in ("erased", "base")}
         models = result["attacks"]["inversion"]["models"]
@@ -99,7 +105,7 @@ def main() -> None:
             shares = [f"{row[key]:.1%}" for key in ("unlearning_accuracy", "retain_accuracy")]
             distance = f"{row['frechet']['erased']:.1f} ({row['frechet']['base']:.1f})"
             print(f"| {' | '.join([kind, str(row['processor_seconds']), *shares, distance, *tries])} |", flush=True)
-            report = {"version": __version__, "torch": torch.__version__, "concept": arguments.name, "rows": rows}
+            report = {"version": __version__, "torch": torch.__version__, "rows": rows}
             Path("bench_search_spaces.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
