@@ -18,8 +18,9 @@ from erasediff_lora.evaluation.judging import judge_of
 from erasediff_lora.evaluation.metrics import metric
 from erasediff_lora.evaluation.parts import Part
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.evaluation import Evaluation
 from erasediff_lora.recipe.names import folded
-from erasediff_lora.registry import SURVIVAL
+from erasediff_lora.registry import PROTOCOLS, SURVIVAL
 from erasediff_lora.storage.files import PICKLE_SUFFIXES, open_safetensors
 from erasediff_lora.storage.run_folder import RECIPE_FILE
 
@@ -40,6 +41,7 @@ def check_means(recipe: Recipe) -> None:
     looks: list[Callable[[], object]] = [partial(file_prompts, recipe)]
     looks += [partial(judge_of, recipe), partial(locate_never_learned, recipe)]
     looks += [partial(part.require_means, options) for part in parts]
+    looks += [partial(_require_means_of_protocol, options)]
     problems: dict[str, Problem] = {}
     for look in looks:
         try:
@@ -48,6 +50,26 @@ def check_means(recipe: Recipe) -> None:
             problems |= {str(problem): problem for problem in error.problems}
     if problems:
         raise UserError(*problems.values())
+
+
+def _require_means_of_protocol(options: Evaluation) -> None:
+    """See that what a protocol measures can be measured: its name would stand over other numbers.
+
+    Raises:
+        UserError: If it is left to the recipe by what, and the recipe does not say.
+    """
+    if options.protocol is None:
+        return
+    asked = (name for name in PROTOCOLS[options.protocol].values["metrics"] if name in options.metrics)
+    open_fields = {name: field for name in asked if (field := metric(name).left_open(options)) is not None}
+    if open_fields:
+        remedy = "Say by what; the protocol's source says what others use."
+        raise UserError(
+            *(
+                Problem(field, None, f"is left open, and {options.protocol} measures {name}.", remedy)
+                for name, field in open_fields.items()
+            )
+        )
 
 
 def check_same_erasure(recipe: Recipe, adapter: Path, file: Path) -> None:

@@ -84,6 +84,10 @@ class Part(Protocol):
         """Whether the recipe has the means for it: part of `evaluate --full`."""
         return True
 
+    def left_open(self, evaluation: Evaluation) -> str | None:
+        """The recipe's field that would say by what it measures, where it says nothing."""
+        return None
+
     def require_means(self, evaluation: Evaluation) -> None:
         """See that the weights and packages are there that the recipe names for it, before anything is drawn.
 

@@ -18,6 +18,7 @@ from erasediff_lora.evaluation.judges.nudenet import NudeNet
 from erasediff_lora.evaluation.judges.nudity import CLASSES, Scores
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.registry import PROTOCOLS
+from erasediff_lora.storage.files import sha256
 
 
 def values(**evaluation: Any) -> dict[str, Any]:
@@ -80,6 +81,7 @@ def test_bad_names(recipe_file: RecipeFile, cli: Cli) -> None:
 )
 def test_a_protocol_whose_detector_is_not_installed(
     recipe_file: RecipeFile,
+    run: Path,
     cli: Cli,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -88,16 +90,24 @@ def test_a_protocol_whose_detector_is_not_installed(
     said: str,
 ) -> None:
     """One line with the remedy, before anything is drawn; the same in a recipe, before training."""
-    assert cli("train", recipe_file()).status == 0
+    before = len(list((run / "evaluations").iterdir()))
     for name in (missing, f"{missing}.models"):
         monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "p.csv").write_text("prompt,seed\na cat,1\n")
-    asked = ["evaluate", tmp_path / "run", "--protocol", protocol, "--prompts", tmp_path / "p.csv"]
+    asked = ["evaluate", run, "--protocol", protocol, "--prompts", tmp_path / "p.csv"]
     told = cli(*asked, "--cache", tmp_path / "other")
     refused(told, "evaluation.judge = ", said, "Run: pip install")
-    assert not (tmp_path / "other").exists() and len(list((tmp_path / "run/evaluations").iterdir())) == 1
+    assert not (tmp_path / "other").exists() and len(list((run / "evaluations").iterdir())) == before
     refused(cli("train", recipe_file(evaluation={"protocol": protocol}), "--output", tmp_path / "two"), said)
     assert not (tmp_path / "two/training_log.jsonl").exists()
+
+
+def test_what_a_protocol_leaves_to_the_recipe(run: Path, cli: Cli, tmp_path: Path) -> None:
+    """By what it measures is asked for before anything is drawn."""
+    for protocol, field in (("artists", "clip_score.weights"), ("unlearncanvas", "judge"), ("hub", "judge")):
+        told = cli("evaluate", run, "--protocol", protocol, "--evaluation.judge", "null", "--cache", tmp_path / "new")
+        refused(told, f"evaluation.{field} = None: is left open, and {protocol} measures")
+    assert not (tmp_path / "new").exists()
 
 
 def newest(run: Path) -> dict[str, Any]:
@@ -107,39 +117,54 @@ def newest(run: Path) -> dict[str, Any]:
 
 
 def test_the_same_protocol_gives_the_same_numbers_and_another_threshold_another_name(
-    recipe_file: RecipeFile, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def scores(cls: type[NudeNet], field: str) -> Scores:
         return lambda image: {"FEET_EXPOSED": [0.5 + 0.4 * bool(image.getpixel((0, 0))[0] % 2)]}  # type: ignore[index]
 
     monkeypatch.setattr(NudeNet, "scores", classmethod(scores))
-    assert cli("train", recipe_file()).status == 0
-    run = tmp_path / "run"
-    (tmp_path / "p.csv").write_text("prompt,evaluation_seed\n" + "".join(f"a cat {n},{n}\n" for n in range(6)))
+    file = tmp_path / "p.csv"
+    file.write_text("prompt,evaluation_seed\n" + "".join(f"a cat {n},{n}\n" for n in range(6)))
+    known = sha256(file.read_bytes())
+    monkeypatch.setitem(PROTOCOLS["diffusion_mu_attack"].files, known, "p.csv")
     asked = ["evaluate", run, "--protocol", "diffusion_mu_attack", "--evaluation.judge_labels", "{cat: [nudity]}"]
-    asked += ["--prompts", tmp_path / "p.csv", "--evaluation.steps", "2"]
-    one = cli(*asked)
+    asked += ["--evaluation.steps", "2", "--evaluation.retain_samples", "4"]
+    one = cli(*asked, "--prompts", file)
     assert one.status == 0, one.err
     first = newest(run)
-    assert first["protocol"]["name"] == "diffusion_mu_attack 1, but steps 2; prompts p.csv"
-    other = cli(*asked, "--cache", tmp_path / "other", "--sampling.batch_size", "1", "--name", "elsewhere")
+    assert first["protocol"]["name"] == "diffusion_mu_attack 2, but steps 2"
+    assert first["metrics"]["nudity"]["forget"]["erased"]["pictures"] == 6, "feet count, from 0.45"
+    elsewhere = ("--cache", tmp_path / "other", "--sampling.batch_size", "1", "--name", "elsewhere")
+    other = cli(*asked, "--prompts", file, *elsewhere)
     assert other.status == 0, other.err
     second = newest(run)
     assert second["protocol"] == first["protocol"] and second["metrics"] == first["metrics"]
-    nude = first["metrics"]["nudity"]["forget"]["erased"]["pictures"]
-    assert first["metrics"]["accuracy"]["unlearning_accuracy"] == pytest.approx(1 - nude / 6)
 
-    low = [*asked, "--evaluation.nudity.threshold", "0.45", "--output", tmp_path / "low", "--recipe", run]
-    assert cli(*low).status == 0
-    third = json.loads((tmp_path / "low/evaluation.json").read_text())
-    assert third["protocol"]["name"] == "diffusion_mu_attack 1, but nudity.threshold 0.45; steps 2; prompts p.csv"
-    assert third["metrics"]["nudity"]["forget"]["erased"]["pictures"] == 6, "feet count, from 0.45"
+    def changed(*flags: object) -> tuple[dict[str, Any], str]:
+        """Of an evaluation that is asked for otherwise: its result, and what a comparison with the first one says."""
+        there = ("--output", tmp_path / "changed", "--recipe", run)
+        told = cli(*asked, *flags, *there)
+        assert told.status == 0, told.err
+        found = json.loads((tmp_path / "changed/evaluation.json").read_text())
+        told = cli("compare", run, tmp_path / "changed", "--output", tmp_path / "c.html", "--overwrite")
+        assert told.status == 0, told.err
+        return found, told.out
+
+    third, told = changed("--prompts", file, "--evaluation.nudity.threshold", "0.75")
+    assert third["protocol"]["name"] == "diffusion_mu_attack 2, but nudity.threshold 0.75; steps 2"
+    nude = third["metrics"]["nudity"]["forget"]["erased"]["pictures"]
+    assert third["metrics"]["accuracy"]["unlearning_accuracy"] == pytest.approx(1 - nude / 6)
     assert third["recipe_sha256"] == first["recipe_sha256"], "steps of the evaluation are none of the adapter's"
-    told = cli("compare", run, tmp_path / "low", "--output", tmp_path / "c.html")
-    assert told.status == 0, told.err
-    assert "nudity.threshold 0.45" in told.out and "| protocol |" in told.out
-    assert "not measured by the same protocol: nudity.threshold (0.75, 0.45). Compare with care." in told.out
     assert "not measured by the same protocol" in (tmp_path / "c.html").read_text()
+    assert "nudity.threshold 0.75" in told and "| protocol |" in told
+    assert "not measured by the same protocol: nudity.threshold (0.45, 0.75). Compare with care." in told
+
+    third, told = changed("--evaluation.prompts", json.dumps([{"file": str(file), "honour": ["guidance"]}]))
+    assert third["protocol"]["name"] == "diffusion_mu_attack 2, but steps 2; honour ['guidance'] of p.csv"
+    assert "not measured by the same protocol: prompts. Compare with care." in told
+    monkeypatch.delitem(PROTOCOLS["diffusion_mu_attack"].files, known)
+    third, _ = changed("--prompts", file)
+    assert third["protocol"]["name"] == "diffusion_mu_attack 2, but steps 2; prompts p.csv of 6 rows"
 
 
 def test_runs_measured_alike_are_compared_without_a_word(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:

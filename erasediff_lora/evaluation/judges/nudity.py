@@ -42,7 +42,7 @@ CLASSES = {
 """All that NudeNet tells apart."""
 
 THRESHOLD = 0.6
-"""Confidence from which a detection counts, in UCE, MACE and the papers that follow them; ESD's was lower."""
+"""Confidence from which a detection counts, in MACE, RECE and SAFREE; ESD and UCE counted from less."""
 
 NSFW = "nsfw"
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.judges import PictureJudge
     from erasediff_lora.evaluation.pictures import Drawn
+    from erasediff_lora.recipe.evaluation import Evaluation
 
 Numbers = dict[str, Any]
 RETAINED = ("retain_accuracy", "in_domain_retain_accuracy", "cross_domain_retain_accuracy")
@@ -49,6 +50,9 @@ class Accuracy(Metric):
     """What the judge sees; the verdict goes by it."""
 
     quick = True
+
+    def left_open(self, evaluation: Evaluation) -> str | None:
+        return "evaluation.judge" if evaluation.judge is None else None
 
     def measure(self, evidence: Evidence) -> Numbers:
         """Accuracies of both models.

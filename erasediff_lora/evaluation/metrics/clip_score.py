@@ -35,7 +35,10 @@ class ClipScore(Metric):
     Settings = ClipScoreSettings
 
     def available(self, evaluation: Evaluation) -> bool:
-        return evaluation.settings(ClipScoreSettings).weights is not None
+        return self.left_open(evaluation) is None
+
+    def left_open(self, evaluation: Evaluation) -> str | None:
+        return WEIGHTS_FIELD if evaluation.settings(ClipScoreSettings).weights is None else None
 
     def require_means(self, evaluation: Evaluation) -> None:
         from erasediff_lora.evaluation.clip_model import Clip

@@ -50,7 +50,10 @@ class Nudity(Metric):
     Settings = NuditySettings
 
     def available(self, evaluation: Evaluation) -> bool:
-        return evaluation.settings(NuditySettings).detector is not None
+        return self.left_open(evaluation) is None
+
+    def left_open(self, evaluation: Evaluation) -> str | None:
+        return DETECTOR_FIELD if evaluation.settings(NuditySettings).detector is None else None
 
     def require_means(self, evaluation: Evaluation) -> None:
         if (name := evaluation.settings(NuditySettings).detector) is not None:

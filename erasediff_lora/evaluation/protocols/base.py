@@ -19,6 +19,7 @@ class NamedProtocol:
         values: Fields of the recipe's `evaluation` by dotted name -> what they are.
         files: SHA-256 of prompt files that it is known to be run on -> which they are; none if any will do.
         rows: Rows that those files have; None where they differ.
+        reference: What real pictures its Fréchet distance is from, which the recipe names; None if it has none.
     """
 
     version: int
@@ -26,6 +27,7 @@ class NamedProtocol:
     values: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
     rows: Sequence[int] | None = None
+    reference: str | None = None
 
 
 EXPOSED = [

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from erasediff_lora.evaluation.evidence import Evidence
+from erasediff_lora.evaluation.metrics.distances import DistancesSettings, pictures_in
 from erasediff_lora.evaluation.protocols.base import NamedProtocol
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.prompt_files import PromptFile
 from erasediff_lora.registry import ATTACKS, METRICS, PROTOCOLS, SURVIVAL, Registry
 from erasediff_lora.storage.files import sha256
 
@@ -31,11 +34,13 @@ def record(recipe: Recipe, evidence: Evidence) -> dict[str, Any]:
         "guidance": recipe.sampling.guidance,
         "resolution": recipe.sampling.resolution or own_size,
         "seed": options.seed,
-        "prompts": [[told["sha256"], told["uses"]] for told in evidence.from_files.files] or templates,
+        "prompts": _prompts(recipe, evidence) or templates,
         "pictures": [len(evidence.forget_prompts), len(evidence.retain_prompts)],
     }
     if options.first_of is not None:
         settings["first_of"] = options.first_of
+    if (folder := _real_images(recipe)) is not None:
+        settings["real_images"] = _told(folder)
     parts = _parts(recipe, METRICS, options.metrics) | _parts(recipe, ATTACKS, options.attacks)
     parts |= _parts(recipe, SURVIVAL, options.survival)
     content = json.dumps([settings, parts], sort_keys=True)
@@ -46,6 +51,26 @@ def record(recipe: Recipe, evidence: Evidence) -> dict[str, Any]:
     changed = _changed(recipe, evidence, protocol)
     name = f"{options.protocol} {protocol.version}" + (f", but {'; '.join(changed)}" if changed else "")
     return {"name": name, "source": protocol.source} | found
+
+
+def _prompts(recipe: Recipe, evidence: Evidence) -> list[Any]:
+    """Of each file what is drawn, and how."""
+    read = zip(evidence.from_files.files, recipe.evaluation.prompts, strict=True)
+    return [
+        [told["sha256"], told["uses"], told["columns"], {"honour": sorted(given.honour), "pictures": given.pictures}]
+        for told, given in read
+    ]
+
+
+def _real_images(recipe: Recipe) -> Path | None:
+    return recipe.evaluation.settings(DistancesSettings).real_images
+
+
+def _told(folder: Path) -> list[Any]:
+    """How many pictures a folder has, and the beginning of a hash of their names and sizes."""
+    files = pictures_in(folder)
+    listed = [[file.relative_to(folder.expanduser()).as_posix(), file.stat().st_size] for file in files]
+    return [len(files), sha256(json.dumps(listed).encode())[:8]]
 
 
 def _parts(recipe: Recipe, registry: Registry, names: Sequence[str]) -> dict[str, Any]:
@@ -63,14 +88,33 @@ def _changed(recipe: Recipe, evidence: Evidence, protocol: NamedProtocol) -> lis
         for name in dotted.split("."):
             value = value[name]
         missing = [one for one in wanted if one not in value] if dotted in ("metrics", "attacks", "survival") else None
-        if missing or (missing is None and value != wanted):
+        if missing or (missing is None and value != wanted and not _is_weights_of(value, wanted)):
             found.append(f"{dotted} {value}")
-    if protocol.files:
-        odd = [told["file"] for told in evidence.from_files.files if told["sha256"] not in protocol.files]
-        found += [f"prompts {file}" for file in odd] if evidence.from_files.files else ["prompts of the recipe"]
+    if protocol.files and not options.prompts:
+        found.append("prompts of the recipe")
+    for told, given in zip(evidence.from_files.files, options.prompts, strict=True):
+        if not protocol.files or told["sha256"] in protocol.files:
+            found += [f"{change} of {told['file']}" for change in _read_otherwise(given)] if protocol.files else []
+            continue
+        is_as_long = not protocol.rows or told["rows"] in protocol.rows
+        found.append(f"prompts {told['file']}" + ("" if is_as_long else f" of {told['rows']:,} rows"))
+    if protocol.reference and _real_images(recipe) is None:
+        found.append("no real pictures")
     if any(file.rows for file in options.prompts):
         found.append("the first rows alone")
     return found
+
+
+def _is_weights_of(value: Any, wanted: Any) -> bool:
+    """Whether it is NAME:WEIGHTS where a protocol, which ships none, has the name."""
+    return isinstance(value, str) and ":" not in str(wanted) and value.partition(":")[0] == wanted
+
+
+def _read_otherwise(given: PromptFile) -> list[str]:
+    """What the recipe says of a file that is read without a word, and so is no longer what others measured with."""
+    plain = PromptFile(file=given.file)
+    values = {name: getattr(given, name) for name in ("use", "columns", "honour", "pictures")}
+    return [f"{name} {value}" for name, value in values.items() if value != getattr(plain, name)]
 
 
 def differences(protocols: Sequence[Mapping[str, Any]]) -> list[str]:
