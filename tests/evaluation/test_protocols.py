@@ -177,3 +177,8 @@ def test_runs_measured_alike_are_compared_without_a_word(recipe_file: RecipeFile
     assert newest(tmp_path / "a")["protocol"]["name"].startswith("own ")
     assert newest(tmp_path / "a")["protocol"] == newest(tmp_path / "b")["protocol"]
     assert Image.open(tmp_path / "a/before_after.png").size
+
+    other = tiny_classifier(tmp_path / "elsewhere/judge", ["cat", "dog", "car"], favourite="dog")
+    assert cli("evaluate", tmp_path / "b", "--evaluation.judge", f"transformers:{other}").status == 0
+    told = cli("compare", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "c.html", "--overwrite")
+    assert "not measured by the same protocol: files of judge. Compare with care." in told.out, "of the same name"

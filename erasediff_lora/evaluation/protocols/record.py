@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from erasediff_lora.evaluation.evidence import Evidence
-from erasediff_lora.evaluation.metrics.distances import DistancesSettings, pictures_in
+from erasediff_lora.evaluation.metrics.distances import DistancesSettings
 from erasediff_lora.evaluation.protocols.base import NamedProtocol
 from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe.evaluation import PARTS
 from erasediff_lora.recipe.prompt_files import PromptFile
+from erasediff_lora.recipe.schema import Section
 from erasediff_lora.registry import ATTACKS, METRICS, PROTOCOLS, SURVIVAL, Registry
-from erasediff_lora.storage.files import sha256
+from erasediff_lora.storage.files import all_in, sha256
+
+ENDS = 2**20
+"""Bytes of a file that are looked at, from either end: weights of gigabytes are told apart in no time."""
+FEW = 64
+"""Files of a folder of weights; of more, as of real pictures, names and sizes will do."""
 
 
 def record(recipe: Recipe, evidence: Evidence) -> dict[str, Any]:
@@ -39,8 +47,7 @@ def record(recipe: Recipe, evidence: Evidence) -> dict[str, Any]:
     }
     if options.first_of is not None:
         settings["first_of"] = options.first_of
-    if (folder := _real_images(recipe)) is not None:
-        settings["real_images"] = _told(folder)
+    settings |= {f"files of {field}": told(path) for field, path in _local(recipe).items()}
     parts = _parts(recipe, METRICS, options.metrics) | _parts(recipe, ATTACKS, options.attacks)
     parts |= _parts(recipe, SURVIVAL, options.survival)
     content = json.dumps([settings, parts], sort_keys=True)
@@ -66,11 +73,42 @@ def _real_images(recipe: Recipe) -> Path | None:
     return recipe.evaluation.settings(DistancesSettings).real_images
 
 
-def _told(folder: Path) -> list[Any]:
-    """How many pictures a folder has, and the beginning of a hash of their names and sizes."""
-    files = pictures_in(folder)
-    listed = [[file.relative_to(folder.expanduser()).as_posix(), file.stat().st_size] for file in files]
-    return [len(files), sha256(json.dumps(listed).encode())[:8]]
+def _local(recipe: Recipe) -> dict[str, Path]:
+    """Weights and other files that the evaluation names and that lie here: field -> path; prompts have a hash."""
+    options = recipe.evaluation
+    used = {*options.metrics, *options.attacks, *options.survival}
+    values = {name: value for name, value in options if name != "prompts"}
+    tables = {name: value for name, value in values.items() if isinstance(value, Section) and name in used}
+    fields = {name: value for name, value in values.items() if not isinstance(value, Section)}
+    fields |= {f"{name}.{field}": value for name, table in tables.items() for field, value in table}
+    found = {}
+    for field, value in fields.items():
+        for one in value if isinstance(value, list) else [value]:
+            path = one if isinstance(one, Path) else _weights(one) if isinstance(one, str) else None
+            if path is not None and path.expanduser().exists():
+                found[field if not isinstance(value, list) else f"{field} {path.name}"] = path.expanduser()
+    return found
+
+
+def _weights(spec: str) -> Path | None:
+    """The path in NAME:WEIGHTS, or one by itself; a bare word may be anything."""
+    tail = PARTS.split(spec)[-1]
+    return Path(tail) if ":" in spec or Path(tail).name != tail else None
+
+
+def told(path: Path) -> list[Any]:
+    """What tells a file or a folder from others: how many files, and a hash of names, sizes, and of few files' ends."""
+    files = all_in(path)
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path).as_posix()} {size}\n".encode())
+        if len(files) <= FEW:
+            with file.open("rb") as stream:
+                digest.update(stream.read(ENDS))
+                stream.seek(max(0, size - ENDS))
+                digest.update(stream.read(ENDS))
+    return [len(files), digest.hexdigest()[:16]]
 
 
 def _parts(recipe: Recipe, registry: Registry, names: Sequence[str]) -> dict[str, Any]:
