@@ -394,6 +394,10 @@ def test_a_recipe_with_files_comes_back_as_it_was(tmp_path: Path) -> None:
         ("p.json", '{"0": "a cat", "1": "b"}', [("a cat", None, ""), ("b", None, "")]),
         ("p.json", '{"x7": {"prompt": "a cat", "seed": 3}}', [("a cat", 3, "x7")]),
         ("p.json", '{"prompts": ["a cat"], "seeds": [1]}', [("a cat", 1, "")]),
+        ("p.json", '{"prompts": [{"prompt": "a cat", "seed": 1}], "negative": ["x"]}', [("a cat", 1, "")]),
+        ("p.json", '{"columns": ["prompt", "seed"], "index": [0], "data": [["a cat", 3]]}', [("a cat", 3, "")]),
+        ("p.txt", "# a cat\nprompt, x\n", [("# a cat", None, ""), ("prompt, x", None, "")]),
+        ("p.csv", "id,ID,prompt\n1,2,a cat\n", [("a cat", None, "1")]),
         (
             "p.json",
             '{"forget": ["a cat"], "attack": [{"prompt": "zq", "seed": 3}]}',
@@ -448,6 +452,8 @@ def test_what_a_prompt_stands_for_may_be_in_one_of_several_columns(read: Read) -
     labels = ",case_number,evaluation_seed,prompt,label_idx,label_str\n0,0,4,image of cat,0,cat\n1,1,5,hat,1,hat\n"
     assert len(read(labels).forget) == len(read(labels).retain) == 1
     assert len(read("prompt,label\na cat,281\nb,2\n").forget) == 2, "numbers name nothing"
+    found = read('prompt,concept\nx,"dog, cat"\ny,dog\n')
+    assert [one.concept for one in found.forget] == ["cat"] and [one.concept for one in found.retain] == ["dog"]
 
 
 def test_lists_of_names(read: Read) -> None:
@@ -461,6 +467,7 @@ def test_splits_by_other_words(read: Read, caplog: pytest.LogCaptureFixture) -> 
     assert [len(found.forget), len(found.retain), len(found.attack)] == [1, 2, 1]
     with pytest.raises(UserError, match=r"prompts.csv:2.*column 'type': 'erase; retain' is several of erase, retain"):
         read("type,prompt\nerase; retain,a cat\n")
+    assert len(read("split,prompt\nforget_set,a cat\nRetain set,a dog\n").retain) == 1
     found = read("split,prompt\ntrain,a cat\n")
     assert "split" not in found.files[0]["columns"]
     caplog.set_level("INFO")

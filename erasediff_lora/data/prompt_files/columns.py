@@ -39,7 +39,18 @@ NAMES: dict[str, Sequence[str]] = {
     "split": ("type", "split", "use"),
 }
 """Role -> names of its columns, those first that go before others."""
-PERHAPS_CONCEPT = ("target", "profession", "character", "person", "subject", "name", "word", "identity", "entity")
+PERHAPS_CONCEPT = (
+    "target",
+    "category",
+    "profession",
+    "character",
+    "person",
+    "subject",
+    "name",
+    "word",
+    "identity",
+    "entity",
+)
 """Names of columns of concepts, if one that is to be forgotten stands in them."""
 PICTURE_IDS = ("coco_id", "image_id")
 """Of captions of real pictures, which name nothing that is to be forgotten."""
@@ -170,7 +181,7 @@ def _usual(role: str, columns: Sequence[str]) -> Iterator[str]:
     """
     for usual in NAMES[role]:
         called = [name for name in columns if spelled(name) == usual]
-        if len(called) > 1:
+        if len(called) > 1 and role != "case":
             raise ValueError(f"{' and '.join(map(repr, called))} are called alike")
         yield from called
 

@@ -201,7 +201,7 @@ def _past_preamble(text: str) -> tuple[str, str | None]:
         return "\n".join(["", *lines[filled[0] + 1 :]]), named[1]
     start = next((number for number in filled if not lines[number].startswith("#")), 0)
     heads = (_cells_of(lines[start], mark) for mark in DELIMITERS)
-    if start and any(head is not None and len(head) > 1 and knows_title(head) for head in heads):
+    if 0 < start < filled[-1] and any(head is not None and len(head) > 1 and knows_title(head) for head in heads):
         return "\n".join([""] * start + lines[start:]), None
     return text, None
 
@@ -394,7 +394,10 @@ def _of_table(text: str, start: int, whole: Any) -> Table:
         return _of_values(list(enumerate(rows, 1)))
     columns = {name: list(v.values()) if isinstance(v, dict) else v for name, v in whole.items()}
     lists = {name: value for name, value in columns.items() if isinstance(value, list)}
-    if len(lists) == len(columns) and any(is_title(name) for name in lists):
+    if whole.keys() >= {"columns", "data"} and isinstance(whole["data"], list) and "columns" in lists:
+        return _of_values(list(enumerate([whole["columns"], *whole["data"]], 1)))
+    is_columns = any(is_title(name) and not (v and isinstance(v[0], dict | list)) for name, v in lists.items())
+    if len(lists) == len(columns) and is_columns:
         if len(lengths := {len(value) for value in lists.values()}) > 1:
             raise Malformed(1, next(iter(lists)), f"has columns of {sorted(lengths)} rows.", "Make them as long.")
         cells = (dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True))

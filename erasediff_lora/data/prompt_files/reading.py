@@ -299,7 +299,8 @@ class _Reader:
     def _splits_of(self, row: Row, column: str) -> set[Use]:
         """What a split column says of a row: nothing that we know, one use, or several that contradict each other."""
         words = map(spelled, re.split(r"[,;|/+&]", str(row.values.get(column) or "")))
-        return {self.words[word] for word in words if word in self.words}
+        bare = (re.sub(r"(?<=\w)_(set|split|prompts?|concepts?)$", "", word) for word in words)
+        return {self.words[word] for word in bare if word in self.words}
 
     def _names(self, table: Table, column: str) -> bool:
         """Whether a column names concepts: more than numbers and, where it may mean something else, a forgotten one."""
@@ -309,11 +310,12 @@ class _Reader:
         return spelled(column) in NAMES["concept"] and any(_number(cell) is None for cell in cells if cell is not None)
 
     def _forgotten(self, named: Any) -> str | None:
-        """The forgotten concept of that name, in the singular or the plural."""
+        """The forgotten concept of that name, in the singular or the plural, or one of several names."""
         if not isinstance(named, str):
             return None
         if named not in self.known:
-            words = sorted(spellings(named), key=lambda word: word != folded(named))
+            names = [named, *re.split(r"[,;|]", named)]
+            words = [word for name in names for word in sorted(spellings(name), key=lambda word: word != folded(name))]
             self.known[named] = next((self.by_spelling[word] for word in words if word in self.by_spelling), None)
         return self.known[named]
 
