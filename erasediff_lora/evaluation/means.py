@@ -60,7 +60,8 @@ def _require_means_of_protocol(options: Evaluation) -> None:
     """
     if options.protocol is None:
         return
-    asked = (name for name in PROTOCOLS[options.protocol].values["metrics"] if name in options.metrics)
+    measured = PROTOCOLS[options.protocol].values.get("metrics", ())
+    asked = (name for name in measured if name in options.metrics)
     open_fields = {name: field for name in asked if (field := metric(name).left_open(options)) is not None}
     if open_fields:
         remedy = "Say by what; the protocol's source says what others use."

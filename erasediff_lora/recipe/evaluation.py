@@ -129,6 +129,7 @@ class Evaluation(Section):
             *([judge] if judge else []),
             *self._check_labels(sections),
             *self._check_first_of(),
+            *self._check_prompts(),
             *(problem for table in brought for problem in table.check(sections)),
         ]
 
@@ -137,6 +138,13 @@ class Evaluation(Section):
             if given < drawn:
                 what = f"names fewer pictures than are drawn: {given} < {drawn}."
                 yield Problem("evaluation.first_of", self.first_of, what, "Draw fewer, or omit it.")
+
+    def _check_prompts(self) -> Iterator[Problem]:
+        """The same file twice would be twice as many pictures of the same prompts, seeds and all."""
+        for number, given in enumerate(self.prompts):
+            if given in self.prompts[:number]:
+                remedy = "Name it once; pictures: 2 draws each prompt twice."
+                yield Problem(f"evaluation.prompts.{number}", str(given.file), "is named twice.", remedy)
 
     def _check_labels(self, sections: Sections) -> Iterator[Problem]:
         field = "evaluation.judge_labels"

@@ -364,6 +364,16 @@ def test_missing_files_and_columns(read: Read, tmp_path: Path) -> None:
     assert read("foo,bar\n1,a cat\n", columns={"prompt": "bar"}).forget == [prompt("a cat")]
 
 
+def test_what_is_there_twice(read: Read, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The same picture again is no further evidence."""
+    with pytest.raises(UserError, match=r"evaluation.prompts.1 = .*a.txt': is named twice"):
+        recipe([str(tmp_path / "a.txt")] * 2)
+    assert recipe([{"file": "a.csv"}, {"file": "a.csv", "columns": {"prompt": "safe"}}]).evaluation.prompts
+    caplog.set_level("INFO")
+    describe(read("prompt,seed\na cat,1\na cat,2\na cat,1\na cat,\na cat,\n"))
+    assert "there before, with prompt and seed, and so the same picture again: 1" in caplog.text
+
+
 def test_a_recipe_with_files_comes_back_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a cat\n")
     given = recipe([str(tmp_path / "a.txt"), {"file": str(tmp_path / "a.txt"), "use": "retain"}])

@@ -40,16 +40,7 @@ NAMES: dict[str, Sequence[str]] = {
 }
 """Role -> names of its columns, those first that go before others."""
 PERHAPS_CONCEPT = (
-    "target",
-    "category",
-    "profession",
-    "character",
-    "person",
-    "subject",
-    "name",
-    "word",
-    "identity",
-    "entity",
+    *("target", "category", "profession", "character", "person", "subject", "name", "word", "identity", "entity"),
 )
 """Names of columns of concepts, if one that is to be forgotten stands in them."""
 PICTURE_IDS = ("coco_id", "image_id")

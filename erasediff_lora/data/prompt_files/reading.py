@@ -98,6 +98,8 @@ def describe(found: FilePrompts) -> None:
         log.info("  %s", ", ".join(f"{count:,} to {use}" for use, count in told["uses"].items() if count))
         if told.get("empty"):
             log.warning("  without a prompt, and left out: line %s", ", ".join(map(str, told["empty"])))
+        if again := told.get("again"):
+            log.warning("  there before, with prompt and seed, and so the same picture again: %s", f"{again:,}")
         if aside := told.get("aside"):
             log.warning("  says nothing of erase, retain or attack, and left aside: column %r", aside)
         if unnamed := told.get("unnamed"):
@@ -189,6 +191,8 @@ def _read(given_json: str, forget_json: str, retain_json: str, changed: int, siz
     told |= {"empty": empty[:MOST_PROBLEMS]} if empty else {}
     told |= {"others": {"rows": len(others), "concepts": list(dict.fromkeys(others))[:MOST_PROBLEMS]}} if others else {}
     told |= {"aside": reader.aside} if reader.aside else {}
+    drawn = [(one.text, one.seed, one.guidance, one.size) for _, one in found if one.seed is not None]
+    told |= {"again": len(drawn) - len(set(drawn))} if len(set(drawn)) < len(drawn) else {}
     named = [is_named(one.text, one.concept) for use, one in found if use == "forget" and one.concept]
     if reader.split and not reader.columns.concepts and any(named) and not all(named):
         told["unnamed"] = named.count(False)  # a list of many, perhaps, of which the recipe forgets one
