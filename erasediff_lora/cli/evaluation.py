@@ -102,7 +102,7 @@ def _prompts(parsed: argparse.Namespace) -> list[str]:
         columns.setdefault(role, []).append(column)
     alone = {role: names[0] if len(names) == 1 else names for role, names in columns.items()}
     files = [{"file": file, "use": parsed.use, "columns": alone} for file in parsed.prompts]
-    return ["--evaluation.prompts", json.dumps(files)]
+    return ["--evaluation.prompts", json.dumps(files, ensure_ascii=False)]
 
 
 def _beside(target: Path) -> Path:

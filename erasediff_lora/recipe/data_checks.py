@@ -38,6 +38,9 @@ def check_places(fields: Mapping[str, Any]) -> Iterator[Problem]:
         fields: Of the recipe, those that are valid by themselves.
     """
     places = {name: fields[name].absolute() for name in ("output", "cache") if name in fields}
+    for name, place in places.items():
+        if os.path.realpath(place) == Path(place.anchor).as_posix():
+            yield Problem(name, str(fields[name]), "is the root of a disk.", "Choose a folder in it.")
     if len(places) == 2 and len({os.path.realpath(place) for place in places.values()}) == 1:
         what = "is the cache as well, whose pictures would be taken for the run's."
         yield Problem("output", str(fields["output"]), what, "Choose another folder for one of them.")

@@ -19,7 +19,7 @@ from erasediff_lora.recipe.data_checks import check_places
 from erasediff_lora.recipe.evaluation import Evaluation
 from erasediff_lora.recipe.protocols import filled, over_recipe
 from erasediff_lora.recipe.renames import current_keys, current_names
-from erasediff_lora.recipe.schema import Section, restated, section_types
+from erasediff_lora.recipe.schema import Section, refuse_misfit, restated, section_types
 from erasediff_lora.recipe.tables import (
     AdapterSettings,
     ForgetSet,
@@ -167,10 +167,13 @@ class Recipe(Section):
         value = given[name] if name in given else field.get_default(call_default_factory=True)
         try:
             annotation: Any = Annotated[field.annotation, field]
+            refuse_misfit(value, field.annotation)
             value = TypeAdapter(annotation).validate_python(value)
             return expanded(value, name) if isinstance(value, Path) else value
         except ValidationError as error:
             raise UserError(*(restated(name, cls, detail) for detail in error.errors())) from None
+        except ValueError as error:
+            raise UserError(Problem(name, value, str(error))) from None
 
     @property
     def steps(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticKnownError
 
 from erasediff_lora.errors import Problem, UserError, nearest
@@ -25,7 +25,13 @@ LARGEST_NUMBER = 2**32
 class Section(BaseModel):
     """A table of the recipe: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before", check_fields=False)
+    @classmethod
+    def _refuse_misfits(cls, value: Any, about: ValidationInfo) -> Any:
+        refuse_misfit(value, cls.model_fields[str(about.field_name)].annotation)
+        return value
 
     @field_validator("*", check_fields=False)
     @classmethod
@@ -98,6 +104,25 @@ class Variant(Section):
     @classmethod
     def tables(cls) -> Sequence[type[Section]]:
         return [part.Settings for part in cls.parts.values()]
+
+
+def refuse_misfit(value: Any, annotation: Any) -> None:
+    """Refuse what pydantic would take for something else.
+
+    Raises:
+        ValueError: For true or false where a number is wanted, and an empty text where a path is, which would stand for
+            the folder that the command runs in.
+    """
+    if isinstance(value, bool) and not _takes(annotation, bool) and _takes(annotation, int | float):
+        raise ValueError("is no number. Write one.")
+    if value == "" and not _takes(annotation, str) and _takes(annotation, Path):
+        raise ValueError("is empty. Write a path, or leave it out.")
+
+
+def _takes(annotation: Any, kinds: Any) -> bool:
+    """Whether a field may hold one of these types, or a list of them."""
+    is_one = isinstance(annotation, type) and annotation is not type(None) and issubclass(annotation, kinds)
+    return is_one or any(_takes(argument, kinds) for argument in get_args(annotation))
 
 
 def one_of(parts: Registry) -> BeforeValidator:

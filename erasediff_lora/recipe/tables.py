@@ -145,6 +145,13 @@ class Concept(Section):
     templates: Templates | None = Field(None, description="prompts of this concept; omit for those of the set")
     placeholders: Placeholders | None = Field(None, description="their further {names}, beside those of the set")
 
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("is no name. Write what prompts call it.")
+        return value
+
 
 class ForgetSet(Section):
     """D_f: what the model must no longer draw."""

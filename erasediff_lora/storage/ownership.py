@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
@@ -92,15 +92,35 @@ def _is_marked(folder: Path) -> bool:
 @contextmanager
 def claimed(folder: Path, kind: Kind) -> Iterator[None]:
     """As `claim`; where nothing is written in the end, because of bad input say, the mark goes too."""
-    is_new = not folder.exists()
-    claim(folder, kind)
+    require_ours(folder, kind)
+    with standing(folder):
+        claim(folder, kind)
+        try:
+            yield
+        finally:
+            if {path.name for path in folder.iterdir()} <= {MARK_FILE, LOCK_FILE}:
+                (folder / MARK_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def standing(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it, if they are not there; the ones that are still empty in the end go again.
+
+    Raises:
+        UserError: If it cannot be made.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"cannot be made: {error.strerror or error}."
+        raise UserError(Problem("output", str(folder), what, "Choose another folder.")) from None
     try:
         yield
     finally:
-        if {path.name for path in folder.iterdir()} <= {MARK_FILE, LOCK_FILE} and (folder / MARK_FILE).exists():
-            (folder / MARK_FILE).unlink()
-            if is_new:  # so there is no lock
-                folder.rmdir()
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def kind_of(folder: Path) -> Kind | None:

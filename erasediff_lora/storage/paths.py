@@ -22,6 +22,8 @@ def expanded(path: Path | str, field: str) -> Path:
         UserError: If it can be no path: the home folder of nobody, or it has a NUL character.
     """
     try:
+        if not str(path):
+            raise ValueError("it is empty")
         if "\0" in str(path):
             raise ValueError("it has a NUL character")
         found = Path(path).expanduser()

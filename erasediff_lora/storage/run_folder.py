@@ -23,6 +23,7 @@ from erasediff_lora.storage.ownership import (
     kind_of,
     replacing,
     require_ours,
+    standing,
 )
 
 RECIPE_FILE = "recipe.yaml"
@@ -57,14 +58,7 @@ def lock_run(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         UserError: If another live process holds it, or it holds a run that is neither resumed nor overwritten.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            Problem("output", str(folder), f"cannot be made: {error.strerror or error}.", "Choose another folder.")
-        ) from None
-    file = folder / LOCK_FILE
-    try:
-        with lock(file), _in_its_place(folder, resume=resume, overwrite=overwrite):
+        with standing(folder), lock(folder / LOCK_FILE), _in_its_place(folder, resume=resume, overwrite=overwrite):
             yield
     except Held as held:
         raise UserError(
