@@ -13,6 +13,8 @@ from erasediff_lora.errors import Problem, UserError
 
 log = logging.getLogger(__name__)
 PREFIX = "erasediff."
+LONGEST_TITLE = 200
+"""Bytes, of the 255 that a file's name may have: some scripts take four a letter."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Provenance:
             return "adapter"
         more = f" and {len(self.concepts) - 2} more" if len(self.concepts) > 2 else ""
         words = re.findall(r"\w+", "erase " + " ".join(self.concepts[:2]) + more)
-        return "-".join(words).lower()[:80]
+        return "-".join(words).lower()[:80].encode()[:LONGEST_TITLE].decode(errors="ignore")
 
     def header(self) -> dict[str, str]:
         """Safetensors metadata: strings, lists as JSON."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.paths import expanded
 
+MOST_BYTES = 2**60
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -45,10 +47,10 @@ def bytes_of(flag: str, text: str) -> int:
     """'8GiB', '8 GB', '512MiB' and the like; a bare number is GiB.
 
     Raises:
-        UserError: If it is none of these, or not more than nothing.
+        UserError: If it is none of these, or nothing, or more than there is.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i)?B?", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) == 0:
+    if match is None or not 0 < float(match[1]) < MOST_BYTES:
         raise UserError(Problem(flag, text, "is no size.", "Write for example 8GiB or 512MiB."))
     number, prefix, binary = float(match[1]), match[2].upper() or "G", bool(match[3]) or not match[2]
     return int(number * (1024 if binary else 1000) ** (1 + "KMGT".index(prefix)))

@@ -29,7 +29,22 @@ CAPTION_COLUMNS = ("text", "caption")
 """Columns and keys with captions, where the recipe's own is not there."""
 LARGEST_LISTING, LARGEST_CAPTION = 128 * 2**20, 2**20
 """Bytes."""
+LONGEST_CAPTION = 2**15
+"""Characters: no model reads a hundredth of them."""
 _BOM = b"\xef\xbb\xbf"
+
+
+class _Twice(ValueError):
+    """A row has a name twice.
+
+    Args:
+        line: Of the row.
+        name: What it has twice.
+    """
+
+    def __init__(self, line: int, name: str) -> None:
+        self.line, self.name = line, name
+        super().__init__(name)
 
 
 @dataclass
@@ -86,12 +101,14 @@ def caption_of(values: Mapping[str, Any], column: str) -> str | None:
     """The caption in a row, which may be empty; None if there is none.
 
     Raises:
-        ValueError: If it is no text.
+        ValueError: If it is no text, or more than anybody writes.
     """
     for name in _columns(column):
         if (value := values.get(name)) is not None:
             if not isinstance(value, str):
                 raise ValueError(f"its caption {value!r} is no text")
+            if len(value) > LONGEST_CAPTION:
+                raise ValueError(f"its caption has {len(value):,} characters, and {LONGEST_CAPTION:,} are plenty")
             return value
     return None
 
@@ -198,7 +215,7 @@ def _rows(listing: Path, images: Images, place: str) -> Iterator[tuple[int, dict
     example = "file_name,text" if is_table else '{"file_name": "a.png", "text": "a photo of a cat"}'
     known = {name.casefold(): name for name in reversed(columns_read(images))}
     content = _content(listing, LARGEST_LISTING, place)
-    for number, row in _csv_rows(content) if is_table else _json_rows(content):
+    for number, row in _distinct(_csv_rows(content) if is_table else _json_rows(content), listing, place):
         if isinstance(row, dict) and None in row:  # what no column is for
             what = f"has more fields than there are columns, the last one {row[None][-1]!r}."
             remedy = 'Write text with commas in quotes: a.png,"a cat, asleep".'
@@ -216,14 +233,37 @@ def _rows(listing: Path, images: Images, place: str) -> Iterator[tuple[int, dict
         yield number, row
 
 
+def _distinct(rows: Iterator[tuple[int, Any]], listing: Path, place: str) -> Iterator[tuple[int, Any]]:
+    """The rows, as long as none has a name twice, of which one would be taken."""
+    try:
+        yield from rows
+    except _Twice as twice:
+        what = f"has {twice.name!r} twice."
+        raise UserError(Problem(place, f"{listing}:{twice.line}", what, "Take one out.")) from None
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs) and (twice := _first_twice([name for name, _ in pairs])) is not None:
+        raise _Twice(0, twice)
+    return found
+
+
+def _first_twice(names: Sequence[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
 def _json_rows(content: bytes) -> Iterator[tuple[int, Any]]:
     """Line numbers, and what stands there; None where that is no JSON."""
     for number, line in enumerate(content.removeprefix(_BOM).splitlines(), start=1):
         if line.strip():
             try:
-                yield number, json.loads(line.decode("utf-8"))
+                row = json.loads(line.decode("utf-8"), object_pairs_hook=_pairs)
+            except _Twice as twice:
+                raise _Twice(number, twice.name) from None
             except (ValueError, RecursionError):
-                yield number, None
+                row = None
+            yield number, row
 
 
 def _csv_rows(content: bytes) -> Iterator[tuple[int, Any]]:
@@ -232,6 +272,8 @@ def _csv_rows(content: bytes) -> Iterator[tuple[int, Any]]:
     try:
         text = io.StringIO(content.decode("utf-8-sig"), newline="")
         reader = csv.DictReader(text, skipinitialspace=True)
+        if (twice := _first_twice([name for name in reader.fieldnames or [] if name.strip()])) is not None:
+            raise _Twice(1, twice)
         for row in reader:
             number = reader.line_num
             yield number, row

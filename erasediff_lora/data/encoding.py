@@ -28,6 +28,7 @@ from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.machine.progress import tqdm, whole
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import sha256, write_text
+from erasediff_lora.storage.inside import parse_json, read_plain
 
 log = logging.getLogger(__name__)
 MEGABYTE = 2**20
@@ -36,6 +37,8 @@ SMALL = 64 * MEGABYTE
 """Bytes up to which rows are held in memory; more of them stay on the disk."""
 INDEX = "set.json"
 """Is written last: a set that has it is whole."""
+LARGEST_INDEX = 2**30
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,10 @@ class Entry:
         """
         wrong: object = None
         try:
-            stored = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+            stored = parse_json(read_plain(self.folder / INDEX, LARGEST_INDEX))
             if stored["content"] != sha256(stored["set"].encode()):
                 raise ValueError("its content does not match its hash")
-            notes = json.loads(stored["set"])
+            notes = parse_json(stored["set"])
             for layout in self.layouts.values():
                 for number, file in enumerate(layout.files):
                     if _stamp(file) != notes["files"][file.name] and not layout.is_whole(number):
@@ -105,7 +108,7 @@ class Entry:
         except FileNotFoundError as error:
             if Path(error.filename or "").name != INDEX:
                 wrong = f"{error.filename} is gone"
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             wrong = error
         if wrong is not None and say:
             log.warning("the cache entry %s is damaged (%s) and is made anew", self.folder, wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -169,10 +170,15 @@ def _looked_at(kind: Kind, images: Images, row: Row, index: PictureIndex, report
             report.leave_out(LeftOut.UNREADABLE, row.name)
             return None
         remedy = f"Replace it, or set {kind}.images.on_error: skip."
-        raise _unusable(kind, row, f"is not a readable picture: {error}", remedy) from None
+        raise _unusable(kind, row, f"is not a readable picture: {_ended(error)}", remedy) from None
     for what in look.noted:
         report.note(what, row.name)
     return look
+
+
+def _ended(error: Exception) -> str:
+    """What a library says, as a sentence, without the address of what it read."""
+    return re.sub(r"<_io\.BytesIO[^>]*>", "file", str(error)).rstrip(".") + "."
 
 
 def _open(source: Callable[[], Any], background: str) -> Image.Image:

@@ -25,13 +25,28 @@ SUFFIX = ".tar"
 CAPTIONS = (".txt", ".caption")
 LONGEST_TEXT = 2**20
 """Bytes of a caption or of metadata."""
+NOTES = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+"""Members that hold the name of the next one, or what else is known of it."""
 
 
 def find(folder: Path) -> list[Path]:
     """The tar files of a set, in order: the path itself, or those in the folder; none: it is no such set."""
     if folder.is_file():
         return [folder] if folder.suffix.lower() == SUFFIX else []
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() == SUFFIX) if folder.is_dir() else []
+    inside = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file for file in inside if file.suffix.lower() == SUFFIX and file.is_file())
+
+
+class _Member(tarfile.TarInfo):
+    """A member, whose name and notes are not as long as the file: tarfile reads these whole, and looks through them."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in NOTES and self.size > LONGEST_TEXT:
+            raise tarfile.ReadError(f"a name in it has {self.size} bytes, and {LONGEST_TEXT} are plenty")
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 def rows(field: str, images: Images, report: SetReport) -> Iterator[Row]:
@@ -59,7 +74,7 @@ def _samples(file: Path, images: Images, report: SetReport) -> Iterator[Row]:
     name, parts = "", dict[str, tarfile.TarInfo]()
     found = file.stat()
     stamp = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-    with tarfile.open(file, "r:") as tar:
+    with tarfile.open(file, "r:", tarinfo=_Member) as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep them all
             if not member.isreg():

@@ -17,12 +17,15 @@ from erasediff_lora.denoisers import Denoiser
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import atomic_folder, sha256, write_text
+from erasediff_lora.storage.inside import parse_json, read_plain
 from erasediff_lora.storage.locks import making
 
 log = logging.getLogger(__name__)
 FORMAT = 1
 PIXEL_BYTES = 4
 """Of a picture in RGB, as pillow holds it."""
+LARGEST_STATE = 2**30
+"""Bytes of what an attack found."""
 MOST_HELD = 256 * 2**20
 """Bytes of pictures that are held in memory; the rest is read from the store when it is asked for."""
 
@@ -191,11 +194,11 @@ def _file(entry: Path, index: int) -> Path:
 
 def _read_state(name: str, file: Path) -> dict[str, Any] | None:
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = parse_json(read_plain(file, LARGEST_STATE))
         if stored["content"] != sha256(stored["state"].encode()):
             raise ValueError("its content does not match its hash")
         log.info("%s: from the cache %s", name, file)
-        return dict(json.loads(stored["state"]))
+        return dict(parse_json(stored["state"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

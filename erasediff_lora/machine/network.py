@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ OURS = "ERASEDIFF_OFFLINE"
 VARIABLES = {
     **{OURS: "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
     "WANDB_MODE": "offline",
+    **{"NO_PROXY": "*", "no_proxy": "*"},  # a proxy on this machine would pass on what asks it
 }
 """How libraries are told, which then look into what is on the disk, or write there; and processes that are started."""
 _LOADED = {
@@ -81,7 +83,11 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _is_here(host: object) -> bool:
     name = _text(host)
-    return name in ("", "localhost", "::1", "::", "0.0.0.0") or name.startswith("127.")
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:  # a name, such as 127.example.com
+        return name in ("", "localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 def _text(host: object) -> str:

@@ -24,7 +24,7 @@ from erasediff_lora.families import License
 from erasediff_lora.publishing.card import Contents, check_card, model_card
 from erasediff_lora.publishing.findings import Findings, chosen_pairs, read_findings
 from erasediff_lora.publishing.licenses import license_of, parse
-from erasediff_lora.publishing.pictures import Pictures, copy_pictures, copy_sets
+from erasediff_lora.publishing.pictures import IMAGES, Pictures, copy_pictures, copy_sets, is_ours
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.evaluation import without_folders
 from erasediff_lora.recipe.public import is_sensitive, public_recipe
@@ -38,7 +38,7 @@ from erasediff_lora.storage.run_folder import EVALUATION_FILE, RECIPE_FILE
 log = logging.getLogger(__name__)
 HUB = "hub"
 CARD_FILE = "README.md"
-PARTS = (CARD_FILE, "images", "adapter.safetensors", ".cache", ".gitattributes")
+PARTS = (CARD_FILE, IMAGES, "adapter.safetensors", ".cache", ".gitattributes")
 """What lies in a hub folder besides what a run has too: an adapter of which it is not recorded what it erases has that
 name, and the last two are the hub's own."""
 NAMING_FILES = ("base", "judge", "metrics", "recipe")
@@ -269,7 +269,10 @@ def _require_ours(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not _is_ours(folder)):
         raise UserError(Problem("run", str(folder), "is there already, and no hub folder.", remedy))
     ours = {*PARTS, *(FORMATS[name].FOLDER for name in FORMATS)}
-    if folder.exists() and (added := strangers(folder, "run", ours)):
+    added = strangers(folder, "run", ours) if folder.exists() else []
+    if (folder / IMAGES).is_dir():
+        added += [f"{IMAGES}/{file.name}" for file in sorted((folder / IMAGES).iterdir()) if not is_ours(file.name)]
+    if added:
         what = f"holds {added[0]}, which is not of this program, and would go as the folder is made anew."
         raise UserError(Problem("run", str(folder), what, "Move that away."))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from erasediff_lora.storage.run_folder import EVALUATION_FILE, GRID_FILE, SET_SH
 
 Pictures = Literal["both", "after", "none", "unblurred"]
 """What is shown: without and with the adapter, with it only, nothing; both, as they are, whatever they show."""
+IMAGES = "images"
+"""The folder that they go to."""
 BLOCKS = 8
 """Patches that remain of the side of a blurred picture."""
 SHEET_BLOCK = 16
@@ -50,12 +53,17 @@ def copy_pictures(
         if len(found) < len(files):
             continue
         sheet = _side_by_side([_open(file, entry) for file in found])
-        name = f"images/{pair.kind}-{number}.png"
+        name = f"{IMAGES}/{pair.kind}-{number}.png"
         _save(_blurred(sheet, max(2, sheet.height // BLOCKS)) if blur else sheet, folder / name)
         shown.append({"kind": pair.kind, "prompt": pair.prompt, "seed": pair.seed, "picture": name})
     if len(names) == 2:
         copy_sheet(run, folder, GRID_FILE, blur=blur)
     return shown
+
+
+def is_ours(name: str) -> bool:
+    """Whether `copy_pictures` gives a picture that name."""
+    return re.fullmatch(r"(forget|retain)-\d+\.png", name) is not None
 
 
 def copy_sets(run: Path, folder: Path, *, blur: bool) -> None:

@@ -99,7 +99,7 @@ def _entry(cache: Path, path: Path) -> CacheEntry | None:
         return None
     try:
         found = [file.stat() for file in all_in(path)] or [path.stat()]
-    except FileNotFoundError:  # gone meanwhile
+    except OSError:  # gone meanwhile, or another user's
         return None
     used = max(max(one.st_mtime, one.st_atime) for one in found)
     return CacheEntry(kind, path, sum(one.st_size for one in found), used)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.storage.files import atomic, write_text
+from erasediff_lora.storage.inside import parse_json, read_inside
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,11 +25,9 @@ log = logging.getLogger(__name__)
 def read_examples(run: Path) -> list[dict[str, Any]]:
     """Kind, prompt, seed, and the files of the two pictures of each; none if they are not there or not ours."""
     try:
-        found = json.loads((run / EXAMPLES_FILE).read_text(encoding="utf-8"))
-        return [dict(entry) for entry in found]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        found = parse_json(read_inside(run, EXAMPLES_FILE) or "[]")
+        return [dict(entry) for entry in found][:MOST]
+    except (UserError, ValueError, TypeError) as error:
         log.warning("%s is left out: %s", run / EXAMPLES_FILE, error)
         return []
 

@@ -82,12 +82,14 @@ def parse_json(text: str | bytes) -> Any:
     """JSON of up to LARGEST bytes; of millions of values, through which the collector would look again and again.
 
     Raises:
-        ValueError: If it is none. RecursionError: if it is nested too deep.
+        ValueError: If it is none, or nested too deep.
     """
     is_on = gc.isenabled()
     gc.disable()
     try:
         return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
     finally:
         if is_on:
             gc.enable()

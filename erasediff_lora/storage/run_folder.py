@@ -107,7 +107,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         )
     try:
         result: dict[str, Any] = parse_json(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(
             Problem("run", str(file), f"is damaged: {error}.", "Make it again: erasediff-lora evaluate RUN.")
         ) from None
@@ -155,9 +155,12 @@ class JsonLog:
 
     def __init__(self, path: Path, start: int) -> None:
         kept = []
+        if path.exists() and not path.is_file():
+            what = "is no file, and a run keeps its log there."
+            raise UserError(Problem("output", str(path), what, "Move it away."))
         if path.exists() and start > 0:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if 0 < _step_of(line) <= start]
+            with writable(path), path.open(encoding="utf-8", errors="replace") as lines:
+                kept = [line.rstrip("\n") for line in lines if 0 < _step_of(line) <= start]
         write_text(path, "".join(line + "\n" for line in kept))
         self._path = path
         self._file = path.open("a", encoding="utf-8")
@@ -186,5 +189,5 @@ def _step_of(line: str) -> int:
     """The step that a line of the log is of; 0 of a line that was not written to its end."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return 0

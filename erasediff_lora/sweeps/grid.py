@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from erasediff_lora.recipe.yaml_io import parse_yaml
 
 FLAG = "--grid"
 LONGEST = 120
-"""Characters of a name: file systems take 255 bytes, and files in the folder need some of a path's."""
+"""Bytes of a name: file systems take 255 of them, and files in the folder need some of a path's."""
+MOST_RUNS = 10_000
 
 Grid = Mapping[str, Sequence[Any]]
 """Field of the recipe -> its values."""
@@ -25,7 +27,8 @@ def parse_grid(words: Sequence[str]) -> Grid:
     {'training.seed': [0, 1], 'objective.eta': [0.1, 0.3]}
 
     Raises:
-        UserError: If a word is none, names a field twice, or varies what a sweep chooses itself.
+        UserError: If a word is none, names a field twice, varies what a sweep chooses itself, or they make too many
+            runs.
     """
     grid: dict[str, Sequence[Any]] = {}
     problems = []
@@ -43,6 +46,9 @@ def parse_grid(words: Sequence[str]) -> Grid:
         elif field in grid:
             problems.append(Problem(FLAG, word, "names a field a second time.", "Give all of its values at once."))
         grid[field] = values
+    if (runs := math.prod(map(len, grid.values()))) > MOST_RUNS:
+        what = f"makes {runs:,} runs, and {MOST_RUNS:,} are the most."
+        problems.append(Problem(FLAG, " ".join(words), what, "Leave values out."))
     if problems:
         raise UserError(*problems)
     return grid
@@ -58,7 +64,7 @@ def combinations(grid: Grid) -> dict[str, dict[str, Any]]:
         label = "_".join(
             f"{field if short[field] in alike else short[field]}-{_slug(value)}" for field, value in chosen.items()
         )
-        label, number = label[:LONGEST].rstrip("-_."), 2
+        label, number = label.encode()[:LONGEST].decode(errors="ignore").rstrip("-_."), 2
         unique = label
         while unique.lower() in {name.lower() for name in found}:  # some file systems take both for one
             unique, number = f"{label}-{number}", number + 1

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from erasediff_lora.data.prompts import balanced, shared_out
 from erasediff_lora.denoisers import Denoiser
+from erasediff_lora.errors import UserError
 from erasediff_lora.evaluation.judging import judge_of
 from erasediff_lora.evaluation.metrics.accuracy import kept, success
 from erasediff_lora.evaluation.metrics.strength_sweep import SweepSettings
@@ -26,12 +27,15 @@ from erasediff_lora.evaluation.pictures import forget_prompts, generate, painter
 from erasediff_lora.evaluation.shares import share
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.storage.files import save_safetensors, write_text
+from erasediff_lora.storage.inside import parse_json, read_inside
 from erasediff_lora.storage.run_folder import BEST_FILE, SELECTION_FILE
 from erasediff_lora.training.hooks import Hook
 from erasediff_lora.training.sample_sheets import network_at_rest
 from erasediff_lora.training.trainables import Trainable
 
 log = logging.getLogger(__name__)
+MEASURED = ("unlearning_accuracy", "retain_accuracy", "floor")
+"""What a row has besides its step."""
 SEED_OFFSET = 500_000
 """The pictures that choose are not those that the final evaluation judges."""
 
@@ -116,13 +120,11 @@ class Selection(Hook):
 
     def _read(self) -> list[dict[str, Any]]:
         """What an earlier life of the run wrote; what cannot be read is measured again."""
-        file = self.recipe.output / SELECTION_FILE
         try:
-            rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-            return [row for row in rows if {"step", "floor"} <= row.keys()]
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            rows = parse_json(read_inside(self.recipe.output, SELECTION_FILE) or "[]")
+            return [row | {"step": int(row["step"])} | {name: float(row[name]) for name in MEASURED} for row in rows]
+        except (UserError, ValueError, TypeError, LookupError, OverflowError) as error:
+            file = self.recipe.output / SELECTION_FILE
             log.warning("%s is damaged (%s): earlier evaluations do not count", file, error)
             return []
 

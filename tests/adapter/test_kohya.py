@@ -85,6 +85,12 @@ def test_published_rule_on_raw_ldm_weights_equals_our_merge(
         assert float((merged[key] - tensor).abs().max()) <= 1e-6 * float(tensor.abs().max()), key
 
 
+def test_the_name_of_a_file_fits_the_disk() -> None:
+    """Of letters that take four bytes each there is room for fewer."""
+    for letter in ("a", "é", "猫", "\U00020000"):
+        assert 60 < len(f"{Provenance(concepts=(letter * 300,)).title}.safetensors".encode()) <= 255
+
+
 def test_header(tiny_base: Path, tmp_path: Path) -> None:
     adapter = random_adapter(tiny_base, alpha=2.5, provenance=PROVENANCE)
     (file,) = formats.write(adapter, tmp_path, "kohya")

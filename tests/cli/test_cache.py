@@ -69,6 +69,7 @@ def test_an_entry_that_was_removed_is_made_again(cache: Path, recipe_file: Recip
 
 @pytest.mark.parametrize(("flag", "value", "said"), [
     ("--keep", "much", "--keep = 'much': is no size."),
+    ("--keep", "9" * 400, "is no size."),
     ("--older", 0.5, "--older = 0.5: is less than a day"),
 ])  # fmt: skip
 def test_bad_options(flag: str, value: object, said: str, cache: Path, cli: Cli) -> None:

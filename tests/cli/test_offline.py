@@ -65,8 +65,18 @@ def test_the_guard_stops_what_asks_no_variable() -> None:
             socket.create_connection(("192.0.2.1", 80), timeout=1)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, pytest.raises(OSError, match="--offline"):
             datagrams.sendto(b"", ("192.0.2.1", 53))
+        for alike in ("127.example.com", "127.0.0.1.example.com", "2130706433"):
+            with pytest.raises(OSError, match="--offline"):
+                socket.getaddrinfo(alike, 80)
         with pytest.raises(urllib.error.URLError, match="--offline"):
             urllib.request.urlopen("https://huggingface.co")
+
+
+def test_a_proxy_on_this_machine_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with offline(), pytest.raises(urllib.error.URLError, match=r"--offline: example\.com was not asked"):
+            urllib.request.urlopen("http://example.com", timeout=5)
 
 
 def test_this_machine_is_still_reached() -> None:

@@ -170,6 +170,9 @@ def test_rows_that_contradict_each_other(prepare: Any, tmp_path: Path) -> None:
     ("metadata.csv", b"file_name,text\n0.png,caf\xe9\n", "metadata.csv:1': is not a table"),
     ("metadata.jsonl", b'{"file_name": "0.png"}\n{"file": 1}', "metadata.jsonl:2': is not a JSON object with"),
     ("metadata.jsonl", b'{"file_name": "0.png", "text": 5}', "0.png': its caption 5 is no text."),
+    ("metadata.jsonl", b'{"file_name": "0.png", "text": "a", "text": "b"}', "metadata.jsonl:1': has 'text' twice."),
+    ("metadata.csv", b"file_name,text,text\n0.png,a,b\n", "metadata.csv:1': has 'text' twice. Take one out."),
+    ("0.txt", b"cat " * 10_000, "0.png': its caption has 39,999 characters, and 32,768 are plenty."),
     ("metadata.jsonl", b'{"file_name": "0.png", "concept": {}}', "0.png': {} is no label."),
 ])  # fmt: skip
 def test_unreadable_metadata(

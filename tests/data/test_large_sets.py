@@ -6,7 +6,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,30 @@ def test_damaged_tars_are_refused(damage: str, recipe_file: RecipeFile, cli: Cli
     images = {"folder": str(tar), "caption": "a photo of a cat"}
     result = cli("prepare", recipe_file(forget={"images": images}))
     refused(result, "forget.images")
+
+
+def long_name(tar: Path, kind: bytes) -> None:
+    """A name of 4 GB, in a file that takes no room."""
+    notes = tarfile.TarInfo("././@LongLink")
+    notes.type, notes.size = kind, 4 * 2**30
+    tar.write_bytes(notes.tobuf(tarfile.USTAR_FORMAT))
+    os.truncate(tar, notes.size + 2048)
+
+
+SPOILED_TARS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a name of 4 GB": (lambda tar: long_name(tar, tarfile.GNUTYPE_LONGNAME), "a name in it has 4294967296 bytes"),
+    "notes of 4 GB": (lambda tar: long_name(tar, tarfile.XHDTYPE), "a name in it has 4294967296 bytes"),
+    "a pipe": (os.mkfifo, "holds no readable picture"),
+    "a folder": (Path.mkdir, "holds no readable picture"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED_TARS)
+def test_tars_that_never_end(name: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    spoil, told = SPOILED_TARS[name]
+    spoil(tmp_path / "set/0.tar")
+    refused(cli("prepare", recipe_file(forget={"images": {"folder": str(tmp_path / "set")}})), told)
 
 
 CHANGED_MODEL: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,9 @@ def test_bad_input_is_named(base: Any, recipe: Any, cli: Cli, tmp_path: Path) ->
     refused(
         cli("train", recipe(), "--forget.images", images), "forget.images.folder = ", "is not readable as fashion_mnist"
     )
+    with gzip.open(tmp_path / "cut/train-images-idx3-ubyte.gz", "wb") as packed:  # some bytes that unpack to 4 GiB
+        packed.write(struct.pack(">IIII", 0x803, 2**10, 2**11, 2**11))
+    refused(cli("train", recipe(), "--forget.images", images), "has 1024 x 2048 x 2048 bytes, and 1073741824 are the")
     refused(cli("train", recipe(), "--forget.images.split", "dev"), "forget.images.folder = 'dev': is no split")
     refused(
         cli("train", recipe(), "--model.dtype", "bfloat16", "--adapter", "none"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,10 @@ def test_columns_and_use_from_the_command_line(run: Path, cli: Cli, tmp_path: Pa
     refused(cli("evaluate", run, "--columns", "prompt=a"), "--columns", "Add --prompts FILE")
     refused(cli("evaluate", run, "--prompts", tmp_path / "odd.tsv", "--columns", "a"), "is no ROLE=COLUMN")
     refused(cli("evaluate", run, "--prompts", tmp_path / "no.csv"), "no.csv", "there is no such file")
+    os.mkfifo(tmp_path / "pipe.csv")
+    for endless in (tmp_path / "pipe.csv", "/dev/zero"):
+        refused(cli("evaluate", run, "--prompts", endless), f"evaluation.prompts = '{endless}': is no file.")
+    refused(cli("evaluate", run, "--prompts", tmp_path / "😀.csv"), "😀.csv': there is no such file")
     asked = ("evaluate", run, "--prompts", tmp_path / "odd.tsv", "--columns", "prompt=a", "seed=b", "--use", "retain")
     before = {entry.name for entry in (run / "evaluations").iterdir()}
     told = cli(*asked)

@@ -25,6 +25,7 @@ from refusals import refused
 from erasediff_lora.data.captions import LARGEST_LISTING
 from erasediff_lora.evaluation.report import write_report
 from erasediff_lora.storage import checksummed
+from erasediff_lora.storage.examples import MOST
 from erasediff_lora.storage.files import sha256
 
 SECRET = "xyzzy-the-password"
@@ -72,6 +73,32 @@ def test_runs(name: str, verb: str, measured: Path, cli: Cli) -> None:
         texts.get(".html") or texts.get(".md", b"---\n---\n").split(b"\n---\n", 1)[1]
     )  # behind what is data for the hub
     assert b"<script>alert" not in body
+
+
+EXAMPLE = {"kind": "forget", "prompt": "a cat", "seed": 1, "base": "forget_set.png", "erased": "forget_set.png"}
+EXAMPLES: dict[str, tuple[Callable[[Path], object], int]] = {
+    "a link": (lambda file: file.symlink_to("../secret.json"), 0),
+    "a pipe": (os.mkfifo, 0),
+    "two gigabytes": (lambda file: file.open("wb").truncate(2**31), 0),
+    "nested 100,000 deep": (lambda file: file.write_text("[" * 10**5), 0),
+    "no list": (lambda file: file.write_text("3"), 0),
+    "a hundred thousand": (lambda file: file.write_text(json.dumps([EXAMPLE] * 10**5)), MOST),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_for_a_card(name: str, measured: Path, cli: Cli) -> None:
+    (measured.parent / "secret.json").write_text(json.dumps([EXAMPLE | {"prompt": SECRET}]))
+    spoil, count = EXAMPLES[name]
+    spoil(measured / "examples.json")
+    with bounded():
+        result = cli("publish", measured, "--repo", "me/x", "--dry_run")
+    assert result.status == 0, result.err
+    shown(result)
+    assert SECRET not in (measured / "hub/README.md").read_text()
+    of_evaluation = len(json.loads((measured / "evaluation.json").read_text())["pictures"])
+    assert len(list((measured / "hub/images").glob("*.png"))) == of_evaluation + count
+    assert ("examples.json is left out" in result.err) == (count == 0)
 
 
 @pytest.mark.parametrize("name", ["training_log.jsonl", "selection.json", "data_report.json"])

@@ -309,6 +309,9 @@ def test_only_a_hub_folder_is_replaced(run: Path, cli: Cli, tmp_path: Path) -> N
     (run / "hub").unlink()
     for _ in range(2):
         assert cli("publish", run, "--repo", "me/x", "--dry_run").status == 0
+    (run / "hub/images/mine.png").write_text("mine")
+    refused(cli("publish", run, "--repo", "me/x", "--dry_run"), "holds images/mine.png, which is not of this program")
+    assert (run / "hub/images/mine.png").read_text() == "mine"
 
 
 def test_weights_are_the_trained_ones(run: Path, cli: Cli) -> None:

@@ -104,6 +104,9 @@ def test_all_is_checked_before_anything_is_written(cli: Cli, recipe_file: Recipe
     refused(sweep(cli, recipe, folder, "--grid", "training.seed=0", "--output", "x"), "--output", "Use --folder")
     refused(sweep(cli, recipe, folder, "--grid", "training.seed=0", "--grid", "training.seed=1"), "a second time")
     refused(sweep(cli, recipe, folder, "--grid", "training.seed=0", "--jobs", "0"), "--jobs")
+    ten = ",".join("0123456789")
+    many = [word for field in "abcdefghijklmnop" for word in ("--grid", f"{field}={ten}")]
+    refused(sweep(cli, recipe, folder, *many), "makes 10,000,000,000,000,000 runs, and 10,000 are the most")
     refused(sweep(cli, recipe, folder, "--grid", "training.seed=0", launcher="inlin"), "Did you mean 'inline'?")
     refused(sweep(cli, recipe, folder, "--grid", "training.seed=0", "--launch", "x"), "--launch NAME=VALUE")
     processes = sweep(cli, recipe, folder, "--grid", "training.seed=0", "--launch", "x=1", launcher="processes")
@@ -154,4 +157,5 @@ def test_names_are_short_distinct_and_fit_for_folders() -> None:
     assert list(combinations(parse_grid(["forget.count=1", "retain.count=2"]))) == ["forget.count-1_retain.count-2"]
     long = combinations({"output_name": ["x" * 300, "x" * 301, "X" * 300]})
     assert len({name.lower() for name in long}) == 3 and max(map(len, long)) < 130
+    assert max(len(name.encode()) for name in combinations({"concept": ["猫" * 100, "猫" * 101]})) < 130
     assert Submitit(3, {"cluster": "local"}).parameters["slurm_array_parallelism"] == 3

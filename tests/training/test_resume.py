@@ -62,7 +62,9 @@ def test_what_was_due_at_the_checkpoint_is_made_up_for(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("tail", ['{"step": 5, "retain_l', "\n\n", "not json\n", "\udcff"])
+@pytest.mark.parametrize(
+    "tail", ['{"step": 5, "retain_l', "\n\n", 'not json\n{"step": 1e999}\n' + "[" * 10**5, "\udcff"]
+)
 def test_a_torn_line_of_the_log_is_dropped(tail: str, recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
     file = recipe_file()
     assert cli("train", file).status == 0
@@ -176,7 +178,9 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_goes_on(
 
 def test_a_damaged_selection_is_measured_again(evaluated: Path, cli: Cli, tmp_path: Path) -> None:
     assert cli("train", evaluated).status == 0
-    (tmp_path / "run/selection.json").write_text("[{")
+    (tmp_path / "run/selection.json").write_text(
+        '[{"step": 2, "floor": 0.1, "retain_accuracy": [], "unlearning_accuracy": 1}]'
+    )
     result = cli("train", evaluated, "--resume", "--training.steps", 6)
     assert result.status == 0 and "selection.json is damaged" in result.err
     rows = json.loads((tmp_path / "run/selection.json").read_text())

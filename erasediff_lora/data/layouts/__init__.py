@@ -37,7 +37,7 @@ def read(folder: Path, split: str = "train", field: str = "images.folder") -> La
         return layout.read(folder, split)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
-            Problem(field, str(folder), f"is not readable as {name}: {error}", "Download it again.")
+            Problem(field, str(folder), f"is not readable as {name}: {error}.", "Download it again.")
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from erasediff_lora.data.layouts.base import Labelled
 
 NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
 IDX_IMAGES, IDX_LABELS = 0x803, 0x801
+LARGEST = 2**30
+"""Bytes of a file once it is unpacked: twenty times the set's own. A few kilobytes can unpack to as many gigabytes."""
 
 
 class FashionMnist:
@@ -29,10 +32,13 @@ class FashionMnist:
 
 def _idx(file: Path, magic: int) -> np.ndarray:
     """An idx file: big-endian magic number, the sizes of its dimensions, the bytes."""
-    with gzip.open(file) as stream:
-        data = stream.read()
     dimensions = magic & 0xFF
-    header = np.frombuffer(data[: 4 + 4 * dimensions], ">u4")
-    if len(header) != 1 + dimensions or header[0] != magic:
-        raise ValueError(f"{file.name} has no idx header")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape([int(size) for size in header[1:]])
+    with gzip.open(file) as stream:
+        header = np.frombuffer(stream.read(4 + 4 * dimensions), ">u4")
+        if len(header) != 1 + dimensions or header[0] != magic:
+            raise ValueError(f"{file.name} has no idx header")
+        sizes = [int(size) for size in header[1:]]
+        if math.prod(sizes) > LARGEST:
+            raise ValueError(f"{file.name} has {' x '.join(map(str, sizes))} bytes, and {LARGEST} are the most")
+        data = stream.read(math.prod(sizes) + 1)  # one more than there should be
+    return np.frombuffer(data, np.uint8).reshape(sizes)

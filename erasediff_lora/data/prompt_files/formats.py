@@ -102,6 +102,8 @@ def read(path: Path, wanted: Sequence[str]) -> Table:
     """
     if path.is_dir():
         return _dataset(path)
+    if path.exists() and not path.is_file():  # a pipe or a device, which may never end
+        raise Malformed(0, None, "is no file.", "Give a file.")
     if path.stat().st_size > LARGEST:
         raise Malformed(0, None, f"has more than {LARGEST // 2**20} MiB.", "Give a part of it.")
     text = _decoded(path.read_bytes())
