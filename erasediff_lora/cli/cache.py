@@ -20,12 +20,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _cache(parsed: argparse.Namespace, rest: list[str]) -> None:
     from erasediff_lora.recipe import Recipe
     from erasediff_lora.storage import cache
+    from erasediff_lora.storage.paths import expanded
 
     require_none(rest)
     if parsed.older is not None and not parsed.older >= 1:
         what = "is less than a day: what was used within one may be in use."
         raise UserError(Problem("--older", parsed.older, what, "Write 1 or more."))
-    folder: Path = parsed.folder or Recipe.model_fields["cache"].default.expanduser()
+    folder: Path = parsed.folder or expanded(Recipe.model_fields["cache"].default, "--folder")
     keep = None if parsed.keep is None else bytes_of("--keep", parsed.keep)
     older = None if parsed.older is None else parsed.older * cache.DAY
     found = cache.entries(folder)

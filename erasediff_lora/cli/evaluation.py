@@ -108,6 +108,9 @@ def _prompts(parsed: argparse.Namespace) -> list[str]:
 def _beside(target: Path) -> Path:
     """Where an evaluation of what is no run goes: beside it, never into it; of a hub id where the command runs."""
     place = target.absolute() if target.exists() else Path(target.name)
+    place = place.resolve() if place.name == ".." else place
+    if not place.name:
+        raise UserError(Problem("target", str(target), "is the root of a disk.", "Give an adapter or a model."))
     return place.with_name(f"{place.stem if target.is_file() else place.name}-evaluation")
 
 

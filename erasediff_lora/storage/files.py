@@ -34,6 +34,9 @@ PATIENCE = 2.0
 """Seconds. On Windows a file that another program has open, a virus scanner say, cannot be replaced for a moment."""
 LONGEST_HEADER = 16 * 2**20
 """Bytes: a hundred times that of a model's file, and room for the notes that some trainers keep there."""
+UMASK = os.umask(0o077)
+"""What others may not do with new files; the system tells it only by setting it."""
+os.umask(UMASK)
 UNWRITABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free space there, or choose another place."),
     **dict.fromkeys(
@@ -43,7 +46,7 @@ UNWRITABLE = {
     **dict.fromkeys(
         (
             *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EXDEV),
-            *(errno.EBUSY, errno.ELOOP, errno.ENXIO, errno.EILSEQ),
+            *(errno.EBUSY, errno.ELOOP, errno.ENXIO, errno.EILSEQ, errno.EINVAL),
         ),
         "Choose another place.",
     ),
@@ -86,11 +89,16 @@ def atomic_folder(path: Path, field: str = "output") -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=_temporary(path), dir=path.parent))
         try:
             yield temporary
-            temporary.chmod(0o755)
+            open_to_umask(temporary)
             replace(temporary, path)
             _sync_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_to_umask(path: Path) -> None:
+    """Let others read a temporary file or folder as far as the user does of other new ones; `tempfile` lets nobody."""
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~UMASK)
 
 
 def _temporary(path: Path) -> str:
@@ -137,7 +145,7 @@ def _removed_on_failure(temporary: Path, path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("r+b") as stream:  # Windows syncs what may be written only
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
+        open_to_umask(temporary)
         replace(temporary, path)
         _sync_folder(path.parent)
     finally:

@@ -109,8 +109,8 @@ def standing(folder: Path) -> Iterator[None]:
     Raises:
         UserError: If it cannot be made.
     """
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         what = f"cannot be made: {error.strerror or error}."

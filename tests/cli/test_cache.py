@@ -80,3 +80,9 @@ def test_an_empty_place_is_an_empty_cache(cli: Cli, tmp_path: Path) -> None:
     result = cli("cache", "--folder", tmp_path / "nowhere")
     assert result.status == 0 and "all                              0" in result.out
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_without_a_home_folder_one_is_to_be_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a user of a container whom nothing lists."""
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    refused(cli("cache"), "--folder = '~/.cache/erasediff-lora': is no path: Could not determine home directory.")

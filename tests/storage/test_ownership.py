@@ -15,6 +15,7 @@ from fixtures import Cli, RecipeFile
 from refusals import refused
 
 from erasediff_lora.errors import UserError
+from erasediff_lora.storage import files
 from erasediff_lora.storage.ownership import MARK_FILE, claim
 from erasediff_lora.storage.run_folder import lock_run
 from erasediff_lora.training import loop
@@ -248,3 +249,22 @@ def test_killed_at_any_change_of_the_folder(then: str, kill: Callable[[int], Non
         if finished:
             break
     assert moments > 8
+
+
+def test_what_others_may_read_is_up_to_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for umask, modes in ((0o022, (0o644, 0o755)), (0o077, (0o600, 0o700)), (0o002, (0o664, 0o775))):
+        monkeypatch.setattr(files, "UMASK", umask)
+        files.write_text(tmp_path / "file", "x")
+        with files.atomic_folder(tmp_path / "folder"):
+            pass
+        assert tuple((tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")) == modes
+
+
+def test_a_lock_that_is_a_pipe(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run/.erasediff.lock")
+    refused(cli("train", recipe_file()), f"output = '{tmp_path / 'run/.erasediff.lock'}': cannot be written: Invalid")
+
+
+def test_an_evaluation_does_not_go_beside_the_root(recipe_file: RecipeFile, cli: Cli) -> None:
+    refused(cli("evaluate", "/", "--recipe", recipe_file()), "target = '/': is the root of a disk.")

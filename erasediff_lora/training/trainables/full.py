@@ -17,7 +17,7 @@ from erasediff_lora.errors import Problem, UserError
 from erasediff_lora.objectives.base import GroupGradients
 from erasediff_lora.recipe.checks import Sections, no_whole_weights
 from erasediff_lora.recipe.tables import AdapterSettings
-from erasediff_lora.storage.files import atomic_folder
+from erasediff_lora.storage.files import atomic_folder, open_to_umask
 
 if TYPE_CHECKING:
     from erasediff_lora.denoisers import Denoiser
@@ -123,7 +123,7 @@ class FullWeights:
         with atomic_folder(folder / self.component) as temporary:
             self.network.save_pretrained(temporary)
             for file in temporary.iterdir():
-                file.chmod(0o644)
+                open_to_umask(file)
 
     @property
     def summary(self) -> str:
