@@ -50,7 +50,7 @@ def compared(method: str, mode: str = "adapter") -> list[str]:
 
 def test_the_readme_compares_methods_as_measured() -> None:
     measured = {
-        "EraseDiff, robust preset (300 steps)": robust(),
+        "EraseDiff, robust preset, trained against words alone (300 steps)": robust(),
         "EraseDiff, fast setting (80 steps)": compared("erasediff"),
         "concept ablation": compared("concept_ablation"),
         "SalUn": compared("saliency"),
@@ -128,7 +128,14 @@ def test_what_searches_in_either_space_find() -> None:
         ]
         shares = percents(row["unlearning_accuracy"], row["retain_accuracy"])
         distance = f"{row['frechet']['erased']:.1f} ({row['frechet']['base']:.1f})"
-        measured.append([row["trained"], f"{row['processor_seconds']:.0f}", *shares, distance, *found])
-    assert list(rows(page, "| trained | processor s")) == measured
-    (words,) = (row for row in results("search_spaces")["rows"] if row["trained"] == "robust, tokens")
-    assert f"find it in {max(words['outputs']['erased'].values()):.0%}" in " ".join(README.split())
+        pictures = "{forget} + {retain}, {restart}".format(**row["pictures"])
+        cost = f"{row['processor_seconds']:.0f}"
+        measured.append([row["concept"], row["trained"], pictures, cost, *shares, distance, *found])
+    assert list(rows(page, "| erased | trained | pictures")) == measured
+    cat, clock = (
+        {space: max(row[space]["erased"].values()) for space in ("tokens", "outputs")}
+        for row in results("search_spaces")["rows"]
+        if row["trained"] == "robust, both" and row["concept"] in ("cat", "clock")
+    )
+    told = f"words find it in {cat['tokens']:.1%} then, embeddings that no word has in {cat['outputs']:.1%}, and"
+    assert f'{told} "clock" in {clock["outputs"]:.1%}' in " ".join(README.split())
