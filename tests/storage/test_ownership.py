@@ -266,5 +266,10 @@ def test_a_lock_that_is_a_pipe(recipe_file: RecipeFile, cli: Cli, tmp_path: Path
     refused(cli("train", recipe_file()), f"output = '{tmp_path / 'run/.erasediff.lock'}': cannot be written: Invalid")
 
 
+def test_a_folder_above_is_kept_for_the_way_to_the_run(recipe_file: RecipeFile, cli: Cli, tmp_path: Path) -> None:
+    assert cli("prepare", recipe_file(), "--output", tmp_path / "a/../b").status == 0
+    assert (tmp_path / "a/../b/forget_set.png").is_file()
+
+
 def test_an_evaluation_does_not_go_beside_the_root(recipe_file: RecipeFile, cli: Cli) -> None:
     refused(cli("evaluate", "/", "--recipe", recipe_file()), "target = '/': is the root of a disk.")
