@@ -153,7 +153,7 @@ class _Linked:
         self._root, self._folders = Path(os.path.realpath(folder)), dict[Path, bool]()
 
     def __contains__(self, file: Path) -> bool:
-        if os.path.islink(file):
+        if file.is_symlink():
             return not Path(os.path.realpath(file)).is_relative_to(self._root)
         if (leads_out := self._folders.get(file.parent)) is None:
             leads_out = not Path(os.path.realpath(file.parent)).is_relative_to(self._root)

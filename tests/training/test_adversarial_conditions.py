@@ -206,6 +206,7 @@ def test_what_a_search_finds_does_not_depend_on_the_others(made: Any, at_once: i
 
     adversary, _, _ = made
     denoiser, space, cats = adversary.denoiser, only(adversary).space, only(adversary).pictures["cat"]
+    assert isinstance(cats.latents, torch.Tensor)
     flat = CaptionedPictures(cats.latents[:, :, :4], torch.tensor([[4, 8]] * len(cats.captions)), cats.captions)
 
     def searches() -> list[Search]:
