@@ -1,6 +1,6 @@
 """The memory that training takes, beside what `plan` predicted, over a grid of configurations.
 
-    python scripts/benchmarks/bench_memory.py --work build/memory [--only sd15-256] [--steps 2]
+    python scripts/benchmarks/bench_memory.py --work build/memory [--only sd15-256] [--phases draw] [--steps 2]
 
 The bases have random weights. The sets are prepared in a process of their own, as they may be on a small machine; the
 training then never loads the autoencoder and the text encoders. Configurations called `whole` are measured in every
@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ WHOLE_GRID: dict[str, dict[str, Any]] = {
     "sdxl-512-whole-robust-checkpointing": ROBUST | CHECKPOINTING,
 }
 """What is measured in every phase: drawing or encoding the sets, a step of training, an evaluation with a judge."""
+BATCH = 2
+"""Pictures that are drawn or encoded at a time, and of each set."""
 EVALUATION: dict[str, Any] = {
     "judge": "demo", "forget_samples": 2, "retain_samples": 2, "metrics": ["accuracy", "drift"],
     "attacks": ["inversion"], "inversion": {"restarts": 1, "steps": 1, "samples": 1, "batch_size": 1},
@@ -74,6 +77,7 @@ status = main(sys.argv[2:])
 print(peak_memory(torch.device(sys.argv[1])))
 sys.exit(status)
 """
+PHASES = ["draw", "train", "evaluate"]
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(256 * 2**10)}
 """glibc keeps what is freed below 32 MiB; from here on it is given back, so that what is resident is what is held."""
 NF4: dict[str, Any] = {"model.quantize": "nf4"} | CHECKPOINTING | EIGHT_BIT
@@ -97,8 +101,10 @@ def recipe_values(name: str, work: Path, steps: int) -> dict[str, Any]:
     pictures = work / f"pictures-{resolution}"
     if not pictures.is_dir():
         pictures.mkdir()
-        pixels = np.random.default_rng(0).integers(0, 255, (int(resolution), int(resolution), 3), np.uint8)
-        Image.fromarray(pixels).save(pictures / "picture.png")
+        shape = int(resolution), int(resolution), 3
+        for number in range(BATCH):
+            pixels = np.random.default_rng(number).integers(0, 255, shape, np.uint8)
+            Image.fromarray(pixels).save(pictures / f"{number}.png")
     images = {"folder": str(pictures)}
     values: dict[str, Any] = {
         "model": {"base": str(folder), "dtype": dtype, "family": family},
@@ -108,7 +114,7 @@ def recipe_values(name: str, work: Path, steps: int) -> dict[str, Any]:
         "retain": {
             "concepts": ["car"], "templates": ["a {concept}"], "images": images | {"caption": "a car"},
         },
-        "sampling": {"resolution": int(resolution), "steps": 1, "batch_size": 2},
+        "sampling": {"resolution": int(resolution), "steps": 1, "batch_size": BATCH},
         "evaluation": EVALUATION,
         "adapter": {"rank": 8, "targets": "attention"},
         "objective": {"target": "anchor", "barrier": "gap"},
@@ -119,16 +125,20 @@ def recipe_values(name: str, work: Path, steps: int) -> dict[str, Any]:
     return overlay(values, EVERY[name])
 
 
-def measured(name: str, work: Path, steps: int) -> dict[str, Any]:
-    """Prediction and measurement of one configuration."""
+def measured(name: str, work: Path, steps: int, only: Sequence[str]) -> dict[str, Any]:
+    """Prediction and measurement of one configuration, of some of its phases."""
     file = work / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe_values(name, work, steps)))
     recipe = Recipe.load(file)
     began = time.perf_counter()
-    phases = ["draw", "train", "evaluate"] if name in WHOLE_GRID else ["train"]
+    phases = [phase for phase in (PHASES if name in WHOLE_GRID else ["train"]) if phase in only]
     planned = plan(recipe, phases)
     seconds = time.perf_counter() - began
     found = {"draw": peak_of("prepare", file, planned.device)}
+    if phases == ["draw"]:
+        predicted = sum(planned["draw"].parts.values())
+        sizes = {"predicted_bytes": predicted, "measured_bytes": found["draw"]}
+        return {"phases": {"draw": sizes}, **sizes, "error": predicted / found["draw"] - 1}
     only_training = (
         "import sys, pathlib; from erasediff_lora.recipe import Recipe; from erasediff_lora.training.loop import train;"
         "train(Recipe.load(pathlib.Path(sys.argv[1])), overwrite=True)"
@@ -136,8 +146,9 @@ def measured(name: str, work: Path, steps: int) -> dict[str, Any]:
     subprocess.run([sys.executable, "-c", only_training, file], check=True, env=os.environ | GIVEN_BACK)
     lines = [json.loads(line) for line in (recipe.output / "training_log.jsonl").read_text().splitlines()]
     peak = lines[-1]["peak_memory_bytes"]
-    if name in WHOLE_GRID:
-        found |= {"train": peak, "evaluate": peak_of("evaluate", recipe.output, planned.device)}
+    found["train"] = peak
+    if "evaluate" in phases:
+        found["evaluate"] = peak_of("evaluate", recipe.output, planned.device)
     held_elsewhere = {"runtime"} if planned.device == "cuda" else set()  # than in the allocator
     parts = {name: size for name, size in planned["train"].parts.items() if name not in held_elsewhere}
     compared = {
@@ -168,14 +179,15 @@ def peak_of(verb: str, target: Path, device: str) -> int:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown."""
     lines = ["| configuration | predicted | measured | error | planned in | a step |", "|---|---|---|---|---|---|"]
-    for name, row in rows.items():
+    trained = {name: row for name, row in rows.items() if "plan_seconds" in row}
+    for name, row in trained.items():
         lines.append(
             f"| {name} | {gib(row['predicted_bytes'])} | {gib(row['measured_bytes'])} "
             f"| {row['error']:+.1%} | {row['plan_seconds']} s | {row['seconds_per_step']} s |"
         )
     lines += ["", "| configuration | phase | predicted | measured | error |", "|---|---|---|---|---|"]
     for name, row in rows.items():
-        for phase, sizes in row.get("phases", {}).items() if len(row.get("phases", {})) > 1 else ():
+        for phase, sizes in row.get("phases", {}).items() if name in WHOLE_GRID else ():
             predicted, peak = sizes["predicted_bytes"], sizes["measured_bytes"]
             lines.append(f"| {name} | {phase} | {gib(predicted)} | {gib(peak)} | {predicted / peak - 1:+.1%} |")
     return "\n".join(lines)
@@ -187,6 +199,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/memory"))
     parser.add_argument("--only", nargs="+", choices=EVERY, default=list(GRID), metavar="NAME")
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, metavar="PHASE")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     file = arguments.work / "memory.json"
@@ -196,7 +209,7 @@ def main() -> None:
         report["rows"] = json.loads(file.read_text())["rows"]
     for name in arguments.only:
         if name not in report["rows"]:
-            report["rows"][name] = measured(name, arguments.work, arguments.steps)
+            report["rows"][name] = measured(name, arguments.work, arguments.steps, arguments.phases)
             file.write_text(json.dumps(report, indent=2) + "\n")
             print(name, f"{report['rows'][name]['error']:+.1%}", flush=True)
     print(table(report["rows"]))
