@@ -31,6 +31,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "robust, tokens": {"preset": "robust", "adversary.space": "tokens"},
     "robust, outputs": {"preset": "robust", "adversary.space": "outputs"},
     "robust, both": {"preset": "robust", "adversary.space": "both"},
+    "robust, both, continued": {"preset": "robust", "adversary.space": "both", "adversary.continued": 0.75},
     "robust, 4 outputs": {"preset": "robust", "adversary.space": "outputs", "adversary.vectors": 4},
 }
 ATTACKED: dict[str, dict[str, Any]] = {
