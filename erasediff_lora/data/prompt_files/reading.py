@@ -24,7 +24,7 @@ from erasediff_lora.data.prompt_files.columns import (
     assign,
     spelled,
 )
-from erasediff_lora.data.prompt_files.formats import Malformed, Row, Table
+from erasediff_lora.data.prompt_files.table import Malformed, Row, Table
 from erasediff_lora.data.prompts import Prompt, expand, is_named
 from erasediff_lora.errors import Problem, UserError, brief, is_text
 from erasediff_lora.recipe import ForgetSet, Recipe, RetainSet
