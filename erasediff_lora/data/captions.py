@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,8 @@ def files_below(folder: Path) -> list[Path]:
     """All files, in linked folders as well, in the order of their paths."""
     found, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        found += [Path(place, name) for name in names]
+        here = Path(place)
+        found += [here / name for name in names]
         seen.add(os.path.realpath(place))
         folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in seen]  # no circles
     return sorted(found, key=lambda file: file.parts)
@@ -165,10 +167,16 @@ class _Index:
     """Pictures by their paths, however these are spelled."""
 
     def __init__(self, found: Iterable[Found]) -> None:
-        self._levels: list[dict[str, list[Found]]] = [defaultdict(list) for _ in range(3)]
-        for picture in found:
-            for level, key in zip(self._levels, self._keys(picture.relative.as_posix()), strict=True):
+        self._exact = {picture.relative.as_posix(): picture for picture in found}
+
+    @cached_property
+    def _alike(self) -> list[dict[str, list[Found]]]:
+        """By paths in another case or Unicode form, and by those without a suffix: few sets ask for it."""
+        levels: list[dict[str, list[Found]]] = [defaultdict(list) for _ in range(2)]
+        for path, picture in self._exact.items():
+            for level, key in zip(levels, self._keys(path), strict=True):
                 level[key].append(picture)
+        return levels
 
     def find(self, root: Path, folder: str, name: str) -> Found | None:
         """The one picture that the name means: as it stands, else in another case or Unicode form, or suffix.
@@ -182,15 +190,17 @@ class _Index:
         if name.startswith(root.as_posix() + "/"):
             name, folder = name[len(root.as_posix()) + 1 :], ""
         path = posixpath.normpath(posixpath.join(folder, name))
-        for level, key in zip(self._levels, self._keys(path), strict=True):
+        if (picture := self._exact.get(path)) is not None:
+            return picture
+        for level, key in zip(self._alike, self._keys(path), strict=True):
             if len(level.get(key, [])) == 1:
                 return level[key][0]
         return None
 
     @staticmethod
-    def _keys(path: str) -> tuple[str, str, str]:
+    def _keys(path: str) -> tuple[str, str]:
         alike = unicodedata.normalize("NFC", path).casefold()
-        return path, alike, posixpath.splitext(alike)[0]
+        return alike, posixpath.splitext(alike)[0]
 
 
 def columns_read(images: Images) -> list[str]:
