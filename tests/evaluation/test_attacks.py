@@ -14,9 +14,10 @@ from tiny import tiny_classifier, tiny_pipeline
 from erasediff_lora.evaluation import evidence
 from erasediff_lora.evaluation.attacks import inversion
 from erasediff_lora.evaluation.attacks.adversarial_prompt import onto_simplex
+from erasediff_lora.evaluation.attacks.latent_start import drawn_on
 from erasediff_lora.evaluation.shares import interval
 from erasediff_lora.memory.plan import plan
-from erasediff_lora.recipe import Recipe
+from erasediff_lora.recipe import Recipe, Sampling
 
 SEARCHED = ["inversion", "adversarial_prompt", "ring_a_bell", "p4d"]
 ATTACKS = [
@@ -45,7 +46,7 @@ def evaluation(judge: Path, **changes: Any) -> dict[str, Any]:
         "p4d": search | {"tokens": 3},
         "output_inversion": search,
         "guidance_attack": {"scales": [1.0, 9.0], "samples": 2},
-        "latent_start": {"strengths": [0.5, 1.0], "samples": 2},
+        "latent_start": {"strengths": [0.2, 0.5, 1.0], "samples": 2},
         "picture_start": {"strengths": [0.5], "samples": 2},
         "null_text": {"steps": 3, "samples": 2},
         "relearning": {"images": 2, "steps": [2, 4], "batch_size": 2, "samples": 2, "learning_rate": 0.01},
@@ -81,7 +82,7 @@ def test_every_attack_runs_on_every_model_and_repeats_itself(
         assert list(run.glob(f"pictures/{name}-strip-*.webp"))
     attacks = first["attacks"]
     assert set(attacks["inversion"]["models"]["erased"]["tries"]) == {"restart 1", "restart 2"}
-    assert set(attacks["latent_start"]["models"]["base"]["tries"]) == {"0.5", "1"}
+    assert set(attacks["latent_start"]["models"]["base"]["tries"]) == {"0.2", "0.5", "1"}
     assert attacks["relearning"]["models"]["erased"]["steps"] == 0
     assert set(attacks["relearning"]["models"]["erased"]["tries"]) == {"0", "2", "4"}
     assert set(attacks["paraphrases"]["models"]["erased"]["by_name"]) == {"kitten", "tabby"}
@@ -111,6 +112,14 @@ def test_latent_start_has_as_many_pictures_as_were_asked_for(
     found = numbers(tmp_path / "run")
     assert found["attacks"]["latent_start"]["models"]["erased"]["pictures"] == 5
     assert found["forget_samples_base"] == 5
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.3, 1 / 3, 0.4, 0.7, 1.0])
+def test_at_least_one_step_is_left_of_a_start_with_little_noise(strength: float) -> None:
+    for steps in (1, 2, 3, 4, 30, 200):
+        drawn = drawn_on(Sampling(steps=steps), strength).steps
+        assert int(drawn * strength) >= 1 and drawn >= steps
+        assert drawn == steps or int((drawn - 1) * strength) < 1, "no more than it takes"
 
 
 def test_relearning_leaves_no_trace_in_the_models(

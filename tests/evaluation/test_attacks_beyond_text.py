@@ -117,7 +117,7 @@ def test_bad_options(recipe_file: RecipeFile, cli: Cli) -> None:
     refused(
         cli("train", recipe_file(evaluation=asked)),
         "evaluation.guidance_attack.scales = 0.0: must be above 0",
-        "evaluation.picture_start.strengths = 1.5: must be above 0 and at most 1",
+        "evaluation.picture_start.strengths = 1.5: must be above 0.001 and at most 1",
     )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from erasediff_lora.evaluation.candidates import Candidate
     from erasediff_lora.evaluation.evidence import Evidence
     from erasediff_lora.evaluation.pictures import Drawn, Request
+    from erasediff_lora.recipe import Sampling
     from erasediff_lora.recipe.checks import Sections
     from erasediff_lora.recipe.evaluation import Evaluation
 
@@ -32,7 +33,7 @@ class LatentStartSettings(Section):
     )
 
     def check(self, sections: Sections) -> list[Problem]:
-        return out_of_range(f"evaluation.{self.table_name}.strengths", self.strengths, 0, 1)
+        return out_of_range(f"evaluation.{self.table_name}.strengths", self.strengths, 0.001, 1)
 
 
 class LatentStart(Attack):
@@ -67,7 +68,8 @@ class LatentStart(Attack):
 
             def paint(asked: Request, strength: float = strength) -> Any:
                 images = [found[row].image for row in asked.rows]
-                return candidate.denoiser.generate_from(images, strength, asked.texts, asked.seeds, asked.sampling)
+                sampling = drawn_on(asked.sampling, strength)
+                return candidate.denoiser.generate_from(images, strength, asked.texts, asked.seeds, sampling)
 
             drawn = candidate.generate(
                 [self.wording(item.prompt, options) for item in found],
@@ -81,6 +83,14 @@ class LatentStart(Attack):
             )
             tries[f"{strength:g}"] = looked_at(judge, drawn)
         return best(tries)
+
+
+def drawn_on(sampling: Sampling, strength: float) -> Sampling:
+    """With so many steps that at least one of them is left from there: without any the picture stays what it was."""
+    steps = max(sampling.steps, math.floor(1 / strength))
+    while int(steps * strength) < 1:
+        steps += 1
+    return sampling.model_copy(update={"steps": steps})
 
 
 def sources(evidence: Evidence, name: str, samples: int) -> list[Drawn]:
