@@ -113,7 +113,7 @@ def refuse_misfit(value: Any, annotation: Any) -> None:
         ValueError: For true or false where a number is wanted, and an empty text where a path is, which would stand for
             the folder that the command runs in.
     """
-    if isinstance(value, bool) and not _takes(annotation, bool) and _takes(annotation, int | float):
+    if isinstance(value, bool) and not _takes(annotation, bool | str) and _takes(annotation, int | float):
         raise ValueError("is no number. Write one.")
     if value == "" and not _takes(annotation, str) and _takes(annotation, Path):
         raise ValueError("is empty. Write a path, or leave it out.")
