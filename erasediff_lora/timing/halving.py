@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from erasediff_lora.errors import UserError
 from erasediff_lora.recipe import Recipe
 from erasediff_lora.recipe.yaml_io import overlay
 
@@ -48,7 +49,8 @@ def half(recipe: Recipe, seconds: Callable[[Recipe], float]) -> tuple[dict[str, 
         seconds: How long a recipe takes.
     """
     wanted = HALF * seconds(recipe)
-    gains = sorted((seconds(changed(recipe, option)), number, option) for number, option in enumerate(options(recipe)))
+    possible = [option for option in options(recipe) if _is_allowed(recipe, option)]
+    gains = sorted((seconds(changed(recipe, option)), number, option) for number, option in enumerate(possible))
     chosen: list[dict[str, Any]] = []
     for _, _, option in gains:  # the one that saves most is tried first
         chosen.append(option)
@@ -61,6 +63,15 @@ def half(recipe: Recipe, seconds: Callable[[Recipe], float]) -> tuple[dict[str, 
         if seconds(_together(recipe, fewer)) <= wanted:
             chosen = fewer
     return {name: value for option in chosen for name, value in option.items()}, seconds(_together(recipe, chosen))
+
+
+def _is_allowed(recipe: Recipe, option: dict[str, Any]) -> bool:
+    """Whether the recipe's own checks take it: fewer pictures than concepts, say, they do not."""
+    try:
+        changed(recipe, option)
+    except UserError:
+        return False
+    return True
 
 
 def _together(recipe: Recipe, chosen: list[dict[str, Any]]) -> Recipe:

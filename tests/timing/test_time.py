@@ -85,6 +85,13 @@ def test_the_time_is_the_passes_by_the_clock_and_half_of_it_is_half(
     assert sum(looked + 3 * trained for looked, trained in shorter.values()) <= seconds / 2
 
 
+def test_half_the_pictures_are_not_suggested_where_concepts_would_have_none(recipe_file: RecipeFile, cli: Cli) -> None:
+    concepts = [{"name": f"artist {number}", "anchor": "dog"} for number in range(64)]
+    told = cli("plan", recipe_file(forget={"concepts": concepts, "count": 64}, training={"steps": 200}))
+    assert told.status == 0, told.err
+    assert "in all, about" in told.out and "--forget.count" not in told.out
+
+
 def test_a_clock_runs_on_this_device(recipe_file: RecipeFile, cli: Cli) -> None:
     told = cli("plan", recipe_file(training={"steps": 3, "batch_size": 2})).out
     assert re.search(r"^steps +3 .* \d+ s$", told, re.MULTILINE), told
