@@ -117,50 +117,64 @@ def caption_of(values: Mapping[str, Any], column: str) -> str | None:
 def _sorted_out(folder: Path, report: SetReport) -> tuple[list[Found], list[Path], list[Path]]:
     """Pictures, listings and text files below a folder; what else lies there is counted."""
     found, listings, texts = [], [], []
-    linked = _Linked(folder)
-    for file in files_below(folder):
-        relative = file.relative_to(folder)
-        if file in linked:
+    for entry in files_below(folder):
+        file, relative, suffix = entry.file, entry.relative, entry.file.suffix.lower()
+        if entry.leads_out:
             report.note(Noted.LINKED, relative.as_posix())
         if any(part.startswith((".", "__MACOSX")) for part in relative.parts):
             report.leave_out(LeftOut.HIDDEN, relative.as_posix())
         elif file.name.lower() in LISTINGS:
             listings.append(file)
-        elif not file.is_file() and file.exists():  # a pipe or a device, which may never end
+        elif not entry.is_file and file.exists():  # a pipe or a device, which may never end
             report.leave_out(LeftOut.NO_PICTURE, relative.as_posix())
-        elif file.suffix.lower() in SUFFIXES:
+        elif suffix in SUFFIXES:
             found.append(Found(file, relative))
-        elif file.suffix.lower() in SIDECARS:
+        elif suffix in SIDECARS:
             texts.append(file)
         else:
-            report.leave_out(LeftOut.NO_PICTURE, file.suffix.lower() or file.name)
+            report.leave_out(LeftOut.NO_PICTURE, suffix or file.name)
     return found, listings, texts
 
 
-def files_below(folder: Path) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What lies below a folder and is none itself.
+
+    Attributes:
+        file: Its path.
+        relative: The same from the folder on.
+        is_file: Whether it is a file, or a link to one.
+        leads_out: Whether it lies elsewhere: somebody else may have made the links.
+    """
+
+    file: Path
+    relative: Path
+    is_file: bool
+    leads_out: bool
+
+
+def files_below(folder: Path) -> list[Entry]:
     """All files, in linked folders as well, in the order of their paths."""
-    found, seen = [], set()
+    root, found, seen = Path(os.path.realpath(folder)), [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        here = Path(place)
-        found += [here / name for name in names]
-        seen.add(os.path.realpath(place))
-        folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in seen]  # no circles
-    return sorted(found, key=lambda file: file.parts)
+        here, lies = Path(place), os.path.realpath(place)
+        inside, is_outside = here.relative_to(folder), not Path(lies).is_relative_to(root)
+        with os.scandir(place) as entries:  # says without a look at each file what it is
+            kinds = {entry.name: (_is_file(entry), entry.is_symlink()) for entry in entries}
+        for name in names:
+            file, (is_file, is_link) = here / name, kinds.get(name, (False, False))
+            leads_out = not Path(os.path.realpath(file)).is_relative_to(root) if is_link else is_outside
+            found.append(Entry(file, inside / name, is_file, leads_out))
+        seen.add(lies)
+        folders[:] = [name for name in folders if os.path.realpath(here / name) not in seen]  # no circles
+    return sorted(found, key=lambda entry: entry.relative.parts)
 
 
-class _Linked:
-    """The files of a set that lie elsewhere: somebody else may have made the links."""
-
-    def __init__(self, folder: Path) -> None:
-        self._root, self._folders = Path(os.path.realpath(folder)), dict[Path, bool]()
-
-    def __contains__(self, file: Path) -> bool:
-        if file.is_symlink():
-            return not Path(os.path.realpath(file)).is_relative_to(self._root)
-        if (leads_out := self._folders.get(file.parent)) is None:
-            leads_out = not Path(os.path.realpath(file.parent)).is_relative_to(self._root)
-            self._folders[file.parent] = leads_out
-        return leads_out
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 class _Index:
