@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import posixpath
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -72,14 +74,31 @@ def find(field: str, images: Images, report: SetReport) -> list[Found]:
             skip).
     """
     assert images.folder is not None
-    found, listings, texts = _sorted_out(images.folder, report)
+    with _uncollected():
+        return _found(field, images, images.folder, report)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the search for garbage, which looks through all that is there again and again while much is made."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _found(field: str, images: Images, folder: Path, report: SetReport) -> list[Found]:
+    found, listings, texts = _sorted_out(folder, report)
     place = f"{field}.images.folder"
     index = _Index(found)
     unmatched: dict[str, str] = {}
     for listing in listings:
-        folder = listing.parent.relative_to(images.folder).as_posix()
+        within = listing.parent.relative_to(folder).as_posix()
         for number, row in _rows(listing, images, place):
-            if (picture := index.find(images.folder, folder, row[FILE_COLUMN])) is None:
+            if (picture := index.find(folder, within, row[FILE_COLUMN])) is None:
                 unmatched[f"{listing}:{number}"] = row[FILE_COLUMN]
                 continue
             if picture.values and picture.values != row:
