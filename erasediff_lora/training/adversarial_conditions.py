@@ -80,10 +80,12 @@ class AdversarialSet(Hook):
         self.concepts = [concept.name for concept in recipe.forget.concepts]
         self.shown = [""] * len(forget.captions)
         """The concept of each picture."""
-        for name in self.concepts:
-            for row in forget.rows_of(name):
+        own = {name: forget.rows_of(name) for name in self.concepts}
+        for name, rows in own.items():
+            for row in rows:
                 self.shown[row] = name
-        self.places = {name: self._place(name) for name in recipe.adversary.places(recipe.model)}
+        selected = {name: (rows, forget.select(torch.tensor(rows))) for name, rows in own.items()}
+        self.places = {name: self._place(name, selected) for name in recipe.adversary.places(recipe.model)}
         """By the spaces' names."""
         self.turns = Turns(self.concepts)
         self.latest: dict[str, str] = {}
@@ -134,7 +136,7 @@ class AdversarialSet(Hook):
         self.latest = dict(state["latest"])
         self.loss = state.get("loss")
 
-    def _place(self, name: str) -> Place:
+    def _place(self, name: str, selected: Mapping[str, tuple[list[int], EncodedSet]]) -> Place:
         texts = [self.forget.prompts[row] for row in self.forget.captions.tolist()]
         if name == "tokens":
             captions = [substitute(text, concept, SLOT) for text, concept in zip(texts, self.shown, strict=True)]
@@ -142,11 +144,10 @@ class AdversarialSet(Hook):
         else:
             captions = texts
             space = Outputs(self._encoded, self._encoded(list(dict.fromkeys(texts))[:CAPTIONS]))
-        pictures = {}
-        for concept in self.concepts:
-            rows = self.forget.rows_of(concept)
-            own = self.forget.select(torch.tensor(rows))
-            pictures[concept] = CaptionedPictures(own.latents, own.shapes, [captions[row] for row in rows])
+        pictures = {
+            concept: CaptionedPictures(own.latents, own.shapes, [captions[row] for row in rows])
+            for concept, (rows, own) in selected.items()
+        }
         return Place(space, captions, pictures)
 
     def _encoded(self, captions: Sequence[str]) -> Condition:
