@@ -6,7 +6,6 @@ import csv
 import gc
 import io
 import json
-import os
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
@@ -17,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from erasediff_lora.data.folder_entries import files_below
 from erasediff_lora.data.labels import LABEL_COLUMNS
 from erasediff_lora.data.pictures import SUFFIXES
 from erasediff_lora.data.set_report import LeftOut, Noted, SetReport
@@ -59,6 +59,19 @@ class Found:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the search for garbage, which looks through all that is there again and again while much is made."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_uncollected()
 def find(field: str, images: Images, report: SetReport) -> list[Found]:
     """The pictures of the folder in the order of their names, with their rows of metadata and their captions.
 
@@ -74,31 +87,14 @@ def find(field: str, images: Images, report: SetReport) -> list[Found]:
             skip).
     """
     assert images.folder is not None
-    with _uncollected():
-        return _found(field, images, images.folder, report)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the search for garbage, which looks through all that is there again and again while much is made."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _found(field: str, images: Images, folder: Path, report: SetReport) -> list[Found]:
-    found, listings, texts = _sorted_out(folder, report)
+    found, listings, texts = _sorted_out(images.folder, report)
     place = f"{field}.images.folder"
     index = _Index(found)
     unmatched: dict[str, str] = {}
     for listing in listings:
-        within = listing.parent.relative_to(folder).as_posix()
+        within = listing.parent.relative_to(images.folder).as_posix()
         for number, row in _rows(listing, images, place):
-            if (picture := index.find(folder, within, row[FILE_COLUMN])) is None:
+            if (picture := index.find(images.folder, within, row[FILE_COLUMN])) is None:
                 unmatched[f"{listing}:{number}"] = row[FILE_COLUMN]
                 continue
             if picture.values and picture.values != row:
@@ -153,47 +149,6 @@ def _sorted_out(folder: Path, report: SetReport) -> tuple[list[Found], list[Path
         else:
             report.leave_out(LeftOut.NO_PICTURE, suffix or file.name)
     return found, listings, texts
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What lies below a folder and is none itself.
-
-    Attributes:
-        file: Its path.
-        relative: The same from the folder on.
-        is_file: Whether it is a file, or a link to one.
-        leads_out: Whether it lies elsewhere: somebody else may have made the links.
-    """
-
-    file: Path
-    relative: Path
-    is_file: bool
-    leads_out: bool
-
-
-def files_below(folder: Path) -> list[Entry]:
-    """All files, in linked folders as well, in the order of their paths."""
-    root, found, seen = Path(os.path.realpath(folder)), [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        here, lies = Path(place), os.path.realpath(place)
-        inside, is_outside = here.relative_to(folder), not Path(lies).is_relative_to(root)
-        with os.scandir(place) as entries:  # says without a look at each file what it is
-            kinds = {entry.name: (_is_file(entry), entry.is_symlink()) for entry in entries}
-        for name in names:
-            file, (is_file, is_link) = here / name, kinds.get(name, (False, False))
-            leads_out = not Path(os.path.realpath(file)).is_relative_to(root) if is_link else is_outside
-            found.append(Entry(file, inside / name, is_file, leads_out))
-        seen.add(lies)
-        folders[:] = [name for name in folders if os.path.realpath(here / name) not in seen]  # no circles
-    return sorted(found, key=lambda entry: entry.relative.parts)
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a link to itself
-        return False
 
 
 class _Index:

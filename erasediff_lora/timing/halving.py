@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from erasediff_lora.errors import UserError
@@ -49,30 +50,27 @@ def half(recipe: Recipe, seconds: Callable[[Recipe], float]) -> tuple[dict[str, 
         seconds: How long a recipe takes.
     """
     wanted = HALF * seconds(recipe)
-    possible = [option for option in options(recipe) if _is_allowed(recipe, option)]
-    gains = sorted((seconds(changed(recipe, option)), number, option) for number, option in enumerate(possible))
+
+    def cost(chosen: Sequence[dict[str, Any]]) -> float:
+        try:
+            return seconds(changed(recipe, _together(chosen)))
+        except UserError:  # fewer pictures than concepts, say: such a change is no way
+            return math.inf
+
+    gains = sorted((cost([option]), number, option) for number, option in enumerate(options(recipe)))
     chosen: list[dict[str, Any]] = []
     for _, _, option in gains:  # the one that saves most is tried first
         chosen.append(option)
-        if seconds(_together(recipe, chosen)) <= wanted:
+        if cost(chosen) <= wanted:
             break
     else:
         return None
     for option in chosen[:-1]:
         fewer = [other for other in chosen if other is not option]
-        if seconds(_together(recipe, fewer)) <= wanted:
+        if cost(fewer) <= wanted:
             chosen = fewer
-    return {name: value for option in chosen for name, value in option.items()}, seconds(_together(recipe, chosen))
+    return _together(chosen), cost(chosen)
 
 
-def _is_allowed(recipe: Recipe, option: dict[str, Any]) -> bool:
-    """Whether the recipe's own checks take it: fewer pictures than concepts, say, they do not."""
-    try:
-        changed(recipe, option)
-    except UserError:
-        return False
-    return True
-
-
-def _together(recipe: Recipe, chosen: list[dict[str, Any]]) -> Recipe:
-    return changed(recipe, {name: value for option in chosen for name, value in option.items()})
+def _together(chosen: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {name: value for option in chosen for name, value in option.items()}

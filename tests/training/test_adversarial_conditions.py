@@ -52,6 +52,15 @@ def adapter_of(folder: Any) -> dict[str, torch.Tensor]:
     return load_file(folder / "pytorch_lora_weights.safetensors")
 
 
+def goes_on_bit_equal(cli: Cli, file: Any, tmp_path: Path, *flags: str) -> None:
+    """Stopped after two steps and resumed, it ends with the adapter of the run that nobody stopped."""
+    assert cli("train", file, *flags, "--training.steps", "2").status == 0
+    assert cli("train", file, *flags, "--resume").status == 0
+    assert cli("train", file, *flags, "--output", tmp_path / "whole").status == 0
+    whole = adapter_of(tmp_path / "whole")
+    assert all(torch.equal(tensor, adapter_of(tmp_path / "run")[name]) for name, tensor in whole.items())
+
+
 def only(adversary: AdversarialSet) -> Place:
     """The one place that it searches in."""
     (place,) = adversary.places.values()
@@ -346,12 +355,7 @@ def test_a_search_in_outputs_finds_what_the_network_denoises_better_by(file: Any
 
 
 def test_without_the_encoders_it_trains_in_less_and_offloads(file: Any, cli: Cli, tmp_path: Path) -> None:
-    flags = ("--adversary.space", "outputs")
-    assert cli("train", file, *flags, "--training.steps", "2").status == 0
-    assert cli("train", file, *flags, "--resume").status == 0
-    assert cli("train", file, *flags, "--output", tmp_path / "whole").status == 0
-    whole = adapter_of(tmp_path / "whole")
-    assert all(torch.equal(tensor, adapter_of(tmp_path / "run")[name]) for name, tensor in whole.items())
+    goes_on_bit_equal(cli, file, tmp_path, "--adversary.space", "outputs")
     reading, without = (plan(Recipe.load(file, {"adversary.space": space}))["train"] for space in ("tokens", "outputs"))
     denoiser = denoisers.load(Recipe.load(file).model)
     stay = sum(p.nbytes for part in (denoiser.pipeline.vae, denoiser.pipeline.text_encoder) for p in part.parameters())
@@ -391,12 +395,7 @@ def test_both_spaces_take_turns(file: Any) -> None:
 
 
 def test_a_recipe_that_searches_in_both_spaces_goes_on_bit_equal(file: Any, cli: Cli, tmp_path: Path) -> None:
-    flags = ("--adversary.space", "both")
-    assert cli("train", file, *flags, "--training.steps", "2").status == 0
-    assert cli("train", file, *flags, "--resume").status == 0
-    assert cli("train", file, *flags, "--output", tmp_path / "whole").status == 0
-    whole = adapter_of(tmp_path / "whole")
-    assert all(torch.equal(tensor, adapter_of(tmp_path / "run")[name]) for name, tensor in whole.items())
+    goes_on_bit_equal(cli, file, tmp_path, "--adversary.space", "both")
 
 
 def test_a_family_without_text_encoders_has_no_outputs(recipe_file: RecipeFile, cli: Cli, tiny_base: Path) -> None:
