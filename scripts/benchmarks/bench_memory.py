@@ -135,10 +135,14 @@ def measured(name: str, work: Path, steps: int, only: Sequence[str]) -> dict[str
     planned = plan(recipe, phases)
     seconds = time.perf_counter() - began
     found = {"draw": peak_of("prepare", file, planned.device)}
+    held_elsewhere = {"runtime"} if planned.device == "cuda" else set()  # than in the allocator
+
+    def predicted(phase: str) -> dict[str, int]:
+        return {part: size for part, size in planned[phase].parts.items() if part not in held_elsewhere}
+
     if phases == ["draw"]:
-        predicted = sum(planned["draw"].parts.values())
-        sizes = {"predicted_bytes": predicted, "measured_bytes": found["draw"]}
-        return {"phases": {"draw": sizes}, **sizes, "error": predicted / found["draw"] - 1}
+        sizes = {"predicted_bytes": sum(predicted("draw").values()), "measured_bytes": found["draw"]}
+        return {"phases": {"draw": sizes}, **sizes, "error": sizes["predicted_bytes"] / found["draw"] - 1}
     only_training = (
         "import sys, pathlib; from erasediff_lora.recipe import Recipe; from erasediff_lora.training.loop import train;"
         "train(Recipe.load(pathlib.Path(sys.argv[1])), overwrite=True)"
@@ -149,11 +153,10 @@ def measured(name: str, work: Path, steps: int, only: Sequence[str]) -> dict[str
     found["train"] = peak
     if "evaluate" in phases:
         found["evaluate"] = peak_of("evaluate", recipe.output, planned.device)
-    held_elsewhere = {"runtime"} if planned.device == "cuda" else set()  # than in the allocator
-    parts = {name: size for name, size in planned["train"].parts.items() if name not in held_elsewhere}
+    parts = predicted("train")
     compared = {
         phase: {
-            "predicted_bytes": sum(size for part, size in planned[phase].parts.items() if part not in held_elsewhere),
+            "predicted_bytes": sum(predicted(phase).values()),
             "measured_bytes": found[phase],
         }
         for phase in phases
